@@ -1,1 +1,3 @@
-//! Instance Access.
+//! Instance Access: declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
+
+pub mod domain;
