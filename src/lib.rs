@@ -1,1 +1,2 @@
 //! Instance Access.
+pub mod domain;

@@ -1,0 +1,2 @@
+//! Pure decisions: no I/O, no clock, no async.
+pub mod key;
