@@ -419,6 +419,12 @@ fn an_ed25519_point_has_32_bytes_is_reduced_and_not_of_small_order() {
             check(&block_of(&ed25519(&point)), "Ed25519Point");
         }
     }
+    // As low as a point that is not reduced, with one byte that makes it smaller.
+    for (at, byte) in [(1, 0xfe), (30, 0xfe), (31, 0x7e), (31, 0xfe)] {
+        let mut point = [0xff; 32];
+        (point[0], point[at]) = (0xed, byte);
+        assert!(PublicKey::parse(&ed25519(&point)).is_ok());
+    }
     // ssh-key 0.6.7 accepts this one: a length of 64, and 32 bytes.
     let mut overstated = blob_of(ED25519);
     overstated[18] = 64;
@@ -673,7 +679,11 @@ fn a_private_key_is_called_compromised_and_never_shown() {
             format!("Comment: x\n{text}"),
             format!("{}\n{}", lines[0], lines[1]),
             format!("{}\n{}", lines[1], lines[2]),
-            text.trim_start_matches('-').to_string(),
+            lines[0].trim_start_matches('-').to_string(),
+            lines[0].trim_end_matches('-').to_string(),
+            lines[2].trim_start_matches('-').to_string(),
+            lines[2].trim_end_matches('-').to_string(),
+            text.replace("-----", "\u{2014}\u{2013}"),
             STANDARD.encode(&text),
             STANDARD_NO_PAD.encode(&text),
             STANDARD.encode(&text).replace('L', "L\n"),
