@@ -50,7 +50,7 @@ pub struct InstanceAccessSpec {
     pub os_user: String,
     /// The public key to let in: ssh-ed25519, or ssh-rsa with 2048 or 4096 bits, in OpenSSH's one-line form or as an
     /// SSH2 (RFC 4716) block. Never a private key.
-    #[schemars(length(min = 16, max = 4096))]
+    #[schemars(length(min = 1, max = 8192))]
     #[x_kube(validation = Rule::new("!self.contains('PRIVATE KEY') && !self.contains('PuTTY-User-Key-File')").message("this is a private key: treat it as compromised, make a new pair with ssh-keygen -t ed25519, and give the .pub file"))]
     #[x_kube(validation = Rule::new("!self.startsWith('ecdsa-') && !self.startsWith('sk-') && !self.startsWith('ssh-dss')").message("EC2 Instance Connect takes ssh-rsa (2048 or 4096 bits) and ssh-ed25519 only, no ECDSA, sk- or DSA keys; make one with ssh-keygen -t ed25519"))]
     pub ssh_public_key: String,
