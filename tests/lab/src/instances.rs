@@ -278,7 +278,7 @@ impl Fleet {
              AuthorizedKeysCommand {curl} -sf -m 2 --interface {address} {keys}\n\
              AuthorizedKeysCommandUser {asker}\nAuthorizedKeysFile none\n\
              PubkeyAuthentication yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             UsePAM no\nUseDNS no\nLogLevel VERBOSE\nExposeAuthInfo yes\nPrintMotd no\nPrintLastLog no\n\
+             UsePAM no\nUseDNS no\nLogLevel VERBOSE\nPrintMotd no\nPrintLastLog no\n\
              # Many logins at once are what tests are made of.\nMaxStartups 200\nMaxSessions 200\n\
              Subsystem sftp internal-sftp\nAcceptEnv LANG LC_*\n\
              # So that people in a session are who sshd thinks they are, and the lab finds what they leave behind.\n\
@@ -393,6 +393,16 @@ impl Fleet {
         });
         empty.await?;
         Ok(self.set_state(name, then))
+    }
+
+    /// Makes an instance fall silent: connections stay open, and nothing is answered, as in a black hole.
+    pub fn freeze(&self, name: &str) -> anyhow::Result<()> {
+        self.with(name, |machine| machine.sshd.as_ref().with_context(|| format!("{name} does not run"))?.freeze_tree())
+    }
+
+    /// Ends a freeze.
+    pub fn thaw(&self, name: &str) -> anyhow::Result<()> {
+        self.with(name, |machine| machine.sshd.as_ref().with_context(|| format!("{name} does not run"))?.thaw_tree())
     }
 
     /// Replaces an instance's tags.

@@ -47,6 +47,11 @@ pub fn is_running(dir: &Path) -> bool {
     workspace::is_running(dir)
 }
 
+/// The processes of the lab in a directory, the one that holds the lab aside, seen from outside.
+pub fn processes(dir: &Path) -> Vec<i32> {
+    proc::of_lab(dir)
+}
+
 /// Where the command `lab` keeps its lab unless told otherwise, in the user's cache.
 ///
 /// # Errors
@@ -345,6 +350,22 @@ impl Lab {
     /// If something on it would not die.
     pub async fn terminate_instance(&self, name: &str) -> anyhow::Result<Instance> {
         self.fleet().terminate(name).await
+    }
+
+    /// Makes an instance fall silent: connections stay open, and nothing is answered, as in a black hole.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn freeze_instance(&self, name: &str) -> anyhow::Result<()> {
+        self.fleet().freeze(name)
+    }
+
+    /// Ends a freeze.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn thaw_instance(&self, name: &str) -> anyhow::Result<()> {
+        self.fleet().thaw(name)
     }
 
     /// Replaces an instance's tags.

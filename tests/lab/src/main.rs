@@ -52,6 +52,9 @@ struct Up {
     /// Another Kubernetes version than tests/lab/setup.sh builds by default
     #[arg(long, value_name = "VERSION")]
     kubernetes: Option<String>,
+    /// AWS and instances only
+    #[arg(long, conflicts_with = "kubernetes")]
+    no_control_plane: bool,
 }
 
 #[derive(Args)]
@@ -114,6 +117,9 @@ fn up(up: &Up) -> anyhow::Result<ExitCode> {
     if let Some(version) = &up.kubernetes {
         daemon.args(["--kubernetes", version]);
     }
+    if up.no_control_plane {
+        daemon.arg("--no-control-plane");
+    }
     let mut daemon = daemon.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/").spawn()?;
     let lines = BufReader::new(daemon.stdout.take().context("the daemon has no output")?).lines();
     for line in lines {
@@ -164,7 +170,8 @@ fn serve(up: &Up) -> ExitCode {
     let _ = setsid();
     let served = up.place.dir().and_then(|dir| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(serve_in(&dir, up.kubernetes.clone()))
+        let options = Options { dir: Some(dir), control_plane: !up.no_control_plane, ..Options::default() };
+        runtime.block_on(serve_lab(Options { kubernetes_version: up.kubernetes.clone(), ..options }))
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -175,17 +182,17 @@ fn serve(up: &Up) -> ExitCode {
     }
 }
 
-async fn serve_in(dir: &Path, kubernetes_version: Option<String>) -> anyhow::Result<()> {
+async fn serve_lab(options: Options) -> anyhow::Result<()> {
+    let has_control_plane = options.control_plane;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let progress: lab::Progress = Arc::new(say);
-    let options = Options { dir: Some(dir.to_owned()), kubernetes_version, progress: Some(progress), ..Options::default() };
     let lab = tokio::select! {
-        lab = Lab::start(options) => lab?,
+        lab = Lab::start(Options { progress: Some(progress), ..options }) => lab?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let about = About { pid: std::process::id().cast_signed(), text: describe(&lab).await? };
-    fs::write(About::path(dir), serde_json::to_vec(&about)?)?;
+    let about = About { pid: std::process::id().cast_signed(), text: describe(&lab, has_control_plane).await? };
+    fs::write(About::path(lab.dir()), serde_json::to_vec(&about)?)?;
     say(READY);
     tokio::select! {
         _ = terminate.recv() => {}
@@ -200,13 +207,16 @@ fn say(line: &str) {
 }
 
 /// Writes the files that a person starts from, and says where everything is.
-async fn describe(lab: &Lab) -> anyhow::Result<String> {
+async fn describe(lab: &Lab, has_control_plane: bool) -> anyhow::Result<String> {
     let dir = lab.dir().display();
-    let mut environment = lab.aws_env();
-    environment.push(("KUBECONFIG".to_owned(), lab.kubeconfig("admin")?.display().to_string()));
-    environment.push(("LAB_DIR".to_owned(), dir.to_string()));
-    let mut exports: String = environment.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
-    writeln!(exports, "export PATH='{}':\"$PATH\"", lab.control_plane_bin().display())?;
+    let mut exports = format!("export LAB_DIR='{dir}'\n");
+    for (name, value) in lab.aws_env() {
+        writeln!(exports, "export {name}='{value}'")?;
+    }
+    if has_control_plane {
+        writeln!(exports, "export KUBECONFIG='{}'", lab.kubeconfig("admin")?.display())?;
+        writeln!(exports, "export PATH='{}':\"$PATH\"", lab.control_plane_bin().display())?;
+    }
     fs::write(lab.dir().join("env"), exports)?;
     let key = lab.new_key("me").await?;
     let config = lab.ssh_config(&key, "")?;
@@ -214,7 +224,7 @@ async fn describe(lab: &Lab) -> anyhow::Result<String> {
     fs::rename(config, &ssh_config)?;
 
     let mut text = format!("environment  . {dir}/env   (API server as admin, AWS stand-in, PATH)\n");
-    for (person, groups) in PEOPLE {
+    for (person, groups) in PEOPLE.into_iter().filter(|_| has_control_plane) {
         writeln!(text, "{person:<11}  {}   ({})", lab.kubeconfig(person)?.display(), groups.join(", "))?;
     }
     writeln!(text, "key          {}", key.private.display())?;

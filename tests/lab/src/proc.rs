@@ -38,15 +38,29 @@ fn environment(pid: i32, name: &str) -> Option<String> {
     })
 }
 
+/// What stands in `/proc/PID/stat` after the name: state, parent, …; `None` if the process is gone or a zombie.
+fn stat(pid: i32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything; the last parenthesis ends it.
+    let fields: Vec<String> = stat.rsplit_once(')')?.1.split_ascii_whitespace().map(str::to_owned).collect();
+    (fields.first()? != "Z").then_some(fields)
+}
+
 /// When a process started, in clock ticks since boot; with the id, it names one process for ever. `None`: gone.
 pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the name, may hold anything; the last parenthesis ends it. State is field 3, start is 22.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    if fields.next()? == "Z" {
-        return None;
+    stat(pid)?.get(19)?.parse().ok()
+}
+
+/// A process's children, their children, and so on. Those whose parent died are not among them.
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
+    let parents: Vec<(i32, i32)> = pids().filter_map(|pid| Some((pid, stat(pid)?.get(1)?.parse().ok()?))).collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(child, _)| child));
+        next += 1;
     }
-    fields.nth(18)?.parse().ok()
+    found.split_off(1)
 }
 
 /// Names the world that process ids are counted in: another container's ids mean nothing here.

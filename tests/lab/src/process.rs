@@ -17,6 +17,8 @@ use nix::{
     unistd::{Pid, getpid, getppid},
 };
 
+use crate::proc;
+
 type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// Spawns from the one long-lived thread, so that the child dies with the process and not with a thread of it.
@@ -87,17 +89,39 @@ impl Process {
 
     /// Stops it in its tracks: its sockets stay open and nothing answers.
     pub fn freeze(&self) -> anyhow::Result<()> {
-        self.signal(signal::Signal::SIGSTOP)
+        self.signal(&[self.pid()], signal::Signal::SIGSTOP)
     }
 
     /// Lets it go on.
     pub fn thaw(&self) -> anyhow::Result<()> {
-        self.signal(signal::Signal::SIGCONT)
+        self.signal(&[self.pid()], signal::Signal::SIGCONT)
     }
 
-    fn signal(&self, signal: signal::Signal) -> anyhow::Result<()> {
-        let pid = Pid::from_raw(self.child.id().cast_signed());
-        signal::kill(pid, signal).with_context(|| format!("sending {signal} to {}", self.name))
+    /// Stops it and all its descendants.
+    pub fn freeze_tree(&self) -> anyhow::Result<()> {
+        // From the top: a stopped process makes no children that the list would lack.
+        self.freeze()?;
+        self.signal(&proc::descendants(self.pid()), signal::Signal::SIGSTOP)
+    }
+
+    /// Lets it and all its descendants go on.
+    pub fn thaw_tree(&self) -> anyhow::Result<()> {
+        self.signal(&proc::descendants(self.pid()), signal::Signal::SIGCONT)?;
+        self.thaw()
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    fn signal(&self, pids: &[i32], signal: signal::Signal) -> anyhow::Result<()> {
+        for pid in pids {
+            match signal::kill(Pid::from_raw(*pid), signal) {
+                Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                Err(error) => return Err(error).with_context(|| format!("sending {signal} to {}, process {pid}", self.name)),
+            }
+        }
+        Ok(())
     }
 }
 
