@@ -27,8 +27,6 @@ use crate::{
 
 /// The region that everything is in.
 pub const REGION: &str = "us-west-2";
-/// The account that everything belongs to.
-pub const ACCOUNT_ID: &str = "123456789012";
 /// The users that exist on every instance. As an ordinary user they are all that user by another name.
 pub const OS_USERS: [&str; 2] = ["ec2-user", "ops"];
 
@@ -118,7 +116,7 @@ impl Instance {
             state: self.state.clone(),
             availability_zone: self.availability_zone.clone(),
             region: REGION.to_owned(),
-            account_id: ACCOUNT_ID.to_owned(),
+            account_id: standin::ACCOUNT_ID.to_owned(),
             vpc_id: self.vpc_id.clone(),
             subnet_id: self.subnet_id.clone(),
             private_ip: (self.state != "terminated").then_some(self.private_ip),
@@ -155,8 +153,8 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// An empty VPC with an endpoint.
-    pub fn new(workspace: Arc<Workspace>, standin: Arc<StandIn>) -> anyhow::Result<Self> {
+    /// An empty VPC with an endpoint; sshds will listen on `port`.
+    pub fn new(workspace: Arc<Workspace>, standin: Arc<StandIn>, port: u16) -> anyhow::Result<Self> {
         let [vpc_id, subnet_id, endpoint_id] = ["vpc", "subnet", "eice"].map(ids::aws);
         standin.put_endpoint(standin::Endpoint {
             id: endpoint_id.clone(),
@@ -171,12 +169,15 @@ impl Fleet {
             // sshd's own; it is gone after every boot.
             fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/sshd")?;
         }
-        let port = workspace.ssh_port()?;
         Ok(Self { workspace, standin, port, vpc_id, subnet_id, endpoint_id, machines: Mutex::default() })
     }
 
     pub fn endpoint_id(&self) -> &str {
         &self.endpoint_id
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn known_hosts(&self) -> PathBuf {

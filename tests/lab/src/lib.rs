@@ -35,10 +35,11 @@ use tokio::process::Command;
 
 use control_plane::ControlPlane;
 pub use control_plane::{PEOPLE, default_kubernetes_version};
-pub use instances::{ACCOUNT_ID, Instance, Launch, OS_USERS, REGION};
+pub use instances::{Instance, Launch, OS_USERS, REGION};
 use instances::Fleet;
 pub use proc::SessionProcess;
 use ssh::{KeyPair, Output};
+pub use standin::ACCOUNT_ID;
 use standin::StandIn;
 use workspace::Workspace;
 
@@ -164,13 +165,15 @@ impl Lab {
             anyhow::Ok(Some(started))
         };
         let cloud = async {
-            let Some(config) = aws else {
+            let Some(mut config) = aws else {
                 anyhow::ensure!(instances.is_empty(), "instances need AWS: set Options.aws");
                 return Ok((None, None));
             };
+            let port = workspace.ssh_port()?;
+            config.extra_tunnel_ports.push(port); // an ordinary user's sshd cannot have 22
             let aws = Aws::start(config).await?;
             say(format!("AWS stand-in ready at http://{}", aws.standin.api_addr()));
-            let fleet = Fleet::new(workspace.clone(), aws.standin.clone())?;
+            let fleet = Fleet::new(workspace.clone(), aws.standin.clone(), port)?;
             for launch in instances {
                 let instance = fleet.launch(launch).await?;
                 say(format!("instance {} is {} at {}", instance.name, instance.state, instance.address()));
@@ -299,6 +302,11 @@ impl Lab {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
+    }
+
+    /// The port of every instance's sshd: 22 as root, where it is free.
+    pub fn ssh_port(&self) -> u16 {
+        self.fleet().port()
     }
 
     /// The instance of that name, as it is now.

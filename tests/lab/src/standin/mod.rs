@@ -17,7 +17,13 @@ use serde_json::{Value, json};
 
 /// How the stand-in behaves.
 #[derive(Clone, Debug, Default)]
-pub struct Config {}
+pub struct Config {
+    /// Ports beside 22 and 3389 that a tunnel may go to.
+    pub extra_tunnel_ports: Vec<u16>,
+}
+
+/// The account of callers and instances that name no other.
+pub const ACCOUNT_ID: &str = "123456789012";
 
 /// An instance as AWS describes it.
 #[derive(Clone, Debug)]
@@ -54,6 +60,7 @@ struct World {
     instances: BTreeMap<String, Instance>,
     endpoints: BTreeMap<String, Endpoint>,
     keys: Vec<(String, String, String, Instant)>,
+    ahead: Duration,
 }
 
 /// The stand-in.
@@ -97,6 +104,10 @@ impl StandIn {
     pub fn remove_instance(&self, id: &str) {
         self.world.lock().unwrap().instances.remove(id);
     }
+    /// Lets time pass at once.
+    pub fn advance(&self, by: Duration) {
+        self.world.lock().unwrap().ahead += by;
+    }
     /// Adds or replaces an endpoint.
     pub fn put_endpoint(&self, endpoint: Endpoint) {
         self.world.lock().unwrap().endpoints.insert(endpoint.id.clone(), endpoint);
@@ -120,7 +131,7 @@ async fn keys(State(world): Shared, ConnectInfo(from): ConnectInfo<SocketAddr>, 
     let world = world.lock().unwrap();
     let asks = world.instances.values().find(|it| it.host_addr.is_some_and(|host| host.ip() == from.ip()));
     let Some(asks) = asks else { return (StatusCode::NOT_FOUND, String::new()) };
-    let live = world.keys.iter().filter(|(id, os_user, _, at)| *id == asks.id && *os_user == user && at.elapsed() < Duration::from_secs(60));
+    let live = world.keys.iter().filter(|(id, os_user, _, at)| *id == asks.id && *os_user == user && at.elapsed() + world.ahead < Duration::from_secs(60));
     let keys: String = live.map(|(_, _, key, _)| format!("{key}\n")).collect();
     if keys.is_empty() { (StatusCode::NOT_FOUND, keys) } else { (StatusCode::OK, keys) }
 }
