@@ -24,6 +24,7 @@ default_version=$(required k8s.io/kubernetes "$modules/kubernetes")
 etcd_version=$(required go.etcd.io/etcd/server/v3 "$modules/etcd")
 version=$default_version
 explicit=
+building= # the go build that is under way, which a Ctrl-C here does not reach
 
 while (($#)); do
   case $1 in
@@ -75,6 +76,7 @@ watched() {
   local what=$1 log started pid status=0; shift
   log=$(mktemp "$work/log.XXXXXX"); started=$SECONDS
   "$@" >"$log" 2>&1 & pid=$!
+  building=$pid
   local every=15; [[ -t 1 ]] && every=1
   while kill -0 "$pid" 2>/dev/null; do
     for ((i = 0; i < every * 5; i++)); do sleep 0.2; kill -0 "$pid" 2>/dev/null || break; done
@@ -83,20 +85,22 @@ watched() {
   done
   [[ -t 1 ]] && printf '\n'
   wait "$pid" || status=$?
+  building=
   ((status == 0)) || { grep -E 'error|cannot|:[0-9]+:|^#|^go: ' "$log" | tail -n 20 >&2 || tail -n 20 "$log" >&2; die "$what failed with status $status"; }
   rm -f "$log"
 }
 
-go_build() { # module directory, output, package, more flags
+go_build() {
   local dir=$1 out=$2 package=$3 ldflags=$4
-  (cd "$dir" && CGO_ENABLED=0 GOWORK=off GOFLAGS= exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package")
+  # Only ever run in the background, so that the shell may become go and die with one signal.
+  cd "$dir" && CGO_ENABLED=0 GOWORK=off GOFLAGS='' exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package"
 }
 
 # A module for another version than the committed one; Go's checksum database vouches for it instead of our go.sum.
 other_module() {
   local dir=$1 mod
   mkdir -p "$dir"
-  mod=$(cd "$dir" && GOWORK=off GOFLAGS= go mod download -json "k8s.io/kubernetes@v$version" | sed -nE 's/^[[:space:]]*"GoMod": "(.*)",?$/\1/p')
+  mod=$(cd "$dir" && GOWORK=off GOFLAGS='' go mod download -json "k8s.io/kubernetes@v$version" | sed -nE 's/^[[:space:]]*"GoMod": "(.*)",?$/\1/p')
   [[ -r $mod ]] || die "Kubernetes v$version was not found"
   {
     printf 'module instanceaccess.dev/lab/kubernetes\n\n'
@@ -105,7 +109,7 @@ other_module() {
     sed -nE "s|^[[:space:]]+(k8s\.io/[a-z-]+) v0\.0\.0$|\t\1 => \1 v0.${version#*.}|p" "$mod"
     printf ')\n'
   } >"$dir/go.mod"
-  (cd "$dir" && GOWORK=off GOFLAGS= go list -mod=mod -deps k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl >/dev/null 2>"$dir/log") || { tail -n 5 "$dir/log" >&2; die "could not resolve the modules of Kubernetes v$version"; }
+  (cd "$dir" && GOWORK=off GOFLAGS='' go list -mod=mod -deps k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl >/dev/null 2>"$dir/log") || { tail -n 5 "$dir/log" >&2; die "could not resolve the modules of Kubernetes v$version"; }
 }
 
 control_plane() {
@@ -130,7 +134,7 @@ control_plane() {
   if current; then say "control plane: $stamp, in $bin"; return; fi
 
   command -v go >/dev/null ||
-    die 'Go is needed once, to build the control plane: install 1.24 or newer from https://go.dev/dl/ and put it on PATH, or set KUBEBUILDER_ASSETS to a directory with kube-apiserver, etcd and kubectl'
+    die 'Go is needed once, to build the control plane: install 1.26 or newer (1.21 fetches it by itself) from https://go.dev/dl/ and put it on PATH, or set KUBEBUILDER_ASSETS to a directory with kube-apiserver, etcd and kubectl'
 
   exec 9>"$root/.lock"
   flock -n 9 || { say 'another setup is building the control plane; waiting for it'; flock 9; }
@@ -139,7 +143,8 @@ control_plane() {
   # Nobody else builds now: what a broken run left is nobody's.
   rm -rf "$root"/.building.*
   work=$(mktemp -d "$root/.building.XXXXXX")
-  trap 'rm -rf "$work"' EXIT
+  trap 'if [[ $building ]]; then kill "$building"; wait "$building"; fi 2>/dev/null; rm -rf "$work"' EXIT
+  trap 'exit 130' INT TERM HUP
   say "control plane: building $stamp, once, into $bin (4 to 10 minutes on two cores)"
 
   local module=$modules/kubernetes

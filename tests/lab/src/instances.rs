@@ -141,7 +141,6 @@ struct Machine {
 }
 
 /// All instances of a lab.
-#[derive(Debug)]
 pub(crate) struct Fleet {
     workspace: Arc<Workspace>,
     standin: Arc<StandIn>,

@@ -129,7 +129,6 @@ impl fmt::Debug for Options {
 }
 
 /// A running lab. Dropping it ends everything in it.
-#[derive(Debug)]
 #[must_use = "a lab ends when it is dropped"]
 pub struct Lab {
     // Dropped from the top: first what runs, last the directories.
@@ -137,6 +136,12 @@ pub struct Lab {
     fleet: Option<Fleet>,
     aws: Option<Aws>,
     workspace: Arc<Workspace>,
+}
+
+impl fmt::Debug for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lab").field("dir", &self.dir()).finish_non_exhaustive()
+    }
 }
 
 impl Lab {
@@ -467,7 +472,6 @@ impl Lab {
 }
 
 /// The stand-in's own thread: tests bring runtimes of their own, which end, and which may be paused.
-#[derive(Debug)]
 struct Aws {
     standin: Arc<StandIn>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,

@@ -120,7 +120,7 @@ async fn push(State(world): Shared, body: String) -> (StatusCode, Json<Value>) {
     let body: Value = serde_json::from_str(&body).unwrap();
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     let mut world = world.lock().unwrap();
-    if !world.instances.get(&text("InstanceId")).is_some_and(|it| it.state == "running") {
+    if world.instances.get(&text("InstanceId")).is_none_or(|it| it.state != "running") {
         return (StatusCode::BAD_REQUEST, Json(json!({"__type": "EC2InstanceNotFoundException", "Message": "no"})));
     }
     world.keys.push((text("InstanceId"), text("InstanceOSUser"), text("SSHPublicKey"), Instant::now()));
