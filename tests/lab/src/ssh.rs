@@ -1,0 +1,95 @@
+//! What a person's machine does: keys, `ssh`, and what came of it.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::process::Command;
+
+use crate::proc;
+
+/// How long a command on an instance may take before it counts as hung. A login takes 0.2 s on an idle machine.
+const COMMAND_BOUND: Duration = Duration::from_secs(60);
+
+/// A key pair in files, as `ssh-keygen` makes it.
+#[derive(Clone, Debug)]
+pub struct KeyPair {
+    /// The private half's file, for `ssh -i`.
+    pub private: PathBuf,
+    /// The public half: one line, without its end.
+    pub public: String,
+}
+
+/// What a command left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a command whose outcome nobody reads may as well have failed"]
+pub struct Output {
+    /// Its exit status; of `ssh`, the remote command's, or 255. `None` if a signal ended it.
+    pub status: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Whether the command says that it succeeded.
+    pub fn success(&self) -> bool {
+        self.status == Some(0)
+    }
+}
+
+/// Runs a command to its end and keeps all it says.
+///
+/// # Errors
+/// If it cannot be started, or has not ended after a minute: then it is killed.
+pub async fn run(command: &mut Command) -> anyhow::Result<Output> {
+    let shown = format!("{:?}", command.as_std());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let child = child.with_context(|| format!("starting {shown}"))?;
+    let ended = tokio::time::timeout(COMMAND_BOUND, child.wait_with_output()).await;
+    let ended = ended.with_context(|| format!("{shown} did not end within {COMMAND_BOUND:?}"))??;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Output { status: ended.status.code(), stdout: text(&ended.stdout), stderr: text(&ended.stderr) })
+}
+
+/// Makes a key without passphrase at `path`, replacing what is there; `arguments` say which kind.
+pub(crate) async fn keygen(path: &Path, arguments: &[&str]) -> anyhow::Result<KeyPair> {
+    let public = PathBuf::from(format!("{}.pub", path.display()));
+    for old in [path, &public] {
+        let _ = std::fs::remove_file(old);
+    }
+    let mut keygen = Command::new(proc::program("ssh-keygen")?);
+    let made = run(keygen.args(["-q", "-N", "", "-C", ""]).args(arguments).arg("-f").arg(path)).await?;
+    anyhow::ensure!(made.success(), "ssh-keygen {arguments:?}: {}", made.stderr);
+    let public = std::fs::read_to_string(public)?.trim_end().to_owned();
+    Ok(KeyPair { private: path.to_owned(), public })
+}
+
+/// A client's configuration file. A file, since options on the command line do not reach a jump host.
+pub(crate) fn config(key: &KeyPair, known_hosts: &Path, more: &str) -> String {
+    format!(
+        "{more}\nHost *\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  BatchMode yes\n  \
+         UserKnownHostsFile {}\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  \
+         ConnectTimeout 10\n  LogLevel ERROR\n",
+        key.private.display(),
+        known_hosts.display(),
+    )
+}
+
+/// A host as `known_hosts` spells it.
+pub(crate) fn known_host(host: &str, port: u16) -> String {
+    if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") }
+}
+
+/// Names under which clients may ask for an instance: its addresses, and its id, as through a jump host.
+pub(crate) fn known_hosts_line(id: &str, addresses: &[IpAddr], port: u16, host_key: &str) -> String {
+    let mut names = vec![id.to_owned(), known_host(id, port)];
+    names.extend(addresses.iter().map(|address| known_host(&address.to_string(), port)));
+    names.dedup();
+    format!("{} {host_key}\n", names.join(","))
+}
