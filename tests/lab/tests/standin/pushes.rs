@@ -6,8 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lab::standin::{Api, Instance, Outcome};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use super::client::{ED25519, ID, host, instance, push_body, world};
+use super::client::{ED25519, ID, authorization, host, instance, push_body, world};
 
 /// A key's line, of any kind and with any fields.
 fn line(kind: &str, fields: &[&[u8]]) -> String {
@@ -249,20 +251,40 @@ async fn the_journal_says_who_pushed_what_where_and_how_it_ended() {
     }
 }
 
-#[tokio::test]
+/// Sends one request again and again on one connection; the client must not be what is measured.
+async fn drill(addr: std::net::SocketAddr, request: Vec<u8>, times: usize) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut answer = vec![0; 4096];
+    for _ in 0..times {
+        stream.write_all(&request).await.unwrap();
+        let mut length = 0;
+        // every answer to a push fits one buffer and ends with its JSON
+        while !answer[..length].ends_with(b"}") {
+            let n = stream.read(&mut answer[length..]).await.unwrap();
+            assert_ne!(n, 0, "the connection stays open");
+            length += n;
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..length]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_pushes_are_no_bottleneck() {
     let world = world().await;
-    let world = std::sync::Arc::new(world);
+    let addr = world.stand_in.api_addr();
     let start = std::time::Instant::now();
     let workers: Vec<_> = (0..16)
         .map(|worker| {
-            let world = world.clone();
-            tokio::spawn(async move {
-                for n in 0..313 {
-                    let body = push_body(json!({ "InstanceOSUser": format!("user{worker}-{n}") }));
-                    assert_eq!(world.push(&body).await.status, 200);
-                }
-            })
+            let body = push_body(json!({ "InstanceOSUser": format!("user{worker}") })).to_string();
+            let mut head = "POST / HTTP/1.1\r\nhost: x\r\n\
+                            x-amz-target: AWSEC2InstanceConnectService.SendSSHPublicKey\r\n"
+                .to_owned();
+            for (name, value) in authorization("ec2-instance-connect", "us-west-2") {
+                head += &format!("{name}: {value}\r\n");
+            }
+            let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+            tokio::spawn(drill(addr, request, 313))
         })
         .collect();
     for worker in workers {
@@ -270,8 +292,8 @@ async fn five_thousand_pushes_are_no_bottleneck() {
     }
     let took = start.elapsed();
     assert_eq!(world.stand_in.journal().len(), 5008);
-    assert_eq!(world.stand_in.all_active_keys().len(), 5008);
+    assert_eq!(world.stand_in.all_active_keys().len(), 16);
     eprintln!("5008 pushes in {took:?}");
-    // generous: an unoptimised client and server on one thread of a busy machine
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    // generous: everything unoptimised, on a machine that does other things
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }
