@@ -16,7 +16,11 @@ use super::journal::{Api, Outcome};
 
 const ACTIVE_KEYS: &str = "managed-ssh-keys/active-keys/";
 
-pub(super) async fn answer(shared: Arc<Shared>, conn: Arc<Conn>, request: Request<Incoming>) -> Response<Body> {
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    conn: Arc<Conn>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let stored = shared.world.instance_of_host(conn.peer.ip());
     let mut entry = shared.arrived(Api::Metadata, path.clone(), None);
@@ -26,9 +30,13 @@ pub(super) async fn answer(shared: Arc<Shared>, conn: Arc<Conn>, request: Reques
         entry.account_id.clone_from(&it.instance.account_id);
     }
     let topic = path.strip_prefix("/latest/meta-data/");
-    entry.os_user = topic.and_then(|it| it.strip_prefix(ACTIVE_KEYS)).map(str::to_owned);
+    entry.os_user = topic
+        .and_then(|it| it.strip_prefix(ACTIVE_KEYS))
+        .map(str::to_owned);
 
-    let mishap = shared.faults.strike(Api::Metadata, &path, &entry.instance_ids);
+    let mishap = shared
+        .faults
+        .strike(Api::Metadata, &path, &entry.instance_ids);
     tokio::time::sleep(mishap.delay).await;
     let status = match &mishap.end {
         Some(FaultKind::Drop | FaultKind::DoThenDrop) => {
@@ -49,26 +57,34 @@ pub(super) async fn answer(shared: Arc<Shared>, conn: Arc<Conn>, request: Reques
     // the second generation's session token is handed out but not asked for, as on an instance where it is optional
     if request.method() == Method::PUT && path == "/latest/api/token" {
         shared.decided(entry, Outcome::Ok);
-        return respond(StatusCode::OK, "text/plain", uuid::Uuid::new_v4().simple().to_string());
+        return respond(
+            StatusCode::OK,
+            "text/plain",
+            uuid::Uuid::new_v4().simple().to_string(),
+        );
     }
     let body = match (&stored, topic) {
-        (Some(it), Some(topic)) if it.instance.state == "running" => match topic.strip_prefix(ACTIVE_KEYS) {
-            Some(os_user) => {
-                let keys = shared.keyring.active(&it.instance.id, os_user, shared.clock.now());
-                entry.answered = Some(keys.len());
-                (!keys.is_empty()).then(|| keys.join("\n") + "\n")
-            }
-            None => match topic {
-                "instance-id" | "instance-id/" => Some(it.instance.id.clone()),
-                "placement/availability-zone" | "placement/availability-zone/" => {
-                    Some(it.instance.availability_zone.clone())
+        (Some(it), Some(topic)) if it.instance.state == "running" => {
+            match topic.strip_prefix(ACTIVE_KEYS) {
+                Some(os_user) => {
+                    let keys = shared
+                        .keyring
+                        .active(&it.instance.id, os_user, shared.clock.now());
+                    entry.answered = Some(keys.len());
+                    (!keys.is_empty()).then(|| keys.join("\n") + "\n")
                 }
-                "placement/region" => Some(it.instance.region.clone()),
-                "local-ipv4" => it.instance.private_ip.map(|it| it.to_string()),
-                "public-ipv4" => it.instance.public_ip.map(|it| it.to_string()),
-                _ => None,
-            },
-        },
+                None => match topic {
+                    "instance-id" | "instance-id/" => Some(it.instance.id.clone()),
+                    "placement/availability-zone" | "placement/availability-zone/" => {
+                        Some(it.instance.availability_zone.clone())
+                    }
+                    "placement/region" => Some(it.instance.region.clone()),
+                    "local-ipv4" => it.instance.private_ip.map(|it| it.to_string()),
+                    "public-ipv4" => it.instance.public_ip.map(|it| it.to_string()),
+                    _ => None,
+                },
+            }
+        }
         _ => None,
     };
     if !mishap.answer_delay.is_zero() {
@@ -87,7 +103,11 @@ pub(super) async fn answer(shared: Arc<Shared>, conn: Arc<Conn>, request: Reques
 }
 
 fn problem(status: StatusCode) -> Response<Body> {
-    let title = format!("{} - {}", status.as_u16(), status.canonical_reason().unwrap_or_default());
+    let title = format!(
+        "{} - {}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default()
+    );
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"iso-8859-1\"?>\n\
          <html xmlns=\"http://www.w3.org/1999/xhtml\" xml:lang=\"en\" lang=\"en\">\n \

@@ -11,6 +11,7 @@
 //!  sshd's key command ──► metadata_addr ───────► metadata ─┘
 //! ```
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,6 +144,15 @@ pub struct StandIn {
     running: Arc<Running>,
 }
 
+impl fmt::Debug for StandIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StandIn")
+            .field("api_addr", &self.running.api_addr)
+            .field("metadata_addr", &self.running.metadata_addr)
+            .finish_non_exhaustive()
+    }
+}
+
 struct Running {
     api_addr: SocketAddr,
     metadata_addr: SocketAddr,
@@ -164,8 +174,12 @@ impl StandIn {
     /// An address cannot be bound.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let bind = async |addr: SocketAddr| {
-            let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
-            let addr = listener.local_addr().context("a listener without address")?;
+            let listener = TcpListener::bind(addr)
+                .await
+                .with_context(|| format!("cannot listen on {addr}"))?;
+            let addr = listener
+                .local_addr()
+                .context("a listener without address")?;
             anyhow::Ok((listener, addr))
         };
         let (api, api_addr) = bind(config.api_addr).await?;
@@ -184,15 +198,30 @@ impl StandIn {
         });
         let api = {
             let shared = shared.clone();
-            http::serve(api, move |conn, request| api::answer(shared.clone(), conn, request))
+            http::serve(api, move |conn, request| {
+                api::answer(shared.clone(), conn, request)
+            })
         };
         let metadata = {
             let shared = shared.clone();
-            http::serve(metadata, move |conn, request| metadata::answer(shared.clone(), conn, request))
+            http::serve(metadata, move |conn, request| {
+                metadata::answer(shared.clone(), conn, request)
+            })
         };
-        let tasks = [tokio::spawn(api).abort_handle(), tokio::spawn(metadata).abort_handle()];
-        let running = Running { api_addr, metadata_addr, tasks, shared: shared.clone() };
-        Ok(Self { shared, running: Arc::new(running) })
+        let tasks = [
+            tokio::spawn(api).abort_handle(),
+            tokio::spawn(metadata).abort_handle(),
+        ];
+        let running = Running {
+            api_addr,
+            metadata_addr,
+            tasks,
+            shared: shared.clone(),
+        };
+        Ok(Self {
+            shared,
+            running: Arc::new(running),
+        })
     }
 
     /// Where EC2, EC2 Instance Connect, STS, tunnels and the lab's control are served, on plain HTTP.
@@ -252,7 +281,9 @@ impl StandIn {
 
     /// The keys that the instance may read for this login now, oldest first.
     pub fn active_keys(&self, instance_id: &str, os_user: &str) -> Vec<String> {
-        self.shared.keyring.active(instance_id, os_user, self.shared.clock.now())
+        self.shared
+            .keyring
+            .active(instance_id, os_user, self.shared.clock.now())
     }
 
     /// Every key that any host may read now.

@@ -28,7 +28,11 @@ pub(super) struct Sessions(Mutex<HashMap<String, Session>>);
 
 impl Sessions {
     pub(super) fn get(&self, access_key_id: &str) -> Option<Session> {
-        self.0.lock().expect("no holder panics").get(access_key_id).cloned()
+        self.0
+            .lock()
+            .expect("no holder panics")
+            .get(access_key_id)
+            .cloned()
     }
 
     fn put(&self, access_key_id: String, session: Session) {
@@ -44,14 +48,22 @@ impl Sessions {
 }
 
 pub(super) fn is_action(action: &str) -> bool {
-    matches!(action, "GetCallerIdentity" | "AssumeRole" | "AssumeRoleWithWebIdentity")
+    matches!(
+        action,
+        "GetCallerIdentity" | "AssumeRole" | "AssumeRoleWithWebIdentity"
+    )
 }
 
 pub(super) fn needs_signature(action: &str) -> bool {
     action != "AssumeRoleWithWebIdentity"
 }
 
-pub(super) fn perform(shared: &Shared, form: &Form, caller: &Caller, request_id: &str) -> Result<String, Refusal> {
+pub(super) fn perform(
+    shared: &Shared,
+    form: &Form,
+    caller: &Caller,
+    request_id: &str,
+) -> Result<String, Refusal> {
     let action = form.action();
     let mut xml = Xml::default();
     match action {
@@ -61,7 +73,12 @@ pub(super) fn perform(shared: &Shared, form: &Form, caller: &Caller, request_id:
             xml.leaf("Account", &caller.account_id);
         }
         "AssumeRole" | "AssumeRoleWithWebIdentity" => assume(shared, form, &mut xml)?,
-        other => return Err(Refusal::new("InvalidAction", format!("Could not find operation {other}"))),
+        other => {
+            return Err(Refusal::new(
+                "InvalidAction",
+                format!("Could not find operation {other}"),
+            ));
+        }
     }
     Ok(format!(
         "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result>{}</{action}Result>\
@@ -72,9 +89,12 @@ pub(super) fn perform(shared: &Shared, form: &Form, caller: &Caller, request_id:
 
 fn assume(shared: &Shared, form: &Form, xml: &mut Xml) -> Result<(), Refusal> {
     let need = |name: &str| {
-        form.get(name)
-            .filter(|it| !it.is_empty())
-            .ok_or_else(|| Refusal::new("ValidationError", format!("Value null at '{name}' failed to satisfy constraint")))
+        form.get(name).filter(|it| !it.is_empty()).ok_or_else(|| {
+            Refusal::new(
+                "ValidationError",
+                format!("Value null at '{name}' failed to satisfy constraint"),
+            )
+        })
     };
     let role = need("RoleArn")?;
     let name = need("RoleSessionName")?;
@@ -83,14 +103,28 @@ fn assume(shared: &Shared, form: &Form, xml: &mut Xml) -> Result<(), Refusal> {
     }
     let parts: Vec<&str> = role.splitn(6, ':').collect();
     let (account_id, role_name) = match parts[..] {
-        ["arn", _, "iam", "", account, path] if account.len() == 12 && path.starts_with("role/") => {
+        ["arn", _, "iam", "", account, path]
+            if account.len() == 12 && path.starts_with("role/") =>
+        {
             (account, path.rsplit('/').next().unwrap_or_default())
         }
-        _ => return Err(Refusal::new("ValidationError", format!("{role} is invalid"))),
+        _ => {
+            return Err(Refusal::new(
+                "ValidationError",
+                format!("{role} is invalid"),
+            ));
+        }
     };
-    let seconds: i64 = form.get("DurationSeconds").unwrap_or("3600").parse().unwrap_or(0);
+    let seconds: i64 = form
+        .get("DurationSeconds")
+        .unwrap_or("3600")
+        .parse()
+        .unwrap_or(0);
     if !(900..=43_200).contains(&seconds) {
-        return Err(Refusal::new("ValidationError", "DurationSeconds is not within 900..43200"));
+        return Err(Refusal::new(
+            "ValidationError",
+            "DurationSeconds is not within 900..43200",
+        ));
     }
     let serial = uuid::Uuid::new_v4().simple().to_string();
     let access_key_id = format!("ASIA{}", serial[..16].to_uppercase());
@@ -108,7 +142,10 @@ fn assume(shared: &Shared, form: &Form, xml: &mut Xml) -> Result<(), Refusal> {
         xml.leaf("Expiration", session.expires.strftime("%Y-%m-%dT%H:%M:%SZ"));
     });
     xml.node("AssumedRoleUser", |xml| {
-        xml.leaf("AssumedRoleId", format_args!("AROA{}:{name}", serial[16..].to_uppercase()));
+        xml.leaf(
+            "AssumedRoleId",
+            format_args!("AROA{}:{name}", serial[16..].to_uppercase()),
+        );
         xml.leaf("Arn", &session.arn);
     });
     shared.sessions.put(access_key_id, session);
