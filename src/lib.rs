@@ -1,4 +1,16 @@
 //! Instance Access: declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
+//!
+//! Rooms and what each may know: `docs/architecture.md`. Imports run one way: `api <- domain <- {aws, controller}`, and
+//! `controller -> {aws, audit, admission}`; a test enforces it.
 
+pub mod admission;
 pub mod api;
+pub mod audit;
+pub mod aws;
+pub mod clock;
+pub mod config;
+pub mod controller;
 pub mod domain;
+pub mod kubernetes;
+pub mod server;
+pub mod telemetry;

@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use regex::{Regex, RegexBuilder};
 
 use crate::api::{
     ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, KeyDelivery, KeyType, PolicyPin,
-    PolicySubject, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
+    PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
 };
 
 use super::cloud::Instance;
@@ -37,6 +38,8 @@ pub struct Policy {
     reason: Option<Regex>,
     ticket: Option<Regex>,
     problem: Option<Problem>,
+    /// Whether it is about everybody, whatever its subjects say.
+    for_all: bool,
 }
 
 /// Why a policy is not in force.
@@ -155,7 +158,44 @@ impl Policy {
             reason: first.reason,
             message: format!("{}; {}", first.message, next.message),
         });
-        Self { pin, spec, reason, ticket, problem }
+        Self { pin, spec, reason, ticket, problem, for_all: false }
+    }
+
+    /// A policy that cannot be read. It admits nothing; unless it is an Allow, it is a Deny of nobody knows what, and
+    /// denies everything until it can be read.
+    pub fn undecodable(metadata: &ObjectMeta, is_allow: bool, error: &str) -> Self {
+        let everything = || vec![EVERYTHING.to_owned()];
+        let targets = PolicyTargets { instance_ids: Some(everything()), ..PolicyTargets::default() };
+        let spec = InstanceAccessPolicySpec {
+            effect: if is_allow { Effect::Allow } else { Effect::Deny },
+            priority: None,
+            subjects: Vec::new(),
+            namespaces: everything(),
+            targets,
+            os_users: everything(),
+            connection_methods: None,
+            key_delivery: None,
+            ttl: None,
+            keys: None,
+            reason: None,
+            ticket: None,
+            approval: None,
+            windows: None,
+            limits: None,
+            delegates: None,
+            conditions: None,
+        };
+        let pin = PolicyPin {
+            name: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            digest: String::new(),
+        };
+        let problem = Problem {
+            reason: "Undecodable",
+            message: format!("it cannot be read ({error})"),
+        };
+        Self { pin, spec, reason: None, ticket: None, problem: Some(problem), for_all: !is_allow }
     }
 
     /// What stands in status of what it decided.
@@ -170,7 +210,7 @@ impl Policy {
 
     /// Whether it is about this requester in this namespace.
     fn is_for(&self, question: &Question<'_>) -> bool {
-        self.spec.subjects.iter().any(|subject| names(subject, question.requester))
+        (self.for_all || self.spec.subjects.iter().any(|subject| names(subject, question.requester)))
             && listed(&self.spec.namespaces, question.namespace)
     }
 
@@ -196,7 +236,7 @@ impl Policy {
             {
                 findings.push(format!("selects instances by the tags {}", selector_text(selector)));
             }
-            if *targets == crate::api::PolicyTargets::default() {
+            if *targets == PolicyTargets::default() {
                 findings.push("names no targets".to_owned());
             }
         }

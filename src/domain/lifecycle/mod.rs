@@ -154,6 +154,32 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
     draft.into_plan()
 }
 
+/// Says what to do for a request that is gone although its grant lived: somebody took our finalizer off.
+///
+/// Nothing is pushed any more, and the record of the end is owed; `status` has nowhere to go.
+pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
+    let settings = Settings::default();
+    let policies = PolicySet::default();
+    let mut draft = Draft::new(now, request, World { settings: &settings, policies: &policies, sight });
+    let lives = draft.status.grant.is_some() && !draft.is_terminal();
+    if !lives {
+        return Plan::default();
+    }
+    if let Some(failed) = sight.audit_failed_time
+        && now < plus(failed, AUDIT_RETRY)
+    {
+        let look_again = Some((Deadline::Retry, plus(failed, AUDIT_RETRY)));
+        return Plan { look_again, ..Plan::default() };
+    }
+    draft.end(EndCause::Released, "the request vanished from the API server while its grant lived");
+    for effect in &mut draft.before {
+        if let Effect::Audit { required, .. } = effect {
+            *required = true;
+        }
+    }
+    Plan { before: draft.before, ..Plan::default() }
+}
+
 impl Plan {
     /// Whether there is nothing to do but wait.
     pub fn is_empty(&self) -> bool {

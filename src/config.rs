@@ -1,0 +1,106 @@
+//! The command line. Every flag is also an environment variable, `INSTANCE_ACCESS_…`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::admission::ServiceAccount;
+use crate::audit::Receipt;
+use crate::telemetry::LogFormat;
+
+/// Declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
+///
+/// People ask for access by creating an InstanceAccess; the controller checks policy, delivers their public key with
+/// EC2 Instance Connect, writes an audited status with the expiry, and takes access back when the time is over.
+#[derive(Debug, Parser)]
+#[command(name = "instance-access", version, max_term_width = 100)]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller.
+    Controller(ControllerArgs),
+    /// Print the CustomResourceDefinitions, for kubectl apply.
+    Crds,
+    /// Print the admission policies, for kubectl apply.
+    Admission(AdmissionArgs),
+    /// Look at an audit trail.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+/// Run the controller.
+///
+/// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. AWS is found as
+/// the AWS CLI finds it: region, credentials and endpoints come from the SDK's own chain (AWS_REGION, AWS_PROFILE, IRSA,
+/// Pod Identity, AWS_ENDPOINT_URL_…, AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT). The log goes to standard error;
+/// RUST_LOG sets its level.
+#[derive(Debug, Args)]
+pub struct ControllerArgs {
+    /// The file that the audit trail is written to, on a volume that outlives the process. Nothing is granted without
+    /// a durable record.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE", value_name = "PATH", required_unless_present = "audit_stdout")]
+    pub audit_file: Option<PathBuf>,
+    /// Write the audit trail to standard output: beside the file as a copy, or alone, and then a record is durable once
+    /// it is written there.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_STDOUT")]
+    pub audit_stdout: bool,
+    /// Where to serve /livez, /readyz and /metrics.
+    #[arg(long, env = "INSTANCE_ACCESS_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Pushes of keys a second, in one region, at most. AWS publishes no limit; when it throttles, the rate is halved
+    /// for a while.
+    #[arg(long, env = "INSTANCE_ACCESS_PUSHES_PER_SECOND", value_name = "1..1000", default_value_t = 200,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub pushes_per_second: u16,
+    /// How log lines look.
+    #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Print the admission policies, for kubectl apply.
+#[derive(Debug, Args)]
+pub struct AdmissionArgs {
+    /// The service account that the controller runs under: only it may write status.
+    #[arg(long, env = "INSTANCE_ACCESS_OPERATOR_SERVICE_ACCOUNT", value_name = "NAMESPACE/NAME")]
+    pub operator_service_account: ServiceAccount,
+    /// Leave out the MutatingAdmissionPolicy, which Kubernetes below 1.36 does not serve: there people write
+    /// spec.requester themselves, and the same checks hold.
+    #[arg(long, env = "INSTANCE_ACCESS_WITHOUT_MUTATING")]
+    pub without_mutating: bool,
+}
+
+/// Look at an audit trail.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Verify the chain: finds an edit, a gap, a reorder, and with --head a tail that was cut.
+    Verify(VerifyArgs),
+}
+
+/// Verify the chain.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The files of the trail, the oldest first.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// A record that must be there, as status.audit of an object has it; may be given several times.
+    #[arg(long, value_name = "SEQUENCE:DIGEST", value_parser = parse_head)]
+    pub head: Vec<Receipt>,
+    /// The record that the first file continues, if it is not the beginning of the trail.
+    #[arg(long, value_name = "SEQUENCE:DIGEST", value_parser = parse_head)]
+    pub after: Option<Receipt>,
+}
+
+fn parse_head(text: &str) -> Result<Receipt, String> {
+    let form = || "must be SEQUENCE:DIGEST, as status.audit has them, for example 42:9f86d0…".to_owned();
+    let (sequence, digest) = text.split_once(':').ok_or_else(form)?;
+    let sequence = sequence.parse().ok().filter(|sequence: &i64| *sequence > 0).ok_or_else(form)?;
+    let is_digest = digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_digest { Ok(Receipt { sequence, digest: digest.to_owned() }) } else { Err(form()) }
+}

@@ -1,0 +1,193 @@
+//! Watches requests and policies, carries plans out, writes status.
+//!
+//! ```text
+//! watch requests ─┐                    ┌ audit, then status, then push, look-up, event
+//! watch policies ─┼─> Slots ── turn ───┤
+//! timers, answers ┘    (one turn a request at a time; next() decides, turn obeys)
+//! ```
+//! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
+
+mod events;
+mod policies;
+mod slots;
+mod timers;
+mod turn;
+mod watch;
+mod write;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Client;
+use tokio::sync::watch as signal;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::Trail;
+use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
+use crate::clock::Clock;
+use crate::domain::lifecycle::Settings;
+use crate::domain::policy::PolicySet;
+use crate::telemetry::Metrics;
+
+use slots::Slots;
+use timers::Timers;
+use write::Writer;
+
+/// The name under which the operator reports Events and writes status.
+pub const FIELD_MANAGER: &str = "instance-access";
+/// How long running turns may take to finish at shutdown: one push and one write.
+const DRAIN: Duration = Duration::from_secs(15);
+
+/// What a controller is made of.
+pub struct Parts {
+    /// The API server.
+    pub client: Client,
+    /// The cloud.
+    pub cloud: Arc<dyn Cloud>,
+    /// How fast keys are pushed.
+    pub push_limits: PushLimits,
+    /// How fast instances are looked up.
+    pub lookup_limits: LookupLimits,
+    /// The audit trail.
+    pub trail: Trail,
+    /// The wall clock.
+    pub clock: Clock,
+    /// The operator's own place.
+    pub settings: Settings,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Everything that a turn needs, shared by all of them.
+struct Shared {
+    client: Client,
+    writer: Writer,
+    lookups: Lookups,
+    pushes: Pushes,
+    trail: Trail,
+    clock: Clock,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    policies: RwLock<Arc<PolicySet>>,
+    slots: Slots,
+    timers: Timers,
+    events: events::Events,
+    tasks: TaskTracker,
+    may_push: Arc<AtomicBool>,
+    /// When this process began to look.
+    since_time: Timestamp,
+    health: Health,
+}
+
+/// Whether the controller is there, and whether it can do its work.
+#[derive(Clone)]
+pub struct Health {
+    requests_listed: signal::Sender<bool>,
+    policies_listed: signal::Sender<bool>,
+    beat: signal::Sender<Timestamp>,
+}
+
+impl Health {
+    fn new(now: Timestamp) -> Self {
+        Self {
+            requests_listed: signal::channel(false).0,
+            policies_listed: signal::channel(false).0,
+            beat: signal::channel(now).0,
+        }
+    }
+
+    /// Whether both lists were read once: before, nothing is decided.
+    pub fn is_ready(&self) -> bool {
+        *self.requests_listed.borrow() && *self.policies_listed.borrow()
+    }
+
+    /// Whether the timers still turn.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        crate::domain::time::since(now, *self.beat.borrow()) < Duration::from_secs(60)
+    }
+
+    async fn policies_listed(&self) {
+        // The sender lives in self, so the channel cannot be closed.
+        let _ = self.policies_listed.subscribe().wait_for(|listed| *listed).await;
+    }
+}
+
+/// A controller that has not started.
+pub struct Controller {
+    shared: Arc<Shared>,
+}
+
+impl Controller {
+    /// Puts a controller together.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { client, cloud, push_limits, lookup_limits, trail, clock, settings, metrics } = parts;
+        let since_time = clock();
+        let may_push = Arc::new(AtomicBool::new(true));
+        let fence = {
+            let may_push = Arc::clone(&may_push);
+            Arc::new(move || may_push.load(Ordering::Acquire))
+        };
+        let shared = Shared {
+            writer: Writer::new(client.clone(), Arc::clone(&metrics)),
+            lookups: Lookups::new(Arc::clone(&cloud), lookup_limits),
+            pushes: Pushes::new(cloud, push_limits, Arc::clone(&clock), fence),
+            events: events::Events::new(client.clone(), Arc::clone(&metrics)),
+            client,
+            trail,
+            clock,
+            settings,
+            metrics,
+            policies: RwLock::default(),
+            slots: Slots::default(),
+            timers: Timers::default(),
+            tasks: TaskTracker::new(),
+            may_push,
+            since_time,
+            health: Health::new(since_time),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Whether it is there and can work; for the probes.
+    pub fn health(&self) -> Health {
+        self.shared.health.clone()
+    }
+
+    /// What it counts only when it is asked; for the metrics page.
+    pub fn refresh_metrics(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            shared.metrics.observe_pushes(&shared.pushes.stats());
+            shared.metrics.observe_lookups(&shared.lookups.stats());
+            shared.metrics.observe_audit(&shared.trail.stats());
+            shared.metrics.observe_requests(shared.slots.len(), shared.slots.live_len());
+        }
+    }
+
+    /// Runs until it is cancelled, then lets running turns finish.
+    ///
+    /// From the cancellation on nothing is pushed any more.
+    pub async fn run(self, stop: CancellationToken) {
+        let shared = self.shared;
+        let tasks = [
+            tokio::spawn(policies::watch_policies(Arc::clone(&shared), stop.clone())),
+            tokio::spawn(policies::count_grants(Arc::clone(&shared), stop.clone())),
+            tokio::spawn(watch::watch_requests(Arc::clone(&shared), stop.clone())),
+            tokio::spawn(timers::keep_time(Arc::clone(&shared), stop.clone())),
+        ];
+        stop.cancelled().await;
+        shared.may_push.store(false, Ordering::Release);
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a controller task died");
+            }
+        }
+        shared.tasks.close();
+        if tokio::time::timeout(DRAIN, shared.tasks.wait()).await.is_err() {
+            tracing::warn!(turns = shared.tasks.len(), "stopped with turns unfinished; status has all that the next start needs");
+        }
+    }
+}

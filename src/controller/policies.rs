@@ -1,0 +1,194 @@
+//! The watch over policies: compiles each once, says in its status whether it is in force, and wakes every request when
+//! one changes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::Api;
+use kube::api::PostParams;
+use kube::core::{ApiResource, DynamicObject};
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{InstanceAccessPolicy, InstanceAccessPolicyStatus};
+use crate::domain::condition::{self, Saying};
+use crate::domain::policy::{Policy, PolicySet};
+
+use super::Shared;
+use super::slots::is_live;
+use super::turn::wake_all;
+use super::watch::config;
+use super::write::WRITE_TIMEOUT;
+
+/// How often the live grants of each policy are counted: a hint for people, at a write a policy and interval at most.
+const COUNT_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Takes in what happens to policies, until it is stopped.
+pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
+    // Untyped, so that one that does not decode can still be asked whether it is an Allow.
+    let api: Api<DynamicObject> =
+        Api::all_with(shared.client.clone(), &ApiResource::erase::<InstanceAccessPolicy>(&()));
+    let stream = watcher(api, config());
+    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    let mut known: HashMap<String, Arc<Policy>> = HashMap::new();
+    let mut listing: Option<HashMap<String, Arc<Policy>>> = None;
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = stream.next() => event,
+        };
+        match event {
+            Some(Ok(Event::Init)) => listing = Some(HashMap::new()),
+            Some(Ok(Event::InitApply(object))) => {
+                if let (Some(listing), Some((name, policy))) = (listing.as_mut(), compiled(&shared, object)) {
+                    listing.insert(name, policy);
+                }
+            }
+            Some(Ok(Event::InitDone)) => {
+                if let Some(listed) = listing.take() {
+                    known = listed;
+                    publish(&shared, &known);
+                    shared.health.policies_listed.send_replace(true);
+                    wake_all(&shared);
+                }
+            }
+            Some(Ok(Event::Apply(object))) => {
+                let Some((name, policy)) = compiled(&shared, object) else { continue };
+                // Our own status comes back through the watch: the pin tells whether anything is new.
+                if known.get(&name).is_none_or(|old| old.pin() != policy.pin()) {
+                    known.insert(name, policy);
+                    publish(&shared, &known);
+                    wake_all(&shared);
+                }
+            }
+            Some(Ok(Event::Delete(object))) => {
+                let metadata = object.metadata;
+                if let Some(uid) = &metadata.uid {
+                    shared.metrics.decodable(uid);
+                }
+                if let Some(name) = metadata.name {
+                    known.remove(&name);
+                    publish(&shared, &known);
+                    wake_all(&shared);
+                }
+            }
+            Some(Err(error)) => {
+                shared.metrics.count_watch_error("instanceaccesspolicies");
+                tracing::warn!(error = &error as &dyn std::error::Error, "the watch over policies broke, trying again");
+            }
+            None => return,
+        }
+    }
+}
+
+fn publish(shared: &Shared, known: &HashMap<String, Arc<Policy>>) {
+    let set = PolicySet::new(known.values().cloned());
+    *shared.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+}
+
+/// Compiles a policy, and says in its status how it is understood.
+///
+/// One that cannot be decoded admits nothing, and unless it is an Allow it denies everything: it is a Deny of nobody
+/// knows what.
+fn compiled(shared: &Arc<Shared>, object: DynamicObject) -> Option<(String, Arc<Policy>)> {
+    let name = object.metadata.name.clone()?;
+    let uid = object.metadata.uid.clone().unwrap_or_default();
+    let is_allow = object.data.pointer("/spec/effect").and_then(|effect| effect.as_str()) == Some("Allow");
+    let metadata = object.metadata.clone();
+    match object.try_parse::<InstanceAccessPolicy>() {
+        Ok(object) => {
+            shared.metrics.decodable(&uid);
+            let policy = Arc::new(Policy::compile(&object));
+            tell(shared, object, &policy);
+            Some((name, policy))
+        }
+        Err(error) => {
+            shared.metrics.undecodable(&uid);
+            tracing::error!(name, error = &error as &dyn std::error::Error, "a policy cannot be decoded; is the CRD of another version?");
+            Some((name, Arc::new(Policy::undecodable(&metadata, is_allow, &error.to_string()))))
+        }
+    }
+}
+
+fn tell(shared: &Arc<Shared>, object: InstanceAccessPolicy, policy: &Policy) {
+    let now = (shared.clock)();
+    let generation = object.metadata.generation.unwrap_or_default();
+    let mut status = object.status.clone().unwrap_or_default();
+    let saying = match policy.problem() {
+        None => Saying::policy_ready("understood, and in force"),
+        Some(problem) => Saying::policy_not_ready(problem.reason, problem.message.clone()),
+    };
+    condition::set(&mut status.conditions, saying, generation, now);
+    status.observed_generation = Some(generation);
+    store(shared, object, status);
+}
+
+/// Counts the live grants of each policy now and then, until it is stopped.
+pub async fn count_grants(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut interval = tokio::time::interval(COUNT_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told: HashMap<String, i32> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        if !shared.health.is_ready() {
+            continue;
+        }
+        let mut counts: HashMap<String, i32> = HashMap::new();
+        for slot in shared.slots.all() {
+            let object = Arc::clone(&slot.lock().object);
+            if is_live(&object)
+                && let Some(pin) = object.status.as_ref().and_then(|status| status.policy.as_ref())
+            {
+                *counts.entry(pin.name.clone()).or_default() += 1;
+            }
+        }
+        let names: Vec<String> = {
+            let policies = shared.policies.read().unwrap_or_else(PoisonError::into_inner);
+            policies.iter().map(|policy| policy.pin().name.clone()).collect()
+        };
+        for name in names {
+            let count = counts.get(&name).copied().unwrap_or_default();
+            if told.get(&name) == Some(&count) {
+                continue;
+            }
+            let api: Api<InstanceAccessPolicy> = Api::all(shared.client.clone());
+            if let Ok(Ok(object)) = tokio::time::timeout(WRITE_TIMEOUT, api.get_status(&name)).await {
+                let mut status = object.status.clone().unwrap_or_default();
+                if status.active_grants.unwrap_or_default() != count || status.active_grants.is_none() {
+                    status.active_grants = Some(count);
+                    store(&shared, object, status);
+                }
+                told.insert(name, count);
+            }
+        }
+    }
+}
+
+/// Stores a policy's status in the background; a conflict is nothing: its newer version comes through the watch.
+fn store(shared: &Arc<Shared>, mut object: InstanceAccessPolicy, status: InstanceAccessPolicyStatus) {
+    if object.status.as_ref() == Some(&status) {
+        return;
+    }
+    object.status = Some(status);
+    object.metadata.managed_fields = None;
+    let api: Api<InstanceAccessPolicy> = Api::all(shared.client.clone());
+    shared.tasks.spawn(async move {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        let params = PostParams { field_manager: Some(super::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let write = api.replace_status(&name, &params, &object);
+        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(kube::Error::Api(error))) if error.code == 409 || error.code == 404 => {}
+            Ok(Err(error)) => {
+                tracing::warn!(name, error = &error as &dyn std::error::Error, "a policy's status was not stored");
+            }
+            Err(_) => tracing::warn!(name, "a policy's status was not stored in time"),
+        }
+    });
+}

@@ -1,0 +1,153 @@
+//! The requests of the cluster, each with what this process saw of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::task::AbortHandle;
+
+use crate::api::InstanceAccess;
+use crate::audit::Receipt;
+use crate::domain::sight::Sight;
+
+/// The uid of a request: a re-created one is another.
+pub type Uid = Arc<str>;
+
+/// All requests, by uid. As many as the API server holds.
+#[derive(Default)]
+pub struct Slots {
+    all: Mutex<HashMap<Uid, Arc<Slot>>>,
+}
+
+/// One request.
+pub struct Slot {
+    pub uid: Uid,
+    state: Mutex<State>,
+}
+
+/// What is known of it.
+pub struct State {
+    /// The newest version that was read or written.
+    pub object: Arc<InstanceAccess>,
+    pub sight: Sight,
+    /// A turn is under way.
+    pub running: bool,
+    /// Something happened during the turn: it must look again.
+    pub dirty: bool,
+    /// The object is not there any more.
+    pub gone: bool,
+    /// The push that waits or flies.
+    pub push: Option<AbortHandle>,
+    /// The newest durable record: told again after a failed write, it is not written twice.
+    pub last_record: Option<(u64, Receipt)>,
+    /// Writes that failed in a row.
+    pub failures: u32,
+}
+
+/// What came of a watched object.
+pub enum Seen {
+    /// It is new, or newer than what was known.
+    News(Arc<Slot>),
+    /// It is known already.
+    Old,
+}
+
+impl Slot {
+    /// Locks; nothing in here is left half-written by a panic.
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slots {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uid, Arc<Slot>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a watched object, unless a newer version is known: our own writes come back through the watch.
+    pub fn see(&self, object: InstanceAccess, new_sight: impl FnOnce() -> Sight) -> Option<Seen> {
+        let uid: Uid = object.metadata.uid.as_deref()?.into();
+        let slot = Arc::clone(self.lock().entry(Arc::clone(&uid)).or_insert_with(|| {
+            Arc::new(Slot {
+                uid,
+                state: Mutex::new(State {
+                    object: Arc::new(InstanceAccess { metadata: ObjectMeta::default(), ..object.clone() }),
+                    sight: new_sight(),
+                    running: false,
+                    dirty: false,
+                    gone: false,
+                    push: None,
+                    last_record: None,
+                    failures: 0,
+                }),
+            })
+        }));
+        let mut state = slot.lock();
+        if !is_newer(&object, &state.object) {
+            return Some(Seen::Old);
+        }
+        state.object = Arc::new(object);
+        drop(state);
+        Some(Seen::News(slot))
+    }
+
+    /// Returns the slot of a uid.
+    pub fn find(&self, uid: &str) -> Option<Arc<Slot>> {
+        self.lock().get(uid).cloned()
+    }
+
+    /// Forgets a request whose end is settled.
+    pub fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    /// Returns all of them.
+    pub fn all(&self) -> Vec<Arc<Slot>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many have a grant that lives.
+    pub fn live_len(&self) -> usize {
+        self.all().iter().filter(|slot| is_live(&slot.lock().object)).count()
+    }
+}
+
+/// Whether a request has a grant that has not ended.
+pub fn is_live(object: &InstanceAccess) -> bool {
+    object.status.as_ref().is_some_and(|status| status.grant.is_some() && status.end_time.is_none())
+}
+
+/// Whether an object is a newer version than another.
+pub fn is_newer(object: &InstanceAccess, than: &InstanceAccess) -> bool {
+    version(&object.metadata) > version(&than.metadata)
+}
+
+/// A resourceVersion as a number. Kubernetes promises since 1.35 that they compare so, and the API server has always
+/// made them so from etcd's revision; one that is none counts as new.
+fn version(metadata: &ObjectMeta) -> Option<u64> {
+    match &metadata.resource_version {
+        Some(text) => Some(text.parse().unwrap_or(u64::MAX)),
+        None => None,
+    }
+}
+
+/// Drops what no decision needs, so that 10,000 requests fit: managedFields alone are half of an object.
+pub fn prune(object: &mut InstanceAccess) {
+    let metadata = std::mem::take(&mut object.metadata);
+    object.metadata = ObjectMeta {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        resource_version: metadata.resource_version,
+        generation: metadata.generation,
+        creation_timestamp: metadata.creation_timestamp,
+        deletion_timestamp: metadata.deletion_timestamp,
+        finalizers: metadata.finalizers,
+        ..ObjectMeta::default()
+    };
+}

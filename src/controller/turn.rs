@@ -1,0 +1,353 @@
+//! One turn of one request: asks `next`, obeys, and asks again until nothing is left to do.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::api::{AuditPointer, InstanceAccess};
+use crate::audit::Receipt;
+use crate::aws::PushError;
+use crate::domain::cloud::{Place, TargetQuery};
+use crate::domain::lifecycle::{self, Effect, Plan, World};
+use crate::domain::push::PushPermit;
+use crate::domain::record::Record;
+use crate::domain::time::{plus, since};
+
+use super::Shared;
+use super::slots::{Slot, State};
+use super::write::{Lane, WriteError};
+
+/// Longest wait for one record to be durable: beyond it the sink counts as sick.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the record of an end, which goes on without it.
+const AUDIT_TIMEOUT_OF_AN_END: Duration = Duration::from_secs(1);
+/// Steps of one turn. A grant takes four; more than this is a plan that never comes to rest, which must not burn a core.
+const STEPS_MAX: u32 = 32;
+/// First and longest wait after a failed write.
+const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How one step went.
+enum Step {
+    /// Ask again.
+    Done,
+    /// Ask again: a required record could not be made durable, and the plan fell.
+    Unrecorded,
+    /// Ask again, but not before a while.
+    Failed,
+    /// There is nothing left to ask about.
+    Gone,
+}
+
+/// Lets a request have its turn; if it has one already, that one looks again.
+pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
+    {
+        let mut state = slot.lock();
+        if state.running {
+            state.dirty = true;
+            return;
+        }
+        state.running = true;
+    }
+    let turn = turn(Arc::clone(shared), Arc::clone(slot));
+    shared.tasks.spawn(turn);
+}
+
+/// Lets every request have its turn.
+pub fn wake_all(shared: &Arc<Shared>) {
+    for slot in shared.slots.all() {
+        wake(shared, &slot);
+    }
+}
+
+async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
+    // Before every policy was seen, a refusal would be a lie.
+    shared.health.policies_listed().await;
+    let mut steps = 0;
+    loop {
+        let (plan, object, was_gone) = {
+            let mut state = slot.lock();
+            state.dirty = false;
+            let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &state) };
+            if plan.is_empty() || steps >= STEPS_MAX {
+                let again = plan.look_again.map(|(_, time)| time);
+                let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
+                if steps >= STEPS_MAX {
+                    shared.metrics.count_restless_turn();
+                    tracing::error!(uid = %slot.uid, "a turn did not come to rest");
+                }
+                rest(&shared, &slot, &mut state, again);
+                return;
+            }
+            (plan, Arc::clone(&state.object), state.gone)
+        };
+        steps += 1;
+        let step = carry_out(&shared, &slot, &object, plan).await;
+        let mut state = slot.lock();
+        match step {
+            Step::Done if was_gone => {
+                state.running = false;
+                shared.timers.set(&slot.uid, None);
+                shared.slots.forget(&slot.uid);
+                return;
+            }
+            Step::Done | Step::Unrecorded => state.failures = 0,
+            Step::Failed => {
+                state.failures = state.failures.saturating_add(1);
+                let wait = WRITE_RETRY.0.saturating_mul(1 << (state.failures - 1).min(10)).min(WRITE_RETRY.1);
+                let again = plus((shared.clock)(), wait);
+                // What became due meanwhile waits as well: the write stands before all of it.
+                state.dirty = false;
+                rest(&shared, &slot, &mut state, Some(again));
+                return;
+            }
+            Step::Gone => {
+                state.running = false;
+                shared.timers.set(&slot.uid, None);
+                shared.slots.forget(&slot.uid);
+                return;
+            }
+        }
+    }
+}
+
+fn ask(shared: &Shared, state: &State) -> Plan {
+    let policies = Arc::clone(&shared.policies.read().unwrap_or_else(std::sync::PoisonError::into_inner));
+    let world = World { settings: &shared.settings, policies: &policies, sight: &state.sight };
+    lifecycle::next((shared.clock)(), &state.object, world)
+}
+
+fn vanished(shared: &Shared, state: &State) -> Plan {
+    lifecycle::vanished((shared.clock)(), &state.object, &state.sight)
+}
+
+/// Ends the turn. The lock is held, so that whoever wakes the slot now starts another.
+fn rest(shared: &Arc<Shared>, slot: &Arc<Slot>, state: &mut State, again: Option<Timestamp>) {
+    state.running = false;
+    if state.gone && again.is_none() {
+        shared.timers.set(&slot.uid, None);
+        shared.slots.forget(&slot.uid);
+        return;
+    }
+    // A wake-up that came between the last question and here is answered at once.
+    let again = if state.dirty { Some((shared.clock)()) } else { again };
+    shared.timers.set(&slot.uid, again);
+}
+
+async fn carry_out(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &Arc<InstanceAccess>, plan: Plan) -> Step {
+    let lane = if plan.before.contains(&Effect::StopPush) { Lane::End } else { Lane::Grant };
+    let mut plan = plan;
+    let mut object = Arc::clone(object);
+    let mut receipt = None;
+    for effect in std::mem::take(&mut plan.before) {
+        match effect {
+            Effect::Audit { record, required } => match append(shared, slot, &record, required).await {
+                Ok(durable) => receipt = Some(Some(durable)),
+                Err(()) if required => {
+                    slot.lock().sight.audit_failed_time = Some((shared.clock)());
+                    return Step::Unrecorded;
+                }
+                Err(()) => receipt = Some(None),
+            },
+            Effect::AddFinalizer => match shared.writer.add_finalizer(&object).await {
+                Ok(newer) => object = take_in(slot, newer),
+                Err(error) => return failed(shared, slot, &object, "add the finalizer", error).await,
+            },
+            effect => begin(shared, slot, &object, effect),
+        }
+    }
+    if let Some(durable) = receipt {
+        plan.point_to(durable.map(|Receipt { sequence, digest }| AuditPointer { sequence, digest }));
+    }
+    if let Some(status) = &plan.status {
+        match shared.writer.status(&object, status, lane).await {
+            Ok(newer) => {
+                observe(shared, &object, &newer);
+                object = take_in(slot, newer);
+            }
+            Err(error) => return failed(shared, slot, &object, "store the status", error).await,
+        }
+    }
+    for effect in plan.after {
+        match effect {
+            Effect::RemoveFinalizer => match shared.writer.remove_finalizer(&object).await {
+                Ok(newer) if newer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) => return Step::Gone,
+                Ok(newer) => object = take_in(slot, newer),
+                Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
+            },
+            effect => begin(shared, slot, &object, effect),
+        }
+    }
+    Step::Done
+}
+
+/// Begins an effect that takes its time; its outcome wakes the slot.
+fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect: Effect) {
+    match effect {
+        Effect::LookUpInstance { place, query } => look_up_instance(shared, slot, place, query),
+        Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id),
+        Effect::Push(permit) => push(shared, slot, permit),
+        Effect::StopPush => {
+            let mut state = slot.lock();
+            if let Some(push) = state.push.take() {
+                push.abort();
+            }
+            let now = (shared.clock)();
+            state.sight.push.stopped(now);
+        }
+        Effect::Event { warning, reason, note } => {
+            let meta = &object.metadata;
+            let grant_id = object.status.as_ref().and_then(|status| status.grant.as_ref()).map(|grant| grant.id.as_str());
+            tracing::info!(namespace = meta.namespace, name = meta.name, uid = meta.uid, grant_id, reason, note, "told");
+            shared.events.tell(object, warning, reason, note);
+        }
+        Effect::Audit { .. } | Effect::AddFinalizer | Effect::RemoveFinalizer => {
+            tracing::error!("a plan has an effect where it cannot be carried out");
+        }
+    }
+}
+
+fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query: TargetQuery) {
+    slot.lock().sight.instances.started();
+    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
+    shared.tasks.spawn(async move {
+        let shared = shared_;
+        let answer = shared.lookups.find(&place, query).await;
+        if let Err(failure) = &answer {
+            tracing::warn!(uid = %slot.uid, region = %place.region, code = failure.code, message = failure.message, "instance look-up failed");
+        }
+        let answer = answer.map(|found| found.into_iter().map(Arc::new).collect());
+        let now = (shared.clock)();
+        slot.lock().sight.instances.answered(now, answer);
+        wake(&shared, &slot);
+    });
+}
+
+fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_id: String) {
+    slot.lock().sight.endpoints.started();
+    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
+    shared.tasks.spawn(async move {
+        let shared = shared_;
+        let answer = shared.lookups.endpoints(&place, &vpc_id).await;
+        if let Err(failure) = &answer {
+            tracing::warn!(uid = %slot.uid, vpc_id, code = failure.code, message = failure.message, "endpoint look-up failed");
+        }
+        let now = (shared.clock)();
+        slot.lock().sight.endpoints.answered(now, answer);
+        wake(&shared, &slot);
+    });
+}
+
+fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
+    let started = (shared.clock)();
+    let mut state = slot.lock();
+    state.sight.push.started(started);
+    let (shared_, slot_) = (Arc::clone(shared), Arc::clone(slot));
+    let task = shared.tasks.spawn(async move {
+        let (shared, slot) = (shared_, slot_);
+        let outcome = shared.pushes.push(permit).await;
+        let now = (shared.clock)();
+        let mut state = slot.lock();
+        state.push = None;
+        let grant = state.object.status.as_ref().and_then(|status| status.grant.as_ref());
+        let grant_id = grant.map(|grant| grant.id.clone()).unwrap_or_default();
+        match outcome {
+            Ok(delivered) => {
+                let elapsed_ms = since(now, started).as_millis();
+                tracing::debug!(grant_id, eic_request_id = delivered.request_id, elapsed_ms, "pushed key");
+                state.sight.push.landed(delivered.answer_time, delivered.request_id);
+            }
+            Err(PushError::TooLate { .. } | PushError::Fenced) => state.sight.push.unsent(),
+            Err(PushError::Failed { failure, unsure_time }) => {
+                tracing::warn!(grant_id, code = failure.code, message = failure.message, "push failed");
+                state.sight.push.failed(now, failure, unsure_time.is_none());
+            }
+        }
+        drop(state);
+        wake(&shared, &slot);
+    });
+    state.push = Some(task.abort_handle());
+}
+
+/// Appends a record, once: the same one, told again after a failed write, keeps its receipt.
+async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -> Result<Receipt, ()> {
+    let Ok(value) = serde_json::to_value(record) else {
+        tracing::error!("a record does not serialise");
+        return Err(());
+    };
+    let mut hasher = DefaultHasher::new();
+    value.to_string().hash(&mut hasher);
+    let hash = hasher.finish();
+    if let Some((last, receipt)) = &slot.lock().last_record
+        && *last == hash
+    {
+        return Ok(receipt.clone());
+    }
+    let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
+    let outcome = tokio::time::timeout(bound, shared.trail.append(value, (shared.clock)())).await;
+    match outcome {
+        Ok(Ok(receipt)) => {
+            slot.lock().last_record = Some((hash, receipt.clone()));
+            Ok(receipt)
+        }
+        Ok(Err(error)) => {
+            tracing::error!(kind = ?record.kind, uid = record.request.uid, error = &error as &dyn std::error::Error, "audit record was not taken");
+            Err(())
+        }
+        Err(_) => {
+            tracing::error!(kind = ?record.kind, uid = record.request.uid, "audit record took too long");
+            Err(())
+        }
+    }
+}
+
+/// Takes in what a write returned, unless the watch was faster.
+fn take_in(slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
+    let newer = Arc::new(newer);
+    let mut state = slot.lock();
+    if super::slots::is_newer(&newer, &state.object) {
+        state.object = Arc::clone(&newer);
+    }
+    newer
+}
+
+/// Goes on after a failed write: a conflict is read anew at once, all else is tried again after a while.
+async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &str, error: WriteError) -> Step {
+    let meta = &object.metadata;
+    match error {
+        WriteError::Gone => {
+            slot.lock().gone = true;
+            Step::Done
+        }
+        WriteError::Conflict | WriteError::Timeout => match shared.writer.read(object).await {
+            Ok(newer) => {
+                take_in(slot, newer);
+                Step::Done
+            }
+            Err(WriteError::Gone) => {
+                slot.lock().gone = true;
+                Step::Done
+            }
+            Err(_) => Step::Failed,
+        },
+        WriteError::Build(_) | WriteError::Refused(_) => {
+            tracing::warn!(namespace = meta.namespace, name = meta.name, what, error = &error as &dyn std::error::Error, "a write failed, trying again");
+            Step::Failed
+        }
+    }
+}
+
+/// Counts what a stored status changed.
+fn observe(shared: &Shared, before: &InstanceAccess, after: &InstanceAccess) {
+    let (Some(new), old) = (&after.status, before.status.as_ref()) else { return };
+    let granted = new.grant.is_some() && old.is_none_or(|old| old.grant.is_none());
+    if granted {
+        shared.metrics.count_grant();
+    }
+    let ended = new.end_time.is_some() && old.is_none_or(|old| old.end_time.is_none());
+    if ended && let (Some(grant), Some(revocation)) = (&new.grant, &new.revocation) {
+        let lateness = since((shared.clock)(), grant.expiration_time.0);
+        shared.metrics.count_end(revocation.cause, lateness);
+    }
+}

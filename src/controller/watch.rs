@@ -1,0 +1,112 @@
+//! The watch over requests.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use kube::Api;
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::utils::StreamBackoff;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::InstanceAccess;
+use crate::domain::sight::Sight;
+
+use super::Shared;
+use super::slots::{Seen, Uid, prune};
+use super::turn::wake;
+
+/// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.
+pub const PAGE_SIZE: u32 = 50;
+
+/// How both watches are made: pages, and an end of each watch that the API server keeps, so that a dead connection does
+/// not look like a quiet cluster for ever.
+pub fn config() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE_SIZE).timeout(240)
+}
+
+/// Takes in what happens to requests, until it is stopped.
+pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
+    let api: Api<DeserializeGuard<InstanceAccess>> = Api::all(shared.client.clone());
+    let stream = watcher(api, config());
+    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    // The uids of the list that is being read, to find out who vanished while we did not watch.
+    let mut listed: Option<HashSet<Uid>> = None;
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = stream.next() => event,
+        };
+        match event {
+            Some(Ok(Event::Init)) => listed = Some(HashSet::new()),
+            Some(Ok(Event::InitApply(object))) => {
+                if let (Some(listed), Some(uid)) = (listed.as_mut(), uid_of(&object)) {
+                    listed.insert(uid);
+                }
+                see(&shared, object);
+            }
+            Some(Ok(Event::InitDone)) => {
+                if let Some(listed) = listed.take() {
+                    for slot in shared.slots.all() {
+                        if !listed.contains(&slot.uid) {
+                            gone(&shared, &slot.uid);
+                        }
+                    }
+                }
+                shared.health.requests_listed.send_replace(true);
+            }
+            Some(Ok(Event::Apply(object))) => see(&shared, object),
+            Some(Ok(Event::Delete(object))) => {
+                if let Some(uid) = uid_of(&object) {
+                    shared.metrics.decodable(&uid);
+                    gone(&shared, &uid);
+                }
+            }
+            Some(Err(error)) => {
+                shared.metrics.count_watch_error("instanceaccesses");
+                tracing::warn!(error = &error as &dyn std::error::Error, "the watch over requests broke, trying again");
+            }
+            None => return,
+        }
+    }
+}
+
+fn uid_of(object: &DeserializeGuard<InstanceAccess>) -> Option<Uid> {
+    let metadata = match &object.0 {
+        Ok(object) => &object.metadata,
+        Err(invalid) => &invalid.metadata,
+    };
+    metadata.uid.as_deref().map(Uid::from)
+}
+
+fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>) {
+    match object.0 {
+        Ok(mut object) => {
+            prune(&mut object);
+            if let Some(uid) = object.metadata.uid.as_deref() {
+                shared.metrics.decodable(uid);
+            }
+            if let Some(Seen::News(slot)) = shared.slots.see(object, || Sight::new(shared.since_time)) {
+                wake(shared, &slot);
+            }
+        }
+        // The others go on. If it was known before, its grant ends by what is known.
+        Err(invalid) => {
+            shared.metrics.undecodable(invalid.metadata.uid.as_deref().unwrap_or_default());
+            tracing::error!(
+                namespace = invalid.metadata.namespace,
+                name = invalid.metadata.name,
+                error = invalid.error,
+                "a request cannot be decoded and is left alone; is the CRD of another version?"
+            );
+        }
+    }
+}
+
+fn gone(shared: &Arc<Shared>, uid: &str) {
+    if let Some(slot) = shared.slots.find(uid) {
+        slot.lock().gone = true;
+        wake(shared, &slot);
+    }
+}

@@ -1,0 +1,184 @@
+//! Writes to the API server: status with the resourceVersion that was decided on, and our finalizer.
+//!
+//! Two lanes: ends never queue behind grants.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, Request};
+use kube::Client;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::api::{FINALIZER, GROUP, InstanceAccess, InstanceAccessStatus, VERSION};
+use crate::telemetry::Metrics;
+
+/// The longest that one write may take: the API server gives up a PUT after 34 s, and a sick one should not hold a lane.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Writes at once. The API server is CPU-bound: four clients saturate two cores, more only wait in its queue.
+const GRANT_WRITES_MAX: usize = 12;
+/// Writes of ends at once, besides those.
+const END_WRITES_MAX: usize = 12;
+
+/// Why a write did not happen, or may not have.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The object is newer than what was decided on.
+    #[error("the object changed meanwhile")]
+    Conflict,
+    /// The object is gone.
+    #[error("the object is gone")]
+    Gone,
+    /// The API server did not answer in time; the write may have happened.
+    #[error("the API server did not answer within {WRITE_TIMEOUT:?}")]
+    Timeout,
+    /// The request could not be put together.
+    #[error("the request could not be built")]
+    Build(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Anything else.
+    #[error("the API server refused the write, or could not be reached")]
+    Refused(#[source] Box<kube::Error>),
+}
+
+/// Which lane a write takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Everything on the way to a grant, and during it.
+    Grant,
+    /// An end.
+    End,
+}
+
+/// The writer.
+pub struct Writer {
+    client: Client,
+    grants: Semaphore,
+    ends: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    /// Makes a writer.
+    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+        Self {
+            client,
+            grants: Semaphore::new(GRANT_WRITES_MAX),
+            ends: Semaphore::new(END_WRITES_MAX),
+            metrics,
+        }
+    }
+
+    /// Stores a status, if the object still is what was decided on; returns the object as it is now.
+    ///
+    /// A PUT, and of nothing but identity and status: the API server takes spec and metadata from what it has.
+    pub async fn status(
+        &self,
+        object: &InstanceAccess,
+        status: &InstanceAccessStatus,
+        lane: Lane,
+    ) -> Result<InstanceAccess, WriteError> {
+        let body = json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "InstanceAccess",
+            "metadata": {
+                "name": object.metadata.name,
+                "namespace": object.metadata.namespace,
+                "uid": object.metadata.uid,
+                "resourceVersion": object.metadata.resource_version,
+            },
+            "spec": object.spec,
+            "status": status,
+        });
+        let uri = format!("{}/status?fieldManager={}", path(object), super::FIELD_MANAGER);
+        let outcome = self.send(Method::PUT, uri, "application/json", &body, lane).await;
+        self.metrics.count_status_write(match &outcome {
+            Ok(_) => "stored",
+            Err(WriteError::Conflict) => "conflict",
+            Err(WriteError::Gone) => "gone",
+            Err(WriteError::Timeout) => "timeout",
+            Err(WriteError::Build(_) | WriteError::Refused(_)) => "refused",
+        });
+        outcome
+    }
+
+    /// Puts our finalizer on.
+    pub async fn add_finalizer(&self, object: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
+        let mut finalizers = object.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.push(FINALIZER.to_owned());
+        self.finalizers(object, &finalizers, Lane::Grant).await
+    }
+
+    /// Takes our finalizer off.
+    pub async fn remove_finalizer(&self, object: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
+        let finalizers: Vec<String> =
+            object.metadata.finalizers.iter().flatten().filter(|name| *name != FINALIZER).cloned().collect();
+        self.finalizers(object, &finalizers, Lane::End).await
+    }
+
+    async fn finalizers(
+        &self,
+        object: &InstanceAccess,
+        finalizers: &[String],
+        lane: Lane,
+    ) -> Result<InstanceAccess, WriteError> {
+        // With the resourceVersion, so that a finalizer that somebody else put on meanwhile is not lost.
+        let body = json!({
+            "metadata": {
+                "uid": object.metadata.uid,
+                "resourceVersion": object.metadata.resource_version,
+                "finalizers": finalizers,
+            },
+        });
+        let uri = format!("{}?fieldManager={}", path(object), super::FIELD_MANAGER);
+        self.send(Method::PATCH, uri, "application/merge-patch+json", &body, lane).await
+    }
+
+    /// Reads the object as it is now.
+    pub async fn read(&self, object: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
+        let request = Request::builder().method(Method::GET).uri(path(object)).body(Vec::new());
+        self.request(request.map_err(|error| WriteError::Build(Box::new(error)))?, &object.metadata.uid).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        uri: String,
+        content_type: &str,
+        body: &serde_json::Value,
+        lane: Lane,
+    ) -> Result<InstanceAccess, WriteError> {
+        let body = serde_json::to_vec(body).map_err(|error| WriteError::Build(Box::new(error)))?;
+        let request = Request::builder().method(method).uri(uri).header("content-type", content_type).body(body);
+        let request = request.map_err(|error| WriteError::Build(Box::new(error)))?;
+        let lane = match lane {
+            Lane::Grant => &self.grants,
+            Lane::End => &self.ends,
+        };
+        let _place = lane.acquire().await.expect("the lanes are never closed");
+        self.request(request, &None).await
+    }
+
+    async fn request(&self, request: Request<Vec<u8>>, uid: &Option<String>) -> Result<InstanceAccess, WriteError> {
+        let answer = tokio::time::timeout(WRITE_TIMEOUT, self.client.request::<InstanceAccess>(request)).await;
+        match answer {
+            Err(_) => Err(WriteError::Timeout),
+            Ok(Ok(mut object)) => {
+                // The same name, another object: ours is gone.
+                if uid.is_some() && object.metadata.uid != *uid {
+                    return Err(WriteError::Gone);
+                }
+                super::slots::prune(&mut object);
+                Ok(object)
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(WriteError::Conflict),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(WriteError::Gone),
+            Ok(Err(error)) => Err(WriteError::Refused(Box::new(error))),
+        }
+    }
+}
+
+fn path(object: &InstanceAccess) -> String {
+    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+    let name = object.metadata.name.as_deref().unwrap_or_default();
+    format!("/apis/{GROUP}/{VERSION}/namespaces/{namespace}/instanceaccesses/{name}")
+}

@@ -1,0 +1,47 @@
+//! The probes and the metrics page.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::controller::Health;
+use crate::telemetry::Metrics;
+
+/// Serves `/livez`, `/readyz` and `/metrics`, until it is stopped.
+pub async fn serve(
+    listener: TcpListener,
+    health: Health,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    refresh: impl Fn() + Send + Sync + 'static,
+    stop: CancellationToken,
+) {
+    let refresh = Arc::new(refresh);
+    let live = { let health = health.clone(); move || said(health.is_live(clock()), "live", "the timers stand still") };
+    let ready = move || said(health.is_ready(), "ready", "the lists of requests and policies have not been read yet");
+    let page = move || {
+        refresh();
+        (
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            metrics.page(),
+        )
+    };
+    let router = Router::new()
+        .route("/livez", get(|| async move { live() }))
+        .route("/readyz", get(|| async move { ready() }))
+        .route("/metrics", get(|| async move { page() }));
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the probes' server stopped");
+    }
+}
+
+fn said(holds: bool, yes: &'static str, no: &'static str) -> impl IntoResponse {
+    if holds { (StatusCode::OK, yes) } else { (StatusCode::SERVICE_UNAVAILABLE, no) }
+}
