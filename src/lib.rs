@@ -1,1 +1,3 @@
 //! Instance Access.
+
+pub mod audit;
