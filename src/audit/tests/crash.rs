@@ -152,6 +152,42 @@ async fn pages_that_a_power_cut_left_unwritten_are_torn_off_with_all_behind_them
 }
 
 #[tokio::test]
+async fn a_last_line_that_is_no_line_is_torn_off_and_one_amid_others_is_refused() {
+    let place = place();
+    let (whole, receipts) = text(1, 1);
+    fs::write(&place.path, format!("{whole}{{\"sequ\n")).unwrap();
+    let (trail, opened) = open(&place.path).await.unwrap();
+    assert_eq!(opened.previous_head.as_ref(), receipts.last());
+    assert_eq!(opened.torn.unwrap().bytes, 7);
+    trail.close().await;
+
+    fs::write(&place.path, format!("{{\"sequ\n{whole}")).unwrap();
+    let error = open(&place.path).await.unwrap_err();
+    assert!(
+        matches!(error, OpenError::Broken { offset: 0, .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_lacks_a_line_is_refused() {
+    let place = place();
+    let (whole, _) = text(1, 3);
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    fs::write(&place.path, [lines[0], lines[1], lines[3]].concat()).unwrap();
+    let error = open(&place.path).await.unwrap_err();
+    let offset_expected = (lines[0].len() + lines[1].len()) as u64;
+    assert!(
+        matches!(error, OpenError::Broken { offset, .. } if offset == offset_expected),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("expected record 3, found 4"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn torn_ends_never_overwrite_one_another() {
     let place = place();
     for number in 1..=3 {
