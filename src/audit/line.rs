@@ -1,0 +1,199 @@
+//! One line: how a record is linked to the one before, spelled, and read back.
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::{Finding, Receipt};
+
+/// The longest line, without its newline, that is written or read: what `verify` holds in memory.
+pub(super) const LINE_BYTES_MAX: usize = 1 << 20;
+/// Room in a line for all but the record: 2 digests, a number, a time, 5 names. Tried: at most 260.
+pub(super) const ENVELOPE_BYTES_MAX: usize = 512;
+/// How deep a record may nest. serde_json reads 127 levels and no more; what is written must be readable.
+pub(super) const DEPTH_MAX: usize = 64;
+/// The largest integer that JCS, whose numbers are doubles, writes without loss.
+pub(super) const INTEGER_MAX: i64 = (1 << 53) - 1;
+/// The kind of the one record that a trail writes by itself.
+pub(super) const SEGMENT_OPENED: &str = "SegmentOpened";
+
+const _: () = assert!(ENVELOPE_BYTES_MAX < LINE_BYTES_MAX && DEPTH_MAX < 127);
+
+/// A record in its canonical form, not yet linked.
+#[derive(Debug)]
+pub(super) struct Draft {
+    time: Timestamp,
+    record: String,
+}
+
+impl Draft {
+    /// Canonicalises a record. Errors: a sentence on what cannot be written.
+    pub(super) fn new(record: &Map<String, Value>, time: Timestamp) -> Result<Self, String> {
+        record.iter().try_for_each(|(name, value)| {
+            writable(value, DEPTH_MAX).map_err(|why| format!("{name}: {why}"))
+        })?;
+        let record =
+            serde_json_canonicalizer::to_string(record).map_err(|error| error.to_string())?;
+        if record.len() > LINE_BYTES_MAX - ENVELOPE_BYTES_MAX {
+            return Err(format!("{} bytes are more than a line holds", record.len()));
+        }
+        Ok(Draft { time, record })
+    }
+
+    /// Returns the bytes that the record takes in a line.
+    pub(super) fn bytes(&self) -> usize {
+        self.record.len()
+    }
+
+    /// Appends the line that continues `previous` to `text`, newline included, and returns its receipt.
+    pub(super) fn link(&self, previous: &Receipt, text: &mut String) -> Receipt {
+        let Draft { time, record } = self;
+        let (sequence, previous) = (previous.sequence + 1, &previous.digest);
+        // The JCS form of the line's object without `digest`: names sorted, and the time needs no escapes.
+        let linked = format!(
+            r#"{{"previousDigest":"{previous}","record":{record},"sequence":{sequence},"time":"{time}"}}"#
+        );
+        let digest = sha256(linked.as_bytes());
+        text.push_str(&spelled(sequence, *time, previous, &digest, record));
+        text.push('\n');
+        Receipt { sequence, digest }
+    }
+}
+
+/// A line that was read, and proved to be spelled as we spell and to carry its own digest.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub receipt: Receipt,
+    pub previous_digest: String,
+    pub time: Timestamp,
+    pub opens_segment: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Written {
+    sequence: i64,
+    time: Timestamp,
+    previous_digest: String,
+    digest: String,
+    record: Map<String, Value>,
+}
+
+/// Reads one line, without its newline. What it follows is for the caller to compare.
+pub(super) fn read(line: &[u8]) -> Result<Link, Finding> {
+    let written: Written = serde_json::from_slice(line).map_err(|error| Finding::Unreadable {
+        reason: error.to_string(),
+    })?;
+    let Written {
+        sequence,
+        time,
+        previous_digest,
+        digest,
+        record,
+    } = written;
+    if !(1..=INTEGER_MAX).contains(&sequence) {
+        return Err(Finding::Unreadable {
+            reason: format!("sequence {sequence} is not within 1..{INTEGER_MAX}"),
+        });
+    }
+    let draft = Draft::new(&record, time).map_err(|reason| Finding::Unreadable { reason })?;
+    // Byte for byte, so that a repeated name, of which JSON readers take whichever they like, hides nothing.
+    if spelled(sequence, time, &previous_digest, &digest, &draft.record).as_bytes() != line {
+        return Err(Finding::Respelled { sequence });
+    }
+    let previous = Receipt {
+        sequence: sequence - 1,
+        digest: previous_digest,
+    };
+    let receipt = draft.link(&previous, &mut String::new());
+    if receipt.digest != digest {
+        return Err(Finding::Edited {
+            sequence,
+            expected: receipt.digest,
+            found: digest,
+        });
+    }
+    let opens_segment = record
+        .get("kind")
+        .is_some_and(|kind| kind == SEGMENT_OPENED);
+    if opens_segment && !names_what_it_continues(&record, &previous) {
+        return Err(Finding::Misjoined { sequence });
+    }
+    Ok(Link {
+        receipt,
+        previous_digest: previous.digest,
+        time,
+        opens_segment,
+    })
+}
+
+/// Returns the record that opens a segment.
+///
+/// `segment` is its own number, `previousHead` what it continues, `tornBytes` and `tornDigest` what a crash had left
+/// behind that head and was set aside.
+pub(super) fn segment_opened(previous: &Receipt, torn: Option<(u64, &str)>) -> Map<String, Value> {
+    let mut record = Map::new();
+    record.insert("kind".into(), SEGMENT_OPENED.into());
+    record.insert("segment".into(), (previous.sequence + 1).into());
+    record.insert("previousHead".into(), head_value(previous));
+    record.insert(
+        "tornBytes".into(),
+        torn.map_or(0, |(bytes, _)| bytes).into(),
+    );
+    if let Some((_, digest)) = torn {
+        record.insert("tornDigest".into(), digest.into());
+    }
+    record
+}
+
+/// Returns SHA-256 in lower-case hex.
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::with_capacity(64), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}"); // a String takes all
+            hex
+        })
+}
+
+fn names_what_it_continues(record: &Map<String, Value>, previous: &Receipt) -> bool {
+    record.get("previousHead") == Some(&head_value(previous))
+        && record.get("segment") == Some(&Value::from(previous.sequence + 1))
+}
+
+fn head_value(head: &Receipt) -> Value {
+    match head.sequence {
+        0 => Value::Null,
+        sequence => serde_json::json!({ "sequence": sequence, "digest": head.digest }),
+    }
+}
+
+fn spelled(sequence: i64, time: Timestamp, previous: &str, digest: &str, record: &str) -> String {
+    format!(
+        r#"{{"sequence":{sequence},"time":"{time}","previousDigest":"{previous}","digest":"{digest}","record":{record}}}"#
+    )
+}
+
+/// Says what in a value would not come back as it was written.
+fn writable(value: &Value, depth_left: usize) -> Result<(), String> {
+    if depth_left == 0 {
+        return Err(format!("nested more than {DEPTH_MAX} deep"));
+    }
+    match value {
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) if (-INTEGER_MAX..=INTEGER_MAX).contains(&integer) => Ok(()),
+            Some(_) | None => Err(format!(
+                "{number} is not an integer within ±{INTEGER_MAX}; write it as a string"
+            )),
+        },
+        Value::Array(items) => items
+            .iter()
+            .try_for_each(|item| writable(item, depth_left - 1)),
+        Value::Object(members) => members
+            .values()
+            .try_for_each(|member| writable(member, depth_left - 1)),
+    }
+}

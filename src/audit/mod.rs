@@ -1,0 +1,74 @@
+//! The audit trail: an append-only file of JSON lines, each of which names the digest of the one before.
+//!
+//! ```text
+//! append ─▶ bounded queue ─▶ writer's thread: link all that waits ─▶ one write ─▶ one fdatasync ─▶ answer all
+//!                                                                                      └─▶ copy to standard output
+//! {"sequence":2,"time":"2026-03-01T09:00:00Z","previousDigest":"…","digest":"…","record":{…}}
+//! ```
+//!
+//! `digest` is SHA-256, in lower-case hex, over the JCS form (RFC 8785) of the line's object without `digest`.
+//! A line has one spelling only: the five members in this order, no white space, `record` in its JCS form.
+//! Each opening of a trail appends a record `{"kind":"SegmentOpened",…}`, which names the head that it continues.
+//!
+//! # Guarantees
+//! - A [`Receipt`] is given for a line that is durable, and receipts are given in the order of the lines.
+//! - After a failed write or fsync the trail is taken back to its last durable line before anything else is written.
+//! - [`verify()`] finds an edit, a gap, a reorder, a repeated line, a cut beginning and a swapped segment; a cut end
+//!   and a chain that was computed anew it finds if it is given a receipt from elsewhere (a status, a lease).
+//!
+//! # Caveats
+//! - An append that failed, or whose future was dropped, may still be found in the trail: a crash can come between
+//!   the write and the taking back. One that succeeded is always found.
+//! - Without a receipt kept elsewhere, a chain proves nothing against someone who may rewrite the whole file.
+//! - Nothing here rotates the file. One that is renamed or removed under its writer makes appends fail, not vanish.
+//!
+//! What a record means, and who waits for it, is left to others.
+
+mod line;
+mod open;
+mod store;
+mod tail;
+mod trail;
+mod verify;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use open::{Begin, OpenError, Opened, Sinks, Torn};
+pub use trail::{AppendError, Class, Limits, Stats, Trail};
+pub use verify::{Expectation, Finding, Summary, VerifyError, verify, verify_files};
+
+/// Proof that a record is in the trail: its number and its line's digest.
+///
+/// Kept outside of the trail (in a status, in a lease), it is what makes a cut end visible.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Receipt {
+    /// The line's number, from 1, without gaps; at most 2^53 − 1.
+    pub sequence: i64,
+    /// SHA-256 of the line, 64 lower-case hex digits.
+    pub digest: String,
+}
+
+impl Receipt {
+    /// Returns what the first line of all continues: number 0, and a digest of 64 zeros.
+    pub(crate) fn origin() -> Self {
+        Receipt {
+            sequence: 0,
+            digest: "0".repeat(64),
+        }
+    }
+
+    /// Returns whether this is a receipt that a trail could have given, or the origin.
+    fn is_plausible(&self) -> bool {
+        (0..=line::INTEGER_MAX).contains(&self.sequence)
+            && self.digest.len() == 64
+            && self
+                .digest
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}

@@ -1,0 +1,193 @@
+//! Where the lines go: a file that can be taken back, or an output that cannot.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::time::Duration;
+
+/// The few operations that a trail needs, each of which may fail, so that tests can make it fail.
+pub(super) trait Store: Send {
+    /// Checks, before a write, that this is still where we left off, `bytes` long.
+    fn check(&mut self, bytes: u64) -> io::Result<()>;
+    /// Writes some of `text` at `offset`, and returns how much.
+    fn write_at(&mut self, text: &[u8], offset: u64) -> io::Result<usize>;
+    /// Makes durable what was written.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Takes back what was written after the first `bytes`.
+    fn truncate(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+/// A file, and the lock on it, which goes when the file is closed.
+#[derive(Debug)]
+pub(super) struct FileStore {
+    pub path: PathBuf,
+    pub file: File,
+}
+
+impl FileStore {
+    /// Returns whether the path still names the file that is open.
+    ///
+    /// A file that was removed or renamed takes writes as before, and whoever reads the path never sees them.
+    pub fn is_at_its_path(&self) -> io::Result<bool> {
+        let (open, named) = (self.file.metadata()?, std::fs::metadata(&self.path)?);
+        Ok((open.dev(), open.ino()) == (named.dev(), named.ino()))
+    }
+}
+
+impl Store for FileStore {
+    fn check(&mut self, bytes: u64) -> io::Result<()> {
+        if !self.is_at_its_path()? {
+            return Err(io::Error::other(
+                "another file was put in its place; put it back, or restart to begin there",
+            ));
+        }
+        let found = self.file.metadata()?.len();
+        if found != bytes {
+            let what = format!(
+                "it is {found} bytes long, but {bytes} were written; someone else writes to it"
+            );
+            return Err(io::Error::other(what));
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, text: &[u8], offset: u64) -> io::Result<usize> {
+        self.file.write_at(text, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn truncate(&mut self, bytes: u64) -> io::Result<()> {
+        if self.file.metadata()?.len() < bytes {
+            // Setting the length would fill it up with NUL bytes, and hide that.
+            return Err(io::Error::other(
+                "durable lines were cut off by someone else; restart to have it looked at",
+            ));
+        }
+        self.file.set_len(bytes)
+    }
+}
+
+/// An output such as a pipe: what it took is as durable as it gets, and cannot be taken back.
+///
+/// After a line was torn by a failed write, the trail on it stays unavailable until it is opened anew.
+#[derive(Debug)]
+pub(super) struct OutputStore<W> {
+    output: W,
+    bytes_taken: u64,
+}
+
+impl<W: Write> OutputStore<W> {
+    pub fn new(output: W) -> Self {
+        OutputStore {
+            output,
+            bytes_taken: 0,
+        }
+    }
+}
+
+impl<W: Write + Send> Store for OutputStore<W> {
+    fn check(&mut self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_at(&mut self, text: &[u8], _offset: u64) -> io::Result<usize> {
+        let taken = self.output.write(text)?;
+        self.bytes_taken += taken as u64;
+        Ok(taken)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+
+    fn truncate(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes == self.bytes_taken {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "it broke off, and an output cannot be taken back; restart",
+        ))
+    }
+}
+
+/// Standard output without the buffer of `std`, which after an error does not say what it kept.
+#[derive(Debug)]
+pub(super) struct StandardOutput(File);
+
+impl StandardOutput {
+    pub fn new() -> io::Result<Self> {
+        Ok(StandardOutput(File::from(
+            io::stdout().as_fd().try_clone_to_owned()?,
+        )))
+    }
+}
+
+impl Write for StandardOutput {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut shared = io::stdout().lock(); // so that no line of others begins amid ours
+        shared.flush()?;
+        self.0.write(text)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many writes may wait for a slow standard output. One is rarely more than some records; then the copy has a
+/// hole, which `Stats::copies_dropped` counts; the file has all.
+const COPY_QUEUE_MAX: usize = 64;
+/// How long closing waits for the copy: an output that nobody reads must not hold up an exit.
+const COPY_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Copies durable lines to an output, on a thread of its own: one that blocks never holds up the file.
+#[derive(Debug)]
+pub(super) struct Copier {
+    queue: SyncSender<String>,
+    done: Receiver<()>,
+}
+
+impl Copier {
+    pub fn start(mut output: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, texts) = mpsc::sync_channel::<String>(COPY_QUEUE_MAX);
+        let (done_sender, done) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("audit-copy".into())
+            .spawn(move || {
+                for text in texts {
+                    if output
+                        .write_all(text.as_bytes())
+                        .and_then(|()| output.flush())
+                        .is_err()
+                    {
+                        break; // the queue closes, and what comes is counted as dropped
+                    }
+                }
+                drop(done_sender);
+            })?;
+        Ok(Copier { queue, done })
+    }
+
+    /// Hands over whole lines. Returns whether they were taken.
+    pub fn copy(&self, text: String) -> bool {
+        match self.queue.try_send(text) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// Waits until all is copied, at most `COPY_CLOSE_TIMEOUT`.
+    pub fn close(self) {
+        let Copier { queue, done } = self;
+        drop(queue);
+        let _ = done.recv_timeout(COPY_CLOSE_TIMEOUT); // ends by disconnection
+    }
+}
