@@ -48,9 +48,20 @@ impl PushPermit {
         Self { not_after, push }
     }
 
+    /// Makes a permit out of nothing, so that whoever spends permits can be tested without a grant.
+    #[cfg(test)]
+    pub(crate) fn for_test(not_after: Timestamp, push: KeyPush) -> Self {
+        Self::new(not_after, push)
+    }
+
     /// The last moment at which the call may leave, a whole second in UTC.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
+    }
+
+    /// Where the push goes: each region has its own queue.
+    pub fn place(&self) -> &Place {
+        &self.push.place
     }
 
     /// Spends the permit: returns what to push if `now` is not too late, and nothing otherwise.
