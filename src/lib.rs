@@ -1,4 +1,5 @@
 //! Instance Access: declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
 
 pub mod api;
+pub mod aws;
 pub mod domain;

@@ -1,0 +1,131 @@
+//! What waits for one region: ids to be asked for together, and questions that need a call of their own.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Mutex;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::aws::{LOOKUP_IDS_MAX, locked};
+use crate::domain::cloud::{Endpoint, Failure, Instance, InstanceId};
+
+#[derive(Default)]
+pub(super) struct State {
+    /// The ids to ask for, first come, first served; an id stands here once, whoever wants it.
+    pub(super) ids: VecDeque<InstanceId>,
+    wanted: HashMap<InstanceId, Vec<Waiter>>,
+    /// Since when the first of `ids` has been waiting.
+    pub(super) since: Option<Instant>,
+    /// Questions that need a call of their own. An entry stays until it is answered: who asks the same joins it.
+    asked: HashMap<Question, Vec<Waiter>>,
+    pub(super) unsent: VecDeque<Question>,
+    /// Whether a task is sending what waits.
+    pub(super) dispatching: bool,
+    /// Whose turn it is if both wait, so that neither starves.
+    ids_next: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Question {
+    Tags(BTreeMap<String, String>),
+    Endpoints(String),
+}
+
+#[derive(Clone)]
+pub(super) enum Answer {
+    Instances(Vec<Instance>),
+    Endpoints(Vec<Endpoint>),
+}
+
+pub(super) type Waiter = oneshot::Sender<Result<Answer, Failure>>;
+
+pub(super) enum Work {
+    Ids(Vec<(InstanceId, Vec<Waiter>)>),
+    Question(Question),
+}
+
+impl State {
+    pub(super) fn want(&mut self, id: InstanceId, waiter: Waiter) {
+        let waiters = self.wanted.entry(id.clone()).or_default();
+        if waiters.is_empty() {
+            self.ids.push_back(id);
+            self.since.get_or_insert_with(Instant::now);
+        }
+        waiters.push(waiter);
+    }
+
+    pub(super) fn question(&mut self, question: Question, waiter: Waiter) {
+        let waiters = self.asked.entry(question.clone()).or_default();
+        if waiters.is_empty() {
+            self.unsent.push_back(question);
+        }
+        waiters.push(waiter);
+    }
+
+    pub(super) fn need_not_linger(&self) -> bool {
+        self.ids.len() >= LOOKUP_IDS_MAX || !self.unsent.is_empty()
+    }
+
+    /// Takes the next call's work. Ids and questions that nobody waits for any more are let go.
+    pub(super) fn take(&mut self) -> Option<Work> {
+        self.ids_next = !self.ids_next;
+        if self.ids_next {
+            self.take_ids().or_else(|| self.take_question())
+        } else {
+            self.take_question().or_else(|| self.take_ids())
+        }
+    }
+
+    fn take_ids(&mut self) -> Option<Work> {
+        let mut batch = Vec::new();
+        while batch.len() < LOOKUP_IDS_MAX
+            && let Some(id) = self.ids.pop_front()
+        {
+            let mut waiters = self.wanted.remove(&id).unwrap_or_default();
+            waiters.retain(|waiter| !waiter.is_closed());
+            if !waiters.is_empty() {
+                batch.push((id, waiters));
+            }
+        }
+        self.since = (!self.ids.is_empty()).then(Instant::now);
+        (!batch.is_empty()).then_some(Work::Ids(batch))
+    }
+
+    fn take_question(&mut self) -> Option<Work> {
+        while let Some(question) = self.unsent.pop_front() {
+            if self.asked.get(&question).is_some_and(|waiters| waiters.iter().any(|waiter| !waiter.is_closed())) {
+                return Some(Work::Question(question));
+            }
+            self.asked.remove(&question);
+        }
+        None
+    }
+}
+
+/// A question under way. If its call panics, this lets it go, and all who wait for it with an error.
+pub(super) struct UnderWay<'a> {
+    state: &'a Mutex<State>,
+    question: Option<Question>,
+}
+
+impl<'a> UnderWay<'a> {
+    pub(super) fn new(state: &'a Mutex<State>, question: Question) -> Self {
+        Self { state, question: Some(question) }
+    }
+
+    /// Ends it, and returns those who wait for the answer. Who asks from here on asks anew.
+    pub(super) fn finish(mut self) -> Vec<Waiter> {
+        self.take()
+    }
+
+    fn take(&mut self) -> Vec<Waiter> {
+        let waiters = self.question.take().and_then(|question| locked(self.state).asked.remove(&question));
+        waiters.unwrap_or_default()
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
