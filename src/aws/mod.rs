@@ -26,11 +26,18 @@ mod message;
 mod pushes;
 mod recent;
 
+#[cfg(feature = "aws")]
+mod convert;
+#[cfg(feature = "aws")]
+mod sdk;
+
 #[cfg(test)]
 mod fake;
 
 pub use lookups::{LookupLimits, LookupStats, Lookups};
 pub use pushes::{Clock, Delivered, Fence, PushError, PushLimits, PushStats, Pushes};
+#[cfg(feature = "aws")]
+pub use sdk::{CallLimits, SdkCloud};
 
 /// The most ids that one look-up asks for. Source: EC2 takes 200 values of a filter.
 pub const LOOKUP_IDS_MAX: usize = 200;
