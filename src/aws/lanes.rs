@@ -1,22 +1,22 @@
 //! One lane for each place, so that a slow or throttled region holds up no other.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use crate::domain::cloud::{Failure, FailureClass, Place};
 
 use super::class::{self, failure};
+use super::recent::Recent;
 use super::{PLACES_MAX, locked};
 
 /// The lanes in use, at most [`PLACES_MAX`]: when a new one needs room, the idle one unused for longest goes.
 #[derive(Debug)]
 pub(super) struct Lanes<L> {
-    all: Mutex<(u64, HashMap<Place, (u64, Arc<L>)>)>,
+    all: Mutex<Recent<Place, Arc<L>>>,
 }
 
 impl<L> Lanes<L> {
     pub(super) fn new() -> Self {
-        Self { all: Mutex::new((0, HashMap::new())) }
+        Self { all: Mutex::new(Recent::new()) }
     }
 
     /// Returns the lane of `place`, made if there is none.
@@ -24,34 +24,23 @@ impl<L> Lanes<L> {
     /// # Errors
     /// `Throttled` if every lane is busy; the caller comes back.
     pub(super) fn lane(&self, place: &Place, make: impl FnOnce() -> L) -> Result<Arc<L>, Failure> {
-        let mut guard = locked(&self.all);
-        let (uses, lanes) = &mut *guard;
-        *uses += 1;
-        if let Some((used, lane)) = lanes.get_mut(place) {
-            *used = *uses;
-            return Ok(lane.clone());
+        let mut all = locked(&self.all);
+        if let Some(lane) = all.get(place) {
+            return Ok(lane);
         }
-        if lanes.len() >= PLACES_MAX {
-            // A lane that nobody else holds has neither waiters nor calls.
-            let idle = lanes.iter().filter(|(_, (_, lane))| Arc::strong_count(lane) == 1);
-            let oldest = idle.min_by_key(|(_, (used, _))| *used).map(|(place, _)| place.clone());
-            let Some(oldest) = oldest else {
-                return Err(failure(
-                    FailureClass::Throttled,
-                    class::QUEUE_FULL,
-                    &format!("calls to {PLACES_MAX} regions are under way; {} waits for one to end", place.region),
-                ));
-            };
-            lanes.remove(&oldest);
+        // A lane that nobody else holds has neither waiters nor calls.
+        if !all.make_room(PLACES_MAX, |lane| Arc::strong_count(lane) == 1) {
+            let text = format!("calls to {PLACES_MAX} regions are under way; {} waits for one to end", place.region);
+            return Err(failure(FailureClass::Throttled, class::QUEUE_FULL, &text));
         }
         let lane = Arc::new(make());
-        lanes.insert(place.clone(), (*uses, lane.clone()));
+        all.insert(place.clone(), lane.clone());
         Ok(lane)
     }
 
     /// Returns every lane there is.
     pub(super) fn all(&self) -> Vec<(Place, Arc<L>)> {
-        locked(&self.all).1.iter().map(|(place, (_, lane))| (place.clone(), lane.clone())).collect()
+        locked(&self.all).iter().map(|(place, lane)| (place.clone(), lane.clone())).collect()
     }
 }
 

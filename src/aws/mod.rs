@@ -24,6 +24,7 @@ mod lanes;
 mod lookups;
 mod message;
 mod pushes;
+mod recent;
 
 #[cfg(feature = "aws")]
 mod convert;

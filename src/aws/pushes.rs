@@ -9,7 +9,7 @@
 //! One push is one call, never repeated here: whoever makes permits decides on the next attempt.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
@@ -25,7 +25,11 @@ use super::lanes::Lanes;
 use super::{Cloud, Gate, locked};
 
 mod queue;
+mod stats;
+
 use queue::{Entry, Queue};
+pub use stats::PushStats;
+use stats::{Counters, count};
 
 /// The wall clock.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -102,50 +106,6 @@ impl PushError {
     }
 }
 
-/// What happened so far, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PushStats {
-    /// Calls made.
-    pub calls: u64,
-    /// Keys that AWS took.
-    pub delivered: u64,
-    /// Calls that failed, throttled ones included.
-    pub failed: u64,
-    /// Calls that AWS throttled.
-    pub throttled: u64,
-    /// Calls after which nobody knows whether AWS took the key.
-    pub unsure: u64,
-    /// Pushes not sent, since it was too late.
-    pub too_late: u64,
-    /// Pushes not sent, since we may no longer push.
-    pub fenced: u64,
-    /// Pushes not sent, since the caller went away.
-    pub withdrawn: u64,
-    /// Pushes turned away, since the queue was full.
-    pub turned_away: u64,
-    /// Pushes that wait now.
-    pub waiting: u64,
-    /// Pushes under way now.
-    pub in_flight: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    calls: AtomicU64,
-    delivered: AtomicU64,
-    failed: AtomicU64,
-    throttled: AtomicU64,
-    unsure: AtomicU64,
-    too_late: AtomicU64,
-    fenced: AtomicU64,
-    withdrawn: AtomicU64,
-    turned_away: AtomicU64,
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
 /// The pacer. Cheap to clone; all clones share their queues.
 #[derive(Clone)]
 pub struct Pushes {
@@ -217,21 +177,7 @@ impl Pushes {
 
     /// Returns what happened so far.
     pub fn stats(&self) -> PushStats {
-        let counters = &self.shared.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut stats = PushStats {
-            calls: read(&counters.calls),
-            delivered: read(&counters.delivered),
-            failed: read(&counters.failed),
-            throttled: read(&counters.throttled),
-            unsure: read(&counters.unsure),
-            too_late: read(&counters.too_late),
-            fenced: read(&counters.fenced),
-            withdrawn: read(&counters.withdrawn),
-            turned_away: read(&counters.turned_away),
-            waiting: 0,
-            in_flight: 0,
-        };
+        let mut stats = self.shared.counters.read();
         for (_, lane) in self.shared.lanes.all() {
             stats.waiting += locked(&lane.queue).len() as u64;
             let slots = self.shared.limits.in_flight_max.max(1);

@@ -3,7 +3,7 @@
 //! Configuration is the SDK's own default chain: `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_EC2` (`…_EC2_INSTANCE_CONNECT`),
 //! profiles, web identity (IRSA), pod identity, FIPS, dual-stack. TLS is the SDK's default client: rustls on aws-lc.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use crate::domain::cloud::{Endpoint, Failure, FailureClass, Instance, InstanceId
 use crate::domain::push::{KeyPush, PUSH_TIMEOUT};
 
 use super::class::{self, failure};
+use super::recent::Recent;
 use super::{Cloud, Gate, PLACES_MAX, Pushed, Reply, TAGGED_INSTANCES_MAX, convert, locked};
 
 mod failures;
@@ -73,7 +74,7 @@ impl Default for CallLimits {
 pub struct SdkCloud {
     config: SdkConfig,
     limits: CallLimits,
-    clients: Mutex<(u64, HashMap<Region, (u64, Clients)>)>,
+    clients: Mutex<Recent<Region, Clients>>,
 }
 
 #[derive(Clone)]
@@ -100,7 +101,7 @@ impl SdkCloud {
 
     /// Uses a configuration that was loaded elsewhere. Its retries and time limits are replaced by ours.
     pub fn new(config: SdkConfig, limits: CallLimits) -> Self {
-        Self { config, limits, clients: Mutex::default() }
+        Self { config, limits, clients: Mutex::new(Recent::new()) }
     }
 
     /// Returns the region of the configuration: the operator's own.
@@ -110,20 +111,13 @@ impl SdkCloud {
 
     /// Returns the region's clients. At [`PLACES_MAX`] the pair unused for longest goes; it costs only its connections.
     fn clients(&self, region: &Region) -> Clients {
-        let mut guard = locked(&self.clients);
-        let (uses, all) = &mut *guard;
-        *uses += 1;
-        if let Some((used, clients)) = all.get_mut(region) {
-            *used = *uses;
-            return clients.clone();
+        let mut all = locked(&self.clients);
+        if let Some(clients) = all.get(region) {
+            return clients;
         }
-        if all.len() >= PLACES_MAX
-            && let Some(oldest) = all.iter().min_by_key(|(_, (used, _))| *used).map(|(region, _)| region.clone())
-        {
-            all.remove(&oldest);
-        }
+        all.make_room(PLACES_MAX, |_| true);
         let clients = self.new_clients(region);
-        all.insert(region.clone(), (*uses, clients.clone()));
+        all.insert(region.clone(), clients.clone());
         clients
     }
 

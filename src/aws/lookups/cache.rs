@@ -15,8 +15,11 @@ const VPCS_MAX: usize = 1024;
 /// Endpoints by VPC, each with the time at which it was seen.
 pub(super) struct EndpointCache {
     kept: Duration,
-    seen: Mutex<HashMap<(Place, String), (Instant, Vec<Endpoint>)>>,
+    seen: Mutex<HashMap<(Place, String), Seen>>,
 }
+
+/// When, and what.
+type Seen = (Instant, Vec<Endpoint>);
 
 impl EndpointCache {
     pub(super) fn new(kept: Duration) -> Self {
