@@ -223,6 +223,11 @@ impl Lab {
 
 /// The control plane.
 impl Lab {
+    /// Whether there is one; without, the other functions here panic.
+    pub fn has_control_plane(&self) -> bool {
+        self.control_plane.is_some()
+    }
+
     /// A kubeconfig for one of [`PEOPLE`], for `kubectl` and for a client crate.
     ///
     /// # Errors
