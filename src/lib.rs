@@ -1,1 +1,4 @@
-//! Instance Access.
+//! Instance Access: declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
+
+pub mod api;
+pub mod domain;

@@ -1,137 +1,309 @@
-//! Placeholder for the AWS stand-in: instances, pushed keys, and the metadata that sshd asks for.
+//! A stand-in for AWS: EC2 look-ups, EC2 Instance Connect, endpoint tunnels, instance metadata, STS.
+//!
+//! It refuses what AWS refuses, with AWS's words. It knows nothing of the product: a belief shared by both sides
+//! would be tested by neither. What AWS does not publish is said where it is guessed.
+//!
+//! ```text
+//!  SDK, CLI ──► api_addr ──┬─ Query form ──────► ec2, sts ─┐
+//!                          ├─ X-Amz-Target ────► eic ──────┤ sigv4 · fault · bucket ──► journal
+//!  gateway ────────────────┼─ /openTunnel ─────► tunnel ───┤       world · keys
+//!  other processes ────────┴─ /_lab/… ─────────► control   │
+//!  sshd's key command ──► metadata_addr ───────► metadata ─┘
+//! ```
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::{
-    Json, Router,
-    extract::{ConnectInfo, Path, State},
-    http::StatusCode,
-    routing::{get, post},
-};
-use serde_json::{Value, json};
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
-/// How the stand-in behaves.
-#[derive(Clone, Debug, Default)]
-pub struct Config {
-    /// Ports beside 22 and 3389 that a tunnel may go to.
-    pub extra_tunnel_ports: Vec<u16>,
-}
+mod api;
+mod bucket;
+mod clock;
+mod control;
+mod ec2;
+mod eic;
+mod fault;
+mod http;
+mod journal;
+mod keys;
+mod metadata;
+mod sigv4;
+mod sts;
+mod tunnel;
+mod world;
+mod xml;
+
+pub use bucket::{Bucket, Rates};
+pub use fault::{Fault, FaultKind};
+pub use journal::{Api, Entry, Outcome};
+pub use keys::{ActiveKey, KEY_WINDOW};
+pub use world::{Endpoint, Instance};
 
 /// The account of callers and instances that name no other.
 pub const ACCOUNT_ID: &str = "123456789012";
 
-/// An instance as AWS describes it.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "placeholder")]
-pub struct Instance {
-    pub id: String,
-    pub state: String,
-    pub availability_zone: String,
-    pub region: String,
+/// A long-term or temporary credential whose secret the stand-in knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The access key's id.
+    pub access_key_id: String,
+    /// Its secret.
+    pub secret_access_key: String,
+    /// The token of a temporary credential.
+    pub session_token: Option<String>,
+    /// Whose it is.
     pub account_id: String,
-    pub vpc_id: String,
-    pub subnet_id: String,
-    pub private_ip: Option<IpAddr>,
-    pub public_ip: Option<IpAddr>,
-    pub ipv6: Option<IpAddr>,
-    pub tags: BTreeMap<String, String>,
-    pub host_addr: Option<SocketAddr>,
 }
 
-/// An Instance Connect Endpoint as AWS describes it.
+/// How the stand-in behaves. Without rates and credentials it neither throttles nor judges signatures themselves.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "placeholder")]
-pub struct Endpoint {
-    pub id: String,
-    pub region: String,
-    pub vpc_id: String,
-    pub subnet_id: String,
-    pub state: String,
-    pub dns_name: String,
+pub struct Config {
+    /// Where the API listens.
+    pub api_addr: SocketAddr,
+    /// Where the metadata service listens.
+    pub metadata_addr: SocketAddr,
+    /// The account of callers whose access key is in no list.
+    pub account_id: String,
+    /// If not empty, only these access keys and those that AssumeRole gave are known, and their signatures judged.
+    pub credentials: Vec<Credential>,
+    /// How far a signature's time may be off. AWS: five minutes.
+    pub clock_skew_max: Duration,
+    /// Request rates; without them nothing is throttled.
+    pub rates: Option<Rates>,
+    /// Connections through one endpoint. AWS: 20.
+    pub tunnel_connections_max: usize,
+    /// Ports beside 22 and 3389 that a tunnel may go to, for labs that an ordinary user runs. AWS: none.
+    pub extra_tunnel_ports: Vec<u16>,
+    /// Entries that the journal keeps.
+    pub journal_entries_max: usize,
+    /// How long a terminated instance is shown.
+    pub terminated_shown_for: Duration,
+    /// Counts what a filter drops towards a page, so that a page may be short or empty and yet not the last.
+    /// EC2 was seen to do this.
+    pub sparse_pages: bool,
+    /// For the dice of faults with a probability.
+    pub random_seed: u64,
 }
 
-#[derive(Debug, Default)]
-struct World {
-    instances: BTreeMap<String, Instance>,
-    endpoints: BTreeMap<String, Endpoint>,
-    keys: Vec<(String, String, String, Instant)>,
-    ahead: Duration,
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            api_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            metadata_addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            account_id: ACCOUNT_ID.into(),
+            credentials: Vec::new(),
+            clock_skew_max: Duration::from_secs(300),
+            rates: None,
+            tunnel_connections_max: 20,
+            extra_tunnel_ports: Vec::new(),
+            journal_entries_max: 200_000,
+            terminated_shown_for: ec2::TERMINATED_SHOWN_FOR,
+            sparse_pages: false,
+            random_seed: 0x9e37_79b9_7f4a_7c15,
+        }
+    }
 }
 
-/// The stand-in.
-#[derive(Debug)]
+/// What all parts see.
+struct Shared {
+    config: Config,
+    clock: clock::Clock,
+    world: world::World,
+    keyring: keys::Keyring,
+    journal: journal::Journal,
+    faults: fault::Faults,
+    buckets: bucket::Buckets,
+    sessions: sts::Sessions,
+    tunnels: tunnel::Tunnels,
+    stopped: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn put_instance(&self, instance: Instance) {
+        if instance.state == "terminated" {
+            self.keyring.remove_instance(&instance.id);
+        }
+        self.world.put_instance(instance, self.clock.now());
+    }
+
+    fn remove_instance(&self, id: &str) -> bool {
+        self.keyring.remove_instance(id);
+        self.world.remove_instance(id)
+    }
+}
+
+/// The running stand-in. Clones are handles to the same one; it stops when the last is dropped.
+#[derive(Clone)]
 pub struct StandIn {
+    shared: Arc<Shared>,
+    running: Arc<Running>,
+}
+
+impl fmt::Debug for StandIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StandIn")
+            .field("api_addr", &self.running.api_addr)
+            .field("metadata_addr", &self.running.metadata_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Running {
     api_addr: SocketAddr,
     metadata_addr: SocketAddr,
-    world: Arc<Mutex<World>>,
+    tasks: [AbortHandle; 2],
+    shared: Arc<Shared>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.stopped.send_replace(true);
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
 }
 
 impl StandIn {
-    /// Binds and serves on the current runtime.
+    /// Binds its listeners and serves on the current tokio runtime.
     ///
     /// # Errors
-    /// If no port is free.
-    pub async fn start(_config: Config) -> anyhow::Result<StandIn> {
-        let world = Arc::new(Mutex::new(World::default()));
-        let api = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let metadata = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let this = StandIn { api_addr: api.local_addr()?, metadata_addr: metadata.local_addr()?, world: world.clone() };
-        let app = Router::new().route("/", post(push)).with_state(world.clone());
-        tokio::spawn(async move { axum::serve(api, app).await });
-        let app = Router::new().route("/latest/meta-data/managed-ssh-keys/active-keys/{user}", get(keys)).with_state(world);
-        let app = app.into_make_service_with_connect_info::<SocketAddr>();
-        tokio::spawn(async move { axum::serve(metadata, app).await });
-        Ok(this)
+    /// An address cannot be bound.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let bind = async |addr: SocketAddr| {
+            let listener = TcpListener::bind(addr)
+                .await
+                .with_context(|| format!("cannot listen on {addr}"))?;
+            let addr = listener
+                .local_addr()
+                .context("a listener without address")?;
+            anyhow::Ok((listener, addr))
+        };
+        let (api, api_addr) = bind(config.api_addr).await?;
+        let (metadata, metadata_addr) = bind(config.metadata_addr).await?;
+        let shared = Arc::new(Shared {
+            clock: clock::Clock::new(),
+            world: world::World::new(config.terminated_shown_for),
+            keyring: keys::Keyring::default(),
+            journal: journal::Journal::new(config.journal_entries_max),
+            faults: fault::Faults::new(config.random_seed),
+            buckets: bucket::Buckets::new(config.rates),
+            sessions: sts::Sessions::default(),
+            tunnels: tunnel::Tunnels::default(),
+            stopped: watch::Sender::new(false),
+            config,
+        });
+        let api = {
+            let shared = shared.clone();
+            http::serve(api, move |conn, request| {
+                api::answer(shared.clone(), conn, request)
+            })
+        };
+        let metadata = {
+            let shared = shared.clone();
+            http::serve(metadata, move |conn, request| {
+                metadata::answer(shared.clone(), conn, request)
+            })
+        };
+        let tasks = [
+            tokio::spawn(api).abort_handle(),
+            tokio::spawn(metadata).abort_handle(),
+        ];
+        let running = Running {
+            api_addr,
+            metadata_addr,
+            tasks,
+            shared: shared.clone(),
+        };
+        Ok(Self {
+            shared,
+            running: Arc::new(running),
+        })
     }
-    /// Where EC2, EIC and STS answer.
+
+    /// Where EC2, EC2 Instance Connect, STS, tunnels and the lab's control are served, on plain HTTP.
     pub fn api_addr(&self) -> SocketAddr {
-        self.api_addr
+        self.running.api_addr
     }
-    /// Where instances ask for keys.
+
+    /// Where hosts read their metadata.
     pub fn metadata_addr(&self) -> SocketAddr {
-        self.metadata_addr
+        self.running.metadata_addr
     }
-    /// Adds or replaces an instance.
+
+    /// Adds an instance, or replaces the one with its id.
     pub fn put_instance(&self, instance: Instance) {
-        self.world.lock().unwrap().instances.insert(instance.id.clone(), instance);
+        self.shared.put_instance(instance);
     }
-    /// Removes an instance.
+
+    /// Forgets an instance and its keys, as if it had never been.
     pub fn remove_instance(&self, id: &str) {
-        self.world.lock().unwrap().instances.remove(id);
+        self.shared.remove_instance(id);
     }
-    /// Lets time pass at once.
-    pub fn advance(&self, by: Duration) {
-        self.world.lock().unwrap().ahead += by;
-    }
-    /// Adds or replaces an endpoint.
+
+    /// Adds an endpoint, or replaces the one with its id. Open tunnels go on.
     pub fn put_endpoint(&self, endpoint: Endpoint) {
-        self.world.lock().unwrap().endpoints.insert(endpoint.id.clone(), endpoint);
+        self.shared.world.put_endpoint(endpoint);
     }
-}
 
-type Shared = State<Arc<Mutex<World>>>;
-
-async fn push(State(world): Shared, body: String) -> (StatusCode, Json<Value>) {
-    let body: Value = serde_json::from_str(&body).unwrap();
-    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
-    let mut world = world.lock().unwrap();
-    if world.instances.get(&text("InstanceId")).is_none_or(|it| it.state != "running") {
-        return (StatusCode::BAD_REQUEST, Json(json!({"__type": "EC2InstanceNotFoundException", "Message": "no"})));
+    /// Forgets an endpoint. Open tunnels go on.
+    pub fn remove_endpoint(&self, id: &str) {
+        self.shared.world.remove_endpoint(id);
     }
-    world.keys.push((text("InstanceId"), text("InstanceOSUser"), text("SSHPublicKey"), Instant::now()));
-    (StatusCode::OK, Json(json!({"RequestId": "placeholder", "Success": true})))
-}
 
-async fn keys(State(world): Shared, ConnectInfo(from): ConnectInfo<SocketAddr>, Path(user): Path<String>) -> (StatusCode, String) {
-    let world = world.lock().unwrap();
-    let asks = world.instances.values().find(|it| it.host_addr.is_some_and(|host| host.ip() == from.ip()));
-    let Some(asks) = asks else { return (StatusCode::NOT_FOUND, String::new()) };
-    let live = world.keys.iter().filter(|(id, os_user, _, at)| *id == asks.id && *os_user == user && at.elapsed() + world.ahead < Duration::from_secs(60));
-    let keys: String = live.map(|(_, _, key, _)| format!("{key}\n")).collect();
-    if keys.is_empty() { (StatusCode::NOT_FOUND, keys) } else { (StatusCode::OK, keys) }
+    /// The calls so far, in the order in which they ended.
+    pub fn journal(&self) -> Vec<Entry> {
+        self.journal_since(0)
+    }
+
+    /// The calls from this sequence number on.
+    pub fn journal_since(&self, sequence: u64) -> Vec<Entry> {
+        self.shared.journal.since(sequence).0
+    }
+
+    /// How many calls fell out of the journal because it was full.
+    pub fn journal_dropped(&self) -> u64 {
+        self.shared.journal.since(u64::MAX).1
+    }
+
+    /// Adds a fault.
+    pub fn set_fault(&self, fault: Fault) {
+        self.shared.faults.set(fault);
+    }
+
+    /// Takes all faults away.
+    pub fn clear_faults(&self) {
+        self.shared.faults.clear();
+    }
+
+    /// The keys that the instance may read for this login now, oldest first.
+    pub fn active_keys(&self, instance_id: &str, os_user: &str) -> Vec<String> {
+        self.shared
+            .keyring
+            .active(instance_id, os_user, self.shared.clock.now())
+    }
+
+    /// Every key that any host may read now.
+    pub fn all_active_keys(&self) -> Vec<ActiveKey> {
+        self.shared.keyring.all(self.shared.clock.now())
+    }
+
+    /// The connections that are open through an endpoint.
+    pub fn open_tunnels(&self, endpoint_id: &str) -> usize {
+        self.shared.tunnels.open(endpoint_id)
+    }
+
+    /// Moves the stand-in's own clock forward: keys fade, tunnels end, buckets fill. The wall clock, by which
+    /// signatures and the credentials of roles are judged, stays.
+    pub fn advance(&self, by: Duration) {
+        self.shared.clock.advance(by);
+    }
+
+    /// The stand-in's own clock: time since its start and what was skipped.
+    pub fn elapsed(&self) -> Duration {
+        self.shared.clock.now()
+    }
 }

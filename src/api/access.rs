@@ -1,0 +1,457 @@
+//! `InstanceAccess`: one request for access, and what became of it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Condition;
+
+/// A request for time-boxed SSH access to one EC2 instance. Immutable, except that spec.revoke may be added once.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "instanceaccess.dev",
+    version = "v1alpha1",
+    kind = "InstanceAccess",
+    plural = "instanceaccesses",
+    singular = "instanceaccess",
+    shortname = "ia",
+    category = "instance-access",
+    namespaced,
+    status = "InstanceAccessStatus",
+    derive = "PartialEq",
+    doc = "A request for time-boxed SSH access to one EC2 instance, and what became of it.",
+    printcolumn(name = "Instance", type_ = "string", json_path = ".status.instance.instanceId", description = "The EC2 instance"),
+    printcolumn(name = "User", type_ = "string", json_path = ".spec.requester.username", description = "Who gets in"),
+    printcolumn(name = "Policy", type_ = "string", json_path = ".status.policy.name", description = "The policy that decided"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Active\")].reason", description = "Whether access is possible now, and why"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.grant.expirationTime", description = "When access ends"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Ticket", type_ = "string", json_path = ".spec.ticket", priority = 1, description = "The ticket"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = 1, description = "Why access is asked for")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("spec.endTime must be later than spec.startTime"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.revoke) || (has(self.revoke) && self.revoke == oldSelf.revoke)").message("spec.revoke cannot be taken back or changed; make a new request"))]
+pub struct InstanceAccessSpec {
+    /// Who asks. Filled in at admission from the caller's authenticated identity, and checked there: leave it out. On
+    /// Kubernetes below 1.36 write here what `kubectl auth whoami -o yaml` shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requester: Option<Identity>,
+    /// Who gets in, if not the requester. Only a delegate that a policy names may set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<SubjectName>,
+    /// Which instance: exactly one of instanceId, nodeName and tags.
+    pub target: Target,
+    /// The login on the instance, for example ec2-user.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[A-Za-z_][A-Za-z0-9@._-]{0,30}[A-Za-z0-9$_-]?$"))]
+    pub os_user: String,
+    /// The public key to let in: ssh-ed25519, or ssh-rsa with 2048 or 4096 bits, in OpenSSH's one-line form or as an
+    /// SSH2 (RFC 4716) block. Never a private key.
+    #[schemars(length(min = 1, max = 8192))]
+    #[x_kube(validation = Rule::new("!self.contains('PRIVATE KEY') && !self.contains('PuTTY-User-Key-File')").message("this is a private key: treat it as compromised, make a new pair with ssh-keygen -t ed25519, and give the .pub file"))]
+    #[x_kube(validation = Rule::new("!self.startsWith('ecdsa-') && !self.startsWith('sk-') && !self.startsWith('ssh-dss')").message("EC2 Instance Connect takes ssh-rsa (2048 or 4096 bits) and ssh-ed25519 only, no ECDSA, sk- or DSA keys; make one with ssh-keygen -t ed25519"))]
+    pub ssh_public_key: String,
+    /// How to reach the instance. Left out: method Auto, port 22.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Connection>,
+    /// When the key is pushed: Continuous (all the time that the grant lives) or OnConnect (when a client connects to
+    /// the gateway). Left out: Continuous.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_delivery: Option<KeyDelivery>,
+    /// How long access is asked for, in seconds: 120 to 604800. The clock starts at the grant, not at the request.
+    /// Left out: what the policy gives by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 120, max = 604_800))]
+    pub ttl_seconds: Option<i32>,
+    /// The earliest moment of access, for example 2026-03-01T08:00:00Z. Left out: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// The latest moment of access, for example 2026-03-01T17:00:00Z, whatever ttlSeconds says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<Time>,
+    /// Why access is needed, for people and for the policy's pattern.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub reason: Option<String>,
+    /// The ticket that this belongs to, for example INC-4711.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub ticket: Option<String>,
+    /// The one InstanceAccessPolicy that may admit this. Left out: the operator chooses. A Deny policy always counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub policy_name: Option<String>,
+    /// Set it to end access now. One-way: it cannot be taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoke: Option<Revoke>,
+}
+
+/// An authenticated identity, as the API server knows it (`UserInfo`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The user name, for example alice@example.com.
+    #[schemars(length(min = 1, max = 1024))]
+    pub username: String,
+    /// The authenticator's own id of the user; may be absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub uid: Option<String>,
+    /// The groups of the user at the moment of the request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(max = 1024)))]
+    pub groups: Vec<String>,
+    /// What else the authenticator said of the user.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64), schema_with = "extra_schema")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+fn extra_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": {
+            "type": "array",
+            "maxItems": 64,
+            "items": { "type": "string", "maxLength": 4096 },
+        },
+    })
+}
+
+/// A person named by another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SubjectName {
+    /// The user name of who gets in.
+    #[schemars(length(min = 1, max = 1024))]
+    pub username: String,
+}
+
+/// Which instance is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.instanceId), has(self.nodeName), has(self.tags)].filter(x, x).size() == 1").message("spec.target must have exactly one of instanceId, nodeName and tags"))]
+pub struct Target {
+    /// The EC2 instance's id, for example i-0123456789abcdef0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 10, max = 32), regex(pattern = r"^i-[a-f0-9]+$"))]
+    pub instance_id: Option<String>,
+    /// The name of a Kubernetes node, whose providerID names the instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub node_name: Option<String>,
+    /// EC2 tags, each by its exact value; together they must match exactly one instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "tags_schema")]
+    pub tags: Option<BTreeMap<String, String>>,
+    /// The AWS region, for example us-west-2. Left out: the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 6, max = 32), regex(pattern = r"^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$"))]
+    pub region: Option<String>,
+    /// The AWS account that the instance must belong to, for example 123456789012. Left out: the operator's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 12, max = 12), regex(pattern = r"^[0-9]{12}$"))]
+    pub account_id: Option<String>,
+}
+
+fn tags_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 50,
+        "additionalProperties": { "type": "string", "maxLength": 256 },
+    })
+}
+
+/// How the instance is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// Auto, Direct, or Endpoint (through an EC2 Instance Connect Endpoint). Left out: Auto, which takes the public IPv4
+    /// address, else an endpoint, else IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<ConnectionMethod>,
+    /// The port of sshd. Left out: 22.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
+}
+
+/// A way to the instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum ConnectionMethod {
+    /// Public IPv4 directly, else private IPv4 through an endpoint, else IPv6 directly.
+    #[default]
+    Auto,
+    /// Straight to an address of the instance.
+    Direct,
+    /// Through an EC2 Instance Connect Endpoint of its VPC.
+    Endpoint,
+}
+
+/// When the key is pushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum KeyDelivery {
+    /// All the time that the grant lives, so that a login works at any moment of it.
+    #[default]
+    Continuous,
+    /// When a client connects to the gateway.
+    OnConnect,
+}
+
+/// The wish to end access now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Revoke {
+    /// Why, for the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub reason: Option<String>,
+}
+
+/// What became of a request. Only the operator writes it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.grant) || has(self.grant)").message("status.grant is written once"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.endTime) || (has(self.endTime) && self.endTime == oldSelf.endTime)").message("status.endTime is written once"))]
+pub struct InstanceAccessStatus {
+    /// The metadata.generation that this status is about; -1 before the operator has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -1))]
+    pub observed_generation: Option<i64>,
+    /// Approved, Denied, Active, Ended, Reconciling and Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
+    pub conditions: Vec<Condition>,
+    /// SHA-256 over the JCS form of the spec without requester and revoke, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 64, max = 64))]
+    pub spec_digest: Option<String>,
+    /// The policy that decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyPin>,
+    /// Why each policy did or did not admit the request; the nearest 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub verdicts: Vec<PolicyVerdict>,
+    /// The permission that the request became. Written once; expirationTime may only move earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Grant>,
+    /// The instance that the target proved to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceFacts>,
+    /// How to connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<ConnectionFacts>,
+    /// The delivered key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyFacts>,
+    /// How access was taken back: the evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<Revocation>,
+    /// When access really ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<Time>,
+    /// The newest audit record of this request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditPointer>,
+}
+
+/// A policy as it stood when it decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyPin {
+    /// Its name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its uid.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Its metadata.generation.
+    pub generation: i64,
+    /// SHA-256 over the JCS form of its spec, in hex.
+    #[schemars(length(max = 64))]
+    pub digest: String,
+}
+
+/// What one policy says of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Verdict {
+    /// An Allow policy admits it.
+    Admit,
+    /// A Deny policy matches it.
+    Deny,
+    /// An Allow policy is for this requester, but something in the request does not fit.
+    Refuse,
+    /// The policy is not about this request.
+    NoMatch,
+    /// The policy has a mistake, and admits nothing until it is mended.
+    Invalid,
+}
+
+/// What one policy says of one request, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyVerdict {
+    /// The policy's name.
+    #[schemars(length(max = 253))]
+    pub policy: String,
+    /// What it says.
+    pub verdict: Verdict,
+    /// Why.
+    #[schemars(length(max = 1024))]
+    pub reason: String,
+}
+
+/// The permission that a request became.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.id == oldSelf.id && self.startTime == oldSelf.startTime").message("status.grant is written once"))]
+#[x_kube(validation = Rule::new("self.expirationTime <= oldSelf.expirationTime").message("status.grant.expirationTime may only move earlier"))]
+pub struct Grant {
+    /// The grant's id, the same in the audit trail.
+    #[schemars(length(min = 1, max = 64))]
+    pub id: String,
+    /// When access began.
+    pub start_time: Time,
+    /// When access ends, at the latest.
+    pub expiration_time: Time,
+}
+
+/// The instance as EC2 showed it when the grant was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceFacts {
+    /// Its id.
+    #[schemars(length(max = 32))]
+    pub instance_id: String,
+    /// Its region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub region: Option<String>,
+    /// The account that owns it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 12))]
+    pub account_id: Option<String>,
+    /// For example us-west-2a.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub availability_zone: Option<String>,
+    /// The primary private IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub private_ip: Option<String>,
+    /// The public IPv4 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub public_ip: Option<String>,
+    /// The first IPv6 address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub ipv6: Option<String>,
+    /// Its VPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub vpc_id: Option<String>,
+    /// Its subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub subnet_id: Option<String>,
+}
+
+/// How to connect, as it was chosen when the grant was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionFacts {
+    /// Direct or Endpoint.
+    pub method: ConnectionMethod,
+    /// The address of the instance.
+    #[schemars(length(max = 45))]
+    pub address: String,
+    /// The port of sshd.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// The EC2 Instance Connect Endpoint, for the method Endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub endpoint_id: Option<String>,
+    /// What to type. Add `-i` with your private key if it is not in your agent.
+    #[schemars(length(max = 512))]
+    pub command: String,
+}
+
+/// The delivered key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyFacts {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_: KeyType,
+    /// Its length in bits.
+    pub bits: i32,
+    /// As ssh-keygen -l prints it, SHA256:…
+    #[schemars(length(max = 64))]
+    pub fingerprint: String,
+    /// The request id of the first push, as CloudTrail has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub first_request_id: Option<String>,
+    /// The request id of the last push; written when the grant ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub last_request_id: Option<String>,
+    /// How many pushes this grant took; counted on from the last status after a restart, written when the grant ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub pushes: Option<i32>,
+}
+
+/// A key type that EC2 Instance Connect takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum KeyType {
+    /// ssh-ed25519.
+    ED25519,
+    /// ssh-rsa.
+    RSA,
+}
+
+/// Why access ended, or is about to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum EndCause {
+    /// The clock: expirationTime, or spec.endTime.
+    Expired,
+    /// The request was deleted.
+    Released,
+    /// spec.revoke was set.
+    Revoked,
+    /// The policy that decided is gone or no longer admits the request, or a Deny policy now matches.
+    PolicyChanged,
+}
+
+/// How access was taken back: the evidence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Revocation {
+    /// Why access ended, or is about to.
+    pub cause: EndCause,
+    /// When the last pushed key stopped (or will have stopped) being readable by the host: from then on no new login.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_window_closed_time: Option<Time>,
+}
+
+/// A pointer into the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditPointer {
+    /// The record's number.
+    #[schemars(range(min = 1))]
+    pub sequence: i64,
+    /// The record's SHA-256, in hex.
+    #[schemars(length(max = 64))]
+    pub digest: String,
+}

@@ -1,0 +1,80 @@
+//! The CRDs, made from the types and then held to this project's rules.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool, ValidationRule,
+};
+use kube::CustomResourceExt;
+use serde_json::json;
+
+use super::{InstanceAccess, InstanceAccessPolicy};
+
+/// Returns all CRDs of this project, in the order in which they are applied.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    let mut access = InstanceAccess::crd();
+    let mut policy = InstanceAccessPolicy::crd();
+    for crd in [&mut access, &mut policy] {
+        for version in &mut crd.spec.versions {
+            if let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+                tidy(root);
+                // A new object reads as in progress for kstatus until the operator has looked at it.
+                if let Some(status) = property(root, "status") {
+                    status.default = Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSON(
+                        json!({"observedGeneration": -1}),
+                    ));
+                }
+            }
+        }
+    }
+    for version in &mut access.spec.versions {
+        let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        if let Some(spec) = root.and_then(|root| property(root, "spec")) {
+            spec.x_kubernetes_validations.get_or_insert_default().extend(immutable_but_revoke(spec.properties.as_ref()));
+        }
+    }
+    vec![access, policy]
+}
+
+/// Returns all CRDs as one YAML stream, as it stands in `crds/` and as `instance-access crds` prints it.
+pub fn crds_yaml() -> Vec<(String, String)> {
+    crds()
+        .into_iter()
+        .map(|crd| {
+            let name = crd.spec.names.plural.clone();
+            let yaml = serde_yaml::to_string(&crd).expect("a CRD is plain data");
+            (name, yaml)
+        })
+        .collect()
+}
+
+fn property<'a>(schema: &'a mut JSONSchemaProps, name: &str) -> Option<&'a mut JSONSchemaProps> {
+    schema.properties.as_mut()?.get_mut(name)
+}
+
+/// One rule a field, so that the refusal names the field. A rule over the whole spec could not leave `revoke` out.
+fn immutable_but_revoke(
+    fields: Option<&std::collections::BTreeMap<String, JSONSchemaProps>>,
+) -> impl Iterator<Item = ValidationRule> {
+    fields.into_iter().flat_map(|fields| fields.keys()).filter(|field| *field != "revoke").map(|field| ValidationRule {
+        rule: format!(
+            "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+        ),
+        message: Some(format!("spec.{field} is immutable; delete the request and make a new one")),
+        ..ValidationRule::default()
+    })
+}
+
+/// Nothing is nullable, and numbers have Kubernetes' formats only.
+fn tidy(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    if let Some(properties) = schema.properties.as_mut() {
+        properties.values_mut().for_each(tidy);
+    }
+    match schema.items.as_mut() {
+        Some(JSONSchemaPropsOrArray::Schema(items)) => tidy(items),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(tidy),
+        None => {}
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = schema.additional_properties.as_mut() {
+        tidy(values);
+    }
+}

@@ -1,0 +1,21 @@
+//! The custom resources, group `instanceaccess.dev`, as Rust types; `crds/` is generated from here.
+//!
+//! A field's doc comment is its `kubectl explain` text. Every string and list has a bound; nothing is nullable; nothing
+//! here decides anything.
+
+mod access;
+mod condition;
+mod crd;
+mod policy;
+
+pub use access::*;
+pub use condition::*;
+pub use crd::{crds, crds_yaml};
+pub use policy::*;
+
+/// The API group of every resource of this project.
+pub const GROUP: &str = "instanceaccess.dev";
+/// The version that is served and stored.
+pub const VERSION: &str = "v1alpha1";
+/// The finalizer that lets a deletion end the grant first.
+pub const FINALIZER: &str = "instanceaccess.dev/end-grant";

@@ -1,0 +1,384 @@
+//! `InstanceAccessPolicy`: who may get what.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Condition, ConnectionMethod, KeyDelivery, KeyType};
+
+/// Who may get access to what, for how long. An empty list matches nothing; `["*"]` is everything.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "instanceaccess.dev",
+    version = "v1alpha1",
+    kind = "InstanceAccessPolicy",
+    plural = "instanceaccesspolicies",
+    singular = "instanceaccesspolicy",
+    shortname = "iap",
+    category = "instance-access",
+    status = "InstanceAccessPolicyStatus",
+    derive = "PartialEq",
+    doc = "Who may get access to which EC2 instances, and for how long.",
+    printcolumn(name = "Effect", type_ = "string", json_path = ".spec.effect", description = "Allow or Deny"),
+    printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority", description = "The highest that admits decides"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether it is understood and in force"),
+    printcolumn(name = "Grants", type_ = "integer", json_path = ".status.activeGrants", description = "Live grants it decided"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Problem", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "What is wrong with it")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.effect != 'Allow' || has(self.ttl)").message("spec.ttl is required of an Allow policy: {defaultSeconds, maxSeconds}"))]
+#[x_kube(validation = Rule::new("self.effect != 'Deny' || !(has(self.ttl) || has(self.keys) || has(self.reason) || has(self.ticket) || has(self.approval) || has(self.windows) || has(self.limits) || has(self.delegates) || has(self.conditions))").message("a Deny policy has subjects, namespaces, targets, osUsers, connectionMethods and keyDelivery only: what else it held would narrow it in silence"))]
+pub struct InstanceAccessPolicySpec {
+    /// Allow, or Deny: a Deny that matches wins over every Allow.
+    pub effect: Effect,
+    /// Of several Allow policies that admit a request, the one with the highest priority decides; a tie: the first by
+    /// name. Left out: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+    /// Who this is about.
+    #[schemars(length(max = 256))]
+    pub subjects: Vec<PolicySubject>,
+    /// The namespaces of the requests that this is about, or ["*"].
+    #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
+    pub namespaces: Vec<String>,
+    /// The instances that this is about: every field that is present must match, and one at least must be present.
+    pub targets: PolicyTargets,
+    /// The logins that this is about, or ["*"].
+    #[schemars(length(max = 64), inner(length(min = 1, max = 32)))]
+    pub os_users: Vec<String>,
+    /// The ways to the instance that this is about: Direct, Endpoint. Left out: both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2))]
+    pub connection_methods: Option<Vec<PolicyConnectionMethod>>,
+    /// The ways of key delivery that this is about. Left out: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2))]
+    pub key_delivery: Option<Vec<KeyDelivery>>,
+    /// How long access may last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<PolicyTtl>,
+    /// Which keys may be delivered. Left out: ED25519, and RSA of 2048 and 4096 bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<PolicyKeys>,
+    /// What spec.reason must look like. Left out: anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<PolicyText>,
+    /// What spec.ticket must look like. Left out: anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<PolicyText>,
+    /// Whose consent is needed. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<PolicyApproval>,
+    /// When access may be had. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub windows: Option<Vec<PolicyWindow>>,
+    /// How much access at once. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<PolicyLimits>,
+    /// Who may ask for others. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub delegates: Option<Vec<PolicyDelegate>>,
+    /// Further conditions in CEL. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub conditions: Option<Vec<PolicyCondition>>,
+}
+
+/// What a policy does with what it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Effect {
+    /// Admits it.
+    Allow,
+    /// Refuses it, whatever other policies say.
+    Deny,
+}
+
+/// The kind of a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SubjectKind {
+    /// A person, by user name. Never matches a service account.
+    User,
+    /// A group of people. Matches a service account only if the group is one of service accounts
+    /// (system:serviceaccounts…).
+    Group,
+    /// A service account, by namespace/name.
+    ServiceAccount,
+}
+
+/// Who a policy is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.kind != 'ServiceAccount' || self.name.matches('^[^/]+/[^/]+$')").message("the name of a ServiceAccount is namespace/name, for example argocd/application-controller"))]
+pub struct PolicySubject {
+    /// User, Group or ServiceAccount.
+    pub kind: SubjectKind,
+    /// The user name, the group, or the service account's namespace/name. No patterns; a Group system:authenticated is
+    /// everybody who is a person.
+    #[schemars(length(min = 1, max = 1024))]
+    pub name: String,
+}
+
+/// The instances that a policy is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.accounts) || has(self.regions) || has(self.instanceIds) || has(self.instanceTags) || has(self.vpcIds)").message("spec.targets must say which instances; for all of them write instanceIds: [\"*\"]"))]
+pub struct PolicyTargets {
+    /// AWS accounts, or ["*"].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 12)))]
+    pub accounts: Option<Vec<String>>,
+    /// AWS regions, or ["*"].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 32)))]
+    pub regions: Option<Vec<String>>,
+    /// EC2 instance ids, or ["*"].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1000), inner(length(min = 1, max = 32)))]
+    pub instance_ids: Option<Vec<String>>,
+    /// A selector over the instance's EC2 tags. An empty selector matches nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_tags: Option<TagSelector>,
+    /// VPC ids, or ["*"].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 64)))]
+    pub vpc_ids: Option<Vec<String>>,
+}
+
+/// A selector over EC2 tags, in the form of a label selector. All of it must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TagSelector {
+    /// Tags by exact value, for example {env: dev}.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "match_labels_schema")]
+    pub match_labels: Option<BTreeMap<String, String>>,
+    /// Tags by operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub match_expressions: Option<Vec<TagExpression>>,
+}
+
+fn match_labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 50,
+        "additionalProperties": { "type": "string", "maxLength": 256 },
+    })
+}
+
+/// One requirement on one tag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] ? (has(self.values) && self.values.size() > 0) : !has(self.values) || self.values.size() == 0").message("In and NotIn need values; Exists and DoesNotExist take none"))]
+pub struct TagExpression {
+    /// The tag's key.
+    #[schemars(length(min = 1, max = 128))]
+    pub key: String,
+    /// In, NotIn, Exists or DoesNotExist. NotIn and DoesNotExist hold also where the tag is absent.
+    pub operator: TagOperator,
+    /// The values, for In and NotIn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(max = 256)))]
+    pub values: Option<Vec<String>>,
+}
+
+/// How a tag is compared, as in a label selector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TagOperator {
+    /// The tag is there, and its value is one of these.
+    In,
+    /// The tag is absent, or its value is none of these.
+    NotIn,
+    /// The tag is there.
+    Exists,
+    /// The tag is absent.
+    DoesNotExist,
+}
+
+/// A way to the instance, as a policy names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PolicyConnectionMethod {
+    /// Straight to an address of the instance.
+    Direct,
+    /// Through an EC2 Instance Connect Endpoint.
+    Endpoint,
+}
+
+impl PolicyConnectionMethod {
+    /// Whether it is the way that was chosen for a request. `Auto` is a wish, never a way.
+    pub fn is(self, method: ConnectionMethod) -> bool {
+        match self {
+            Self::Direct => method == ConnectionMethod::Direct,
+            Self::Endpoint => method == ConnectionMethod::Endpoint,
+        }
+    }
+}
+
+/// How long access may last, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.defaultSeconds <= self.maxSeconds").message("ttl.defaultSeconds must not exceed ttl.maxSeconds"))]
+pub struct PolicyTtl {
+    /// For a request that names no ttlSeconds.
+    #[schemars(range(min = 120, max = 604_800))]
+    pub default_seconds: i32,
+    /// The most that a request may ask for; more is refused, not shortened.
+    #[schemars(range(min = 120, max = 604_800))]
+    pub max_seconds: i32,
+}
+
+/// Which keys may be delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyKeys {
+    /// ED25519, RSA. Left out: both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2))]
+    pub types: Option<Vec<KeyType>>,
+    /// The least length of an RSA key in bits. Left out: 2048.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2048, max = 4096))]
+    pub min_rsa_bits: Option<i32>,
+}
+
+/// What a text of the request must look like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyText {
+    /// Whether it must be there. Left out: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub required: Option<bool>,
+    /// A regular expression (syntax of Rust's regex, as in RE2) that must match somewhere in it, if it is there; for the
+    /// whole write ^…$.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub pattern: Option<String>,
+}
+
+/// Whose consent is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyApproval {
+    /// How many people must approve.
+    #[schemars(range(min = 1, max = 16))]
+    pub count: i32,
+    /// Who may approve.
+    #[schemars(length(max = 64))]
+    pub approvers: Vec<PolicySubject>,
+    /// Groups of which one person each must be among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub one_from_each: Option<Vec<PolicySubject>>,
+    /// How long a request waits for approval, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 2_592_000))]
+    pub deadline_seconds: Option<i32>,
+}
+
+/// A time of the week.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyWindow {
+    /// The days, by the date at the window's start.
+    #[schemars(length(min = 1, max = 7))]
+    pub days: Vec<Weekday>,
+    /// The first minute, for example 08:00.
+    #[schemars(length(min = 5, max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub start: String,
+    /// The minute after the last, for example 18:00.
+    #[schemars(length(min = 5, max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
+    pub end: String,
+    /// The IANA time zone, for example Europe/Berlin.
+    #[schemars(length(min = 1, max = 64))]
+    pub time_zone: String,
+}
+
+/// A day of the week.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Weekday {
+    Mon,
+    Tue,
+    Wed,
+    Thu,
+    Fri,
+    Sat,
+    Sun,
+}
+
+/// How much access at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyLimits {
+    /// Live grants of one subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub active_per_subject: Option<i32>,
+    /// Live grants on one instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub active_per_instance: Option<i32>,
+    /// Requests of one subject in any hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub requests_per_hour: Option<i32>,
+}
+
+/// Who may ask for others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyDelegate {
+    /// The delegate, by full name.
+    pub service_account: ServiceAccountName,
+    /// The longest window from request to endTime, in seconds.
+    #[schemars(range(min = 120, max = 2_592_000))]
+    pub max_window_seconds: i32,
+}
+
+/// A service account by full name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountName {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// A further condition in CEL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyCondition {
+    /// Must be true; over request, subject, instance and now.
+    #[schemars(length(min = 1, max = 2048))]
+    pub expression: String,
+    /// What the requester reads where it is not.
+    #[schemars(length(min = 1, max = 512))]
+    pub message: String,
+}
+
+/// Whether a policy is in force. Only the operator writes it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceAccessPolicyStatus {
+    /// The metadata.generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -1))]
+    pub observed_generation: Option<i64>,
+    /// Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
+    pub conditions: Vec<Condition>,
+    /// How many live grants it decided; counted now and then, not at every grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub active_grants: Option<i32>,
+}

@@ -1,0 +1,188 @@
+//! What the cloud told us, as values: places, instances, endpoints, and why a call failed.
+//!
+//! These types parse at the door and are right ever after. They are shared by `domain`, which judges by them, and
+//! `aws`, which makes them; neither knows the other's clients.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use regex::Regex;
+use std::sync::LazyLock;
+
+/// Why a string is not what its field wants: the rule, for a person to read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{rule}")]
+pub struct Malformed {
+    /// What the value must look like, with an example.
+    pub rule: &'static str,
+}
+
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $pattern:expr, $rule:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Parses the text, or names the rule that it breaks.
+            pub fn parse(text: &str) -> Result<Self, Malformed> {
+                static PATTERN: LazyLock<Regex> =
+                    LazyLock::new(|| Regex::new($pattern).expect("a constant pattern, compiled by a test"));
+                if PATTERN.is_match(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(Malformed { rule: $rule })
+                }
+            }
+
+            /// Returns the text as it was parsed.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text!(
+    /// The id of an EC2 instance. Source of the shape: the service model of EC2 Instance Connect (10..32 characters).
+    InstanceId,
+    r"\Ai-[a-f0-9]{8,30}\z",
+    "must be an EC2 instance id such as i-0123456789abcdef0"
+);
+text!(
+    /// The name of an AWS region. Nothing else may reach a host name that is built from it.
+    Region,
+    r"\A[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}\z",
+    "must be an AWS region such as us-west-2"
+);
+text!(
+    /// The number of an AWS account.
+    AccountId,
+    r"\A[0-9]{12}\z",
+    "must be a 12-digit AWS account id such as 123456789012"
+);
+text!(
+    /// The login on the instance, as EC2 Instance Connect takes it.
+    ///
+    /// Source: the service model's pattern, whose look-ahead only asks for 1..32 characters.
+    OsUser,
+    r"\A[A-Za-z_][A-Za-z0-9@._-]{0,30}[A-Za-z0-9$_-]?\z",
+    "must be a login of 1 to 32 characters that starts with a letter or _, such as ec2-user"
+);
+
+/// Where a call goes: whose account, which region.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The region, always known before a call.
+    pub region: Region,
+}
+
+/// EC2's word for what an instance is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InstanceState {
+    /// Starting; will run.
+    Pending,
+    /// Takes keys.
+    Running,
+    /// Going away for ever.
+    ShuttingDown,
+    /// Gone for ever.
+    Terminated,
+    /// On its way to `Stopped`.
+    Stopping,
+    /// May run again.
+    Stopped,
+    /// A word that this version does not know: not running.
+    Unknown,
+}
+
+/// An EC2 instance as `DescribeInstances` showed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The account that owns it.
+    pub account_id: AccountId,
+    /// The region it was found in.
+    pub region: Region,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// For instance `us-west-2a`.
+    pub availability_zone: Option<String>,
+    /// Its VPC; none for the dead and for EC2-Classic.
+    pub vpc_id: Option<String>,
+    /// Its subnet.
+    pub subnet_id: Option<String>,
+    /// The primary private IPv4 address.
+    pub private_ip: Option<Ipv4Addr>,
+    /// The public IPv4 address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The first IPv6 address of the primary network interface.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Which instance is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TargetQuery {
+    /// One instance, by id.
+    Id(InstanceId),
+    /// All running, pending, stopping and stopped instances that carry each of these tags, by exact value.
+    Tags(BTreeMap<String, String>),
+}
+
+/// An EC2 Instance Connect Endpoint, in a state in which it takes connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its id, `eice-…`.
+    pub id: String,
+    /// The VPC it serves.
+    pub vpc_id: String,
+    /// The subnet it stands in.
+    pub subnet_id: String,
+    /// Its DNS name.
+    pub dns_name: String,
+}
+
+/// What a failed call means for us: who must act, and when to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureClass {
+    /// A passing fault; again after a back-off.
+    Retry,
+    /// Too many calls; again after a longer back-off.
+    Throttled,
+    /// AWS says no to our identity: the operator's credentials or IAM policy must change.
+    Refused,
+    /// AWS says no to what was asked: it will say so again.
+    Invalid,
+    /// The instance is not there, or not in a state that takes keys.
+    Gone,
+    /// Nobody foresaw this.
+    Bug,
+}
+
+/// A failed call, as far as a decision or a reader needs it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Failure {
+    /// What it means for us.
+    pub class: FailureClass,
+    /// AWS's own error name (`AuthException`, `UnauthorizedOperation`, …), or ours: `Timeout`, `DispatchFailure`,
+    /// `CredentialsUnavailable`.
+    pub code: String,
+    /// AWS's text, one line, at most 512 characters, without secrets.
+    pub message: String,
+}
+
+/// An address as a person types it.
+pub fn address_text(address: IpAddr) -> String {
+    address.to_string()
+}

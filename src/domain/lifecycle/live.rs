@@ -1,0 +1,315 @@
+//! While the grant lives: push again and again, look after instance and policy, and end it — by the clock, by the
+//! requester, by another.
+//!
+//! The end is judged first and from status and clock alone: nothing that AWS, the audit trail or a requester does or
+//! leaves undone can put it off (I6).
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, Revocation};
+use crate::domain::cloud::{FailureClass, Instance, InstanceState};
+use crate::domain::condition::{self, ActiveReason, Saying};
+use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
+use crate::domain::record::{Record, RecordKind};
+use crate::domain::time::{plus, since, until, whole_second_up};
+
+use super::pending::{Asked, key_push, state_words};
+use super::{
+    AUDIT_RETRY, Deadline, Draft, Effect, FACTS_AGE_MAX, back_off, failure_words, is_active, last_push_time,
+    refresh_time,
+};
+
+/// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
+const FAILURES_WORTH_A_WORD: u32 = 3;
+
+/// Why no key can be pushed now, as status tells it.
+struct Obstacle {
+    reason: ActiveReason,
+    message: String,
+    heals: bool,
+    tell: Tell,
+}
+
+/// When an obstacle is worth a word in status.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    /// At once: an earlier key is of no use either.
+    AtOnce,
+    /// When the last key has faded: until then people still get in.
+    OnceFaded,
+    /// It passes by itself in a moment.
+    Never,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn live(&mut self) {
+        let Some(grant) = self.status.grant.clone() else { return };
+        let expiration = grant.expiration_time.0;
+        let begun = self.status.revocation.as_ref().map(|revocation| revocation.cause);
+        if self.now >= expiration {
+            let cause = begun.unwrap_or(EndCause::Expired);
+            return self.end(cause, end_message(cause, expiration));
+        }
+        self.wake(Deadline::Expiration, expiration);
+        if begun.is_some() {
+            return;
+        }
+        if self.is_deleted() {
+            return self.begin_end(EndCause::Released, "the request was deleted".to_owned(), expiration);
+        }
+        if let Some(revoke) = &self.request.spec.revoke {
+            let why = revoke.reason.as_deref().unwrap_or("no reason given");
+            return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
+        }
+        let asked = match self.asked() {
+            Ok(asked) => asked,
+            // The spec is immutable, so this is another version of the operator, or of its settings: fail closed.
+            Err(findings) => return self.begin_end(EndCause::PolicyChanged, findings.join("; "), expiration),
+        };
+        let (seen_time, instance) = match self.world.sight.instances.seen() {
+            Some((time, found)) => (Some(time), self.own_instance(found)),
+            None => (None, None),
+        };
+        if let Err(why) = self.policy_admits(&asked, instance.as_deref(), expiration) {
+            return self.begin_end(EndCause::PolicyChanged, why, expiration);
+        }
+        self.refresh(&asked, seen_time);
+        self.note_landing(&asked, expiration);
+        let obstacle = self.obstacle(seen_time, instance.as_deref());
+        let sound = obstacle.is_none();
+        self.tell(obstacle, expiration);
+        if let (true, Some(instance)) = (sound, instance) {
+            self.push(&asked, &instance, expiration);
+        }
+    }
+
+    /// The instance that the grant is for, among those that the target matches now.
+    fn own_instance(&self, found: &[Arc<Instance>]) -> Option<Arc<Instance>> {
+        let id = self.status.instance.as_ref().map(|instance| instance.instance_id.as_str());
+        match found {
+            [instance] if Some(instance.id.as_str()) == id => Some(Arc::clone(instance)),
+            _ => None,
+        }
+    }
+
+    fn policy_admits(&self, asked: &Asked<'_>, instance: Option<&Instance>, expiration: Timestamp) -> Result<(), String> {
+        let Some(pin) = &self.status.policy else {
+            return Err("the grant names no policy".to_owned());
+        };
+        let method = self.status.connection.as_ref().map_or(ConnectionMethod::Auto, |connection| connection.method);
+        let spec: &InstanceAccessSpec = &self.request.spec;
+        let mut question = asked.question(spec, instance, method);
+        if question.ttl_seconds.is_none() {
+            let start = self.status.grant.as_ref().map_or(expiration, |grant| grant.start_time.0);
+            question.ttl_seconds = i32::try_from(until(start, expiration).as_secs()).ok();
+        }
+        self.world.policies.still_admits(pin, &question)
+    }
+
+    /// Takes access back: at once where no key can be on the instance, else when the last one has faded.
+    fn begin_end(&mut self, cause: EndCause, message: String, expiration: Timestamp) {
+        let readable_until = self.readable_until();
+        let closed = match readable_until {
+            Some(until) if until > self.now => whole_second_up(until).min(expiration),
+            _ => return self.end(cause, message),
+        };
+        if let Some(grant) = self.status.grant.as_mut() {
+            grant.expiration_time = Time(closed);
+        }
+        self.status.revocation = Some(Revocation { cause, key_window_closed_time: Some(Time(closed)) });
+        let told = format!("{message}; no key is pushed any more, the last one is readable by the host until {closed}");
+        self.say(Saying::revocation_pending(told.clone()));
+        self.say(Saying::reconciling(ActiveReason::RevocationPending, told.clone()));
+        self.unsay(ConditionType::Stalled);
+        self.before.push(Effect::StopPush);
+        let record = Record { cause: Some(cause), message: Some(message), ..self.record(RecordKind::EndIntended) };
+        self.audit(false, record);
+        self.event(false, ActiveReason::RevocationPending.as_str(), told);
+        self.look_again = None;
+        self.wake(Deadline::KeyWindowClosed, closed);
+    }
+
+    /// Until when a key of this grant may be readable by the host; of pushes before this process started, the worst is
+    /// assumed: that one left just then.
+    fn readable_until(&self) -> Option<Timestamp> {
+        let sight = self.world.sight;
+        let unknown = self
+            .is_restarted()
+            .then(|| plus(plus(sight.since_time, PUSH_TIMEOUT), KEY_WINDOW));
+        let flying = sight.push.is_under_way().then(|| plus(plus(self.now, PUSH_TIMEOUT), KEY_WINDOW));
+        unknown.max(flying).max(sight.push.readable_until())
+    }
+
+    /// Looks at the instance again, in its slot of the minute.
+    fn refresh(&mut self, asked: &Asked<'_>, seen_time: Option<Timestamp>) {
+        let look = &self.world.sight.instances;
+        if look.is_under_way() {
+            return;
+        }
+        let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
+        let again = match (look.failure(), seen_time) {
+            (Some((time, failure, failures)), _) => plus(time, back_off(failure.class, failures, uid)),
+            (None, Some(time)) => {
+                let target = self.status.instance.as_ref().map_or("", |instance| instance.instance_id.as_str());
+                refresh_time(time, target)
+            }
+            (None, None) => self.now,
+        };
+        if again <= self.now {
+            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() });
+        } else {
+            self.wake(Deadline::Refresh, again);
+        }
+    }
+
+    /// The first landed push is told; those after it are not.
+    fn note_landing(&mut self, asked: &Asked<'_>, expiration: Timestamp) {
+        let push = &self.world.sight.push;
+        let Some(request_id) = push.request_id().map(str::to_owned) else { return };
+        let first = self.status.key.as_ref().is_some_and(|key| key.first_request_id.is_none());
+        if first && let Some(key) = self.status.key.as_mut() {
+            key.first_request_id = Some(request_id.clone());
+            key.last_request_id = Some(request_id.clone());
+            key.pushes = Some(push.landed_count());
+        }
+        if first {
+            let record = Record { request_id: Some(request_id), ..self.record(RecordKind::Granted) };
+            self.audit(false, record);
+            let note = format!("{} can log in as {} until {expiration}", asked.requester.username, asked.os_user);
+            self.event(false, ActiveReason::Granted.as_str(), note);
+        }
+    }
+
+    /// What keeps a key from being pushed, or from being of use.
+    fn obstacle(&self, seen_time: Option<Timestamp>, instance: Option<&Instance>) -> Option<Obstacle> {
+        let sight = self.world.sight;
+        let unseen = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::OnceFaded });
+        if seen_time.is_none_or(|time| since(self.now, time) > FACTS_AGE_MAX) {
+            return match sight.instances.failure() {
+                Some((_, failure, _)) => {
+                    let (reason, message, heals) = failure_words("describe the instance", failure);
+                    unseen(reason, message, heals)
+                }
+                None => Some(Obstacle {
+                    reason: ActiveReason::AwsUnavailable,
+                    message: "looking at the instance".to_owned(),
+                    heals: true,
+                    tell: Tell::Never,
+                }),
+            };
+        }
+        let at_once = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::AtOnce });
+        match instance {
+            None => {
+                return at_once(
+                    ActiveReason::TargetNotFound,
+                    "spec.target no longer matches the granted instance, or not it alone".to_owned(),
+                    true,
+                );
+            }
+            Some(instance) if instance.state != InstanceState::Running => {
+                let (reason, message, heals) = state_words(instance);
+                return at_once(reason, message, heals);
+            }
+            Some(_) => {}
+        }
+        if let Some(failed) = sight.audit_failed_time
+            && self.now < plus(failed, AUDIT_RETRY)
+        {
+            let message = "the audit trail takes no record, and no key is pushed without one; an administrator must look at the operator's disk";
+            return unseen(ActiveReason::AuditUnavailable, message.to_owned(), true);
+        }
+        None
+    }
+
+    /// Says whether access is possible now. Written only where the answer changes.
+    fn tell(&mut self, obstacle: Option<Obstacle>, expiration: Timestamp) {
+        let push = &self.world.sight.push;
+        let fresh = push.landed_time().is_some_and(|time| self.now < plus(time, KEY_WINDOW));
+        let good = fresh || is_active(&self.status) && self.may_still_be_good(expiration);
+        if let Some(Obstacle { reason, message, heals, tell }) = obstacle {
+            if tell == Tell::AtOnce || tell == Tell::OnceFaded && !good {
+                self.hold(reason, message, heals);
+            }
+            if let Some(failed) = self.world.sight.audit_failed_time
+                && self.now < plus(failed, AUDIT_RETRY)
+            {
+                self.wake(Deadline::Retry, plus(failed, AUDIT_RETRY));
+            }
+            return;
+        }
+        if let Some((_, failure, failures)) = push.failure() {
+            let passing = matches!(failure.class, FailureClass::Retry | FailureClass::Throttled);
+            if !good && !(passing && failures < FAILURES_WORTH_A_WORD) {
+                let (reason, message, heals) = failure_words("take the key", failure);
+                self.hold(reason, message, heals);
+            }
+            return;
+        }
+        if fresh && condition::active_reason(&self.status) != Some(ActiveReason::Granted.as_str()) {
+            self.say(Saying::active(format!(
+                "the key is on the instance and renewed every {} s until {expiration}; that AWS took it proves neither that the login {} exists nor that sshd asks EC2 Instance Connect",
+                REPUSH_INTERVAL.as_secs(),
+                self.request.spec.os_user
+            )));
+            self.say(Saying::settled(ActiveReason::Granted));
+            self.unsay(ConditionType::Stalled);
+        }
+    }
+
+    /// Whether access that stood at True may still be: in the grant's last minute no key is pushed any more, as was
+    /// promised; and just after a restart the key is there that the process before us pushed.
+    fn may_still_be_good(&self, expiration: Timestamp) -> bool {
+        let sight = self.world.sight;
+        let fading = self.now > last_push_time(expiration);
+        let inherited = sight.push.landed_time().is_none() && since(self.now, sight.since_time) < KEY_WINDOW;
+        fading || inherited
+    }
+
+    /// Pushes if it is time to, and may.
+    fn push(&mut self, asked: &Asked<'_>, instance: &Instance, expiration: Timestamp) {
+        let push = &self.world.sight.push;
+        let not_after = last_push_time(expiration);
+        if push.is_under_way() || self.now > not_after {
+            return;
+        }
+        let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
+        let due = match (push.failure(), push.landed_time()) {
+            (Some((time, failure, failures)), _) => match failure.class {
+                // It would be refused again: the request is wrong, and immutable.
+                FailureClass::Invalid => return,
+                _ => plus(time, back_off(failure.class, failures, uid)),
+            },
+            (None, Some(time)) => plus(time, REPUSH_INTERVAL),
+            (None, None) => self.now,
+        };
+        if due > self.now {
+            if due <= not_after {
+                self.wake(Deadline::Repush, due);
+            }
+            return;
+        }
+        let record = Record {
+            request_id: push.request_id().map(str::to_owned),
+            pushes: Some(push.landed_count()),
+            ..self.record(RecordKind::PushIntended)
+        };
+        self.audit(true, record);
+        self.after.push(Effect::Push(PushPermit::new(not_after, key_push(asked, instance))));
+    }
+}
+
+fn end_message(cause: EndCause, expiration: Timestamp) -> String {
+    let how = match cause {
+        EndCause::Expired => "the grant's time was over",
+        EndCause::Released => "the request was deleted",
+        EndCause::Revoked => "spec.revoke was set",
+        EndCause::PolicyChanged => "no policy stands behind it any more",
+    };
+    format!("{how}; no key is readable by the host since {expiration}, and no new login is possible. Sessions that were open are not cut by this version")
+}
+
+const _: () = assert!(FACTS_AGE_MAX.as_secs() > 3 * super::REFRESH_INTERVAL.as_secs());

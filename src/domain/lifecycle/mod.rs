@@ -1,0 +1,455 @@
+//! The life of a request: `next(now, request, world)` says what to do, and knows everything that can be decided wrongly.
+//!
+//! ```text
+//!            ┌ Denied
+//! request ───┤                       ┌ InstanceNotRunning, Throttled, …  (heals, or waits)
+//!            └ look up ─ admit ─ Granting ─ Granted ─┬──────────────────── Ended (Expired)
+//!                                                    └ RevocationPending ─ Ended (Released, Revoked)
+//! ```
+//! The shell carries the plan out, tells `Sight` what it saw, and asks again until nothing is left to do. A crash at any
+//! point loses the `Sight` only; what follows from the stored status alone is then decided for the worst case.
+
+mod live;
+mod pending;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::{
+    AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessStatus, Revocation,
+};
+
+use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
+use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying};
+use super::digest::spec_digest;
+use super::policy::PolicySet;
+use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
+use super::record::{Record, RecordKind};
+use super::sight::Sight;
+use super::time::{minus, plus, whole_second};
+
+/// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
+/// nobody should be let in by a request that everybody has forgotten.
+pub const GRANT_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// Gap between two looks at the instance of a live grant. A stopped instance, or changed tags, are noticed that late.
+pub const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+/// Oldest look at the instance on which a key is still pushed: three missed refreshes.
+pub const FACTS_AGE_MAX: Duration = Duration::from_secs(240);
+/// Gap between two tries of an audit trail that takes no record.
+pub const AUDIT_RETRY: Duration = Duration::from_secs(5);
+/// Gap between two looks for an instance that is not there, or not running.
+const ABSENCE_RETRY: Duration = Duration::from_secs(15);
+/// How long a new instance may be unknown to DescribeInstances (it is eventually consistent) before we call it wrong.
+const ABSENCE_GRACE: Duration = Duration::from_secs(300);
+/// Gap between two looks for what no waiting heals: somebody may mend it all the same.
+const STALLED_RETRY: Duration = Duration::from_secs(600);
+
+/// What the decision needs besides the request.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// The operator's own place.
+    pub settings: &'a Settings,
+    /// Every policy of the cluster: the shell asks only after it has seen them all.
+    pub policies: &'a PolicySet,
+    /// What this process saw of the request.
+    pub sight: &'a Sight,
+}
+
+/// Where a request's target is looked for, if it does not say.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The operator's region.
+    pub region: Option<Region>,
+}
+
+/// What to do now, in this order; then when to look again. Plain data: the shell has no choice left.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Done first. A required `Audit` here is durable, or nothing below happens.
+    pub before: Vec<Effect>,
+    /// Stored with the resourceVersion that was read; none: as it stands.
+    pub status: Option<Box<InstanceAccessStatus>>,
+    /// Done last, in order; each may fail, or never return.
+    pub after: Vec<Effect>,
+    /// The earliest named deadline.
+    pub look_again: Option<(Deadline, Timestamp)>,
+}
+
+/// Something that the shell does, and tells `Sight` about.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Append the record. If it is required and cannot be made durable, the rest of the plan falls.
+    Audit {
+        /// The record.
+        record: Box<Record>,
+        /// Whether the plan falls without it. An end never waits for audit.
+        required: bool,
+    },
+    /// Look for the target.
+    LookUpInstance {
+        /// Where.
+        place: Place,
+        /// What for.
+        query: TargetQuery,
+    },
+    /// Look for the endpoints of a VPC.
+    LookUpEndpoints {
+        /// Where.
+        place: Place,
+        /// Which VPC.
+        vpc_id: String,
+    },
+    /// Push the key, against the permit.
+    Push(PushPermit),
+    /// Call back a push that waits its turn.
+    StopPush,
+    /// Put our finalizer on the request, so that its deletion ends the grant first.
+    AddFinalizer,
+    /// Let the request go.
+    RemoveFinalizer,
+    /// Tell the people who watch events. A hint, never the audit.
+    Event {
+        /// Whether somebody should worry.
+        warning: bool,
+        /// One word.
+        reason: &'static str,
+        /// A sentence.
+        note: String,
+    },
+}
+
+/// Why the shell must look again, and until when it may rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Deadline {
+    /// When to start: `spec.startTime`.
+    Start,
+    /// When to stop waiting: `spec.endTime`, or `GRANT_DEADLINE`.
+    GiveUp,
+    /// When to push again.
+    Repush,
+    /// When to look at the instance again.
+    Refresh,
+    /// When to try again what failed.
+    Retry,
+    /// When the last pushed key is no longer readable.
+    KeyWindowClosed,
+    /// When the grant ends.
+    Expiration,
+}
+
+/// Says what to do for this request now.
+///
+/// Asked again on what it led to, it answers with an empty plan and the same deadline.
+pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan {
+    let mut draft = Draft::new(now, request, world);
+    if draft.is_terminal() {
+        draft.after_the_end();
+    } else if draft.status.grant.is_some() {
+        draft.live();
+    } else {
+        draft.pending();
+    }
+    draft.into_plan()
+}
+
+impl Plan {
+    /// Whether there is nothing to do but wait.
+    pub fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.status.is_none() && self.after.is_empty()
+    }
+
+    /// Puts the receipt of the newest durable record into the status that is about to be stored.
+    ///
+    /// An end whose record could not be made durable (`None`) loses its pointer: so the missing record is found and
+    /// made up for later.
+    pub fn point_to(&mut self, receipt: Option<AuditPointer>) {
+        if let Some(status) = self.status.as_mut() {
+            status.audit = receipt;
+        }
+    }
+}
+
+/// When the last push of a grant may leave, a whole second in UTC.
+///
+/// That is `KEY_WINDOW` and `PUSH_TIMEOUT` before `expiration_time` (I1).
+pub fn last_push_time(expiration_time: Timestamp) -> Timestamp {
+    whole_second(minus(minus(expiration_time, KEY_WINDOW), PUSH_TIMEOUT))
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    now: Timestamp,
+    request: &'a InstanceAccess,
+    world: World<'a>,
+    generation: i64,
+    status: InstanceAccessStatus,
+    before: Vec<Effect>,
+    after: Vec<Effect>,
+    look_again: Option<(Deadline, Timestamp)>,
+    /// Set where nothing may be stored yet: the look-up is still out.
+    silent: bool,
+}
+
+impl<'a> Draft<'a> {
+    fn new(now: Timestamp, request: &'a InstanceAccess, world: World<'a>) -> Self {
+        Self {
+            now,
+            request,
+            world,
+            generation: request.metadata.generation.unwrap_or_default(),
+            status: request.status.clone().unwrap_or_default(),
+            before: Vec::new(),
+            after: Vec::new(),
+            look_again: None,
+            silent: false,
+        }
+    }
+
+    fn into_plan(mut self) -> Plan {
+        if !self.silent {
+            self.status.observed_generation = Some(self.generation);
+            if self.status.spec_digest.is_none() {
+                self.status.spec_digest = Some(spec_digest(&self.request.spec));
+            }
+        }
+        let changed = !self.silent && Some(&self.status) != self.request.status.as_ref();
+        // A record that was made up for is worth a write: its receipt is the proof that it is not missing any more.
+        let owed = self.before.iter().any(|effect| matches!(effect, Effect::Audit { record, .. } if record.kind == RecordKind::Ended));
+        Plan {
+            before: self.before,
+            status: (changed || owed).then(|| Box::new(self.status)),
+            after: self.after,
+            look_again: self.look_again,
+        }
+    }
+
+    fn holds(&self, type_: ConditionType) -> bool {
+        condition::is_true(&self.status.conditions, type_)
+    }
+
+    fn is_terminal(&self) -> bool {
+        self.holds(ConditionType::Ended) || self.holds(ConditionType::Denied)
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.request.metadata.deletion_timestamp.is_some()
+    }
+
+    fn has_finalizer(&self) -> bool {
+        self.request.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+    }
+
+    fn say(&mut self, saying: Saying) {
+        condition::set(&mut self.status.conditions, saying, self.generation, self.now);
+    }
+
+    fn unsay(&mut self, type_: ConditionType) {
+        condition::drop(&mut self.status.conditions, type_);
+    }
+
+    fn wake(&mut self, deadline: Deadline, time: Timestamp) {
+        if self.look_again.is_none_or(|(_, earliest)| time < earliest) {
+            self.look_again = Some((deadline, time));
+        }
+    }
+
+    fn event(&mut self, warning: bool, reason: &'static str, note: impl Into<String>) {
+        self.after.push(Effect::Event { warning, reason, note: note.into() });
+    }
+
+    fn audit(&mut self, required: bool, record: Record) {
+        self.before.push(Effect::Audit { record: Box::new(record), required });
+    }
+
+    fn record(&self, kind: RecordKind) -> Record {
+        Record::of(kind, self.request, &self.status)
+    }
+
+    /// Over: what is left is a missing record, a stale observedGeneration, and letting the object go.
+    fn after_the_end(&mut self) {
+        let owes_record = self.status.grant.is_some() && self.status.audit.is_none();
+        if owes_record {
+            if let Some(failed) = self.world.sight.audit_failed_time
+                && self.now < plus(failed, AUDIT_RETRY)
+            {
+                self.wake(Deadline::Retry, plus(failed, AUDIT_RETRY));
+                return;
+            }
+            let record = self.end_record();
+            self.audit(true, record);
+            return;
+        }
+        if self.is_deleted() && self.has_finalizer() {
+            self.after.push(Effect::RemoveFinalizer);
+        }
+    }
+
+    /// Ends the request now, with or without a grant.
+    fn end(&mut self, cause: EndCause, message: impl Into<String>) {
+        let message = message.into();
+        let reason = end_reason(cause);
+        let end_time = match &self.status.grant {
+            Some(grant) => whole_second(self.now.min(grant.expiration_time.0)),
+            None => whole_second(self.now),
+        };
+        if self.status.grant.is_some() {
+            let closed = self.world.sight.push.readable_until().unwrap_or(end_time).min(end_time);
+            self.status.revocation =
+                Some(Revocation { cause, key_window_closed_time: Some(Time(whole_second(closed))) });
+        } else {
+            self.status.revocation = Some(Revocation { cause, key_window_closed_time: None });
+        }
+        self.status.end_time = Some(Time(end_time));
+        self.count_pushes();
+        self.say(Saying::inactive(reason.active(), message.clone()));
+        self.say(Saying::ended(reason, message.clone()));
+        self.unsay(ConditionType::Reconciling);
+        self.unsay(ConditionType::Stalled);
+        if self.status.grant.is_some() {
+            self.before.push(Effect::StopPush);
+            let record = self.end_record();
+            self.audit(false, record);
+        }
+        self.event(false, reason.active().as_str(), message);
+    }
+
+    fn end_record(&self) -> Record {
+        let ended = condition::find(&self.status.conditions, ConditionType::Ended);
+        Record {
+            request_id: self.status.key.as_ref().and_then(|key| key.last_request_id.clone()),
+            pushes: self.status.key.as_ref().and_then(|key| key.pushes),
+            cause: self.status.revocation.as_ref().map(|revocation| revocation.cause),
+            end_time: self.status.end_time.clone(),
+            message: ended.map(|ended| ended.message.clone()),
+            ..self.record(RecordKind::Ended)
+        }
+    }
+
+    /// Brings the count of pushes into status; only where a status is written anyway.
+    fn count_pushes(&mut self) {
+        let before_us = self.is_restarted();
+        let push = &self.world.sight.push;
+        if let Some(key) = self.status.key.as_mut() {
+            if let Some(request_id) = push.request_id() {
+                key.last_request_id = Some(request_id.to_owned());
+            }
+            let stored = if before_us { key.pushes.unwrap_or_default() } else { 0 };
+            key.pushes = Some(stored.saturating_add(push.landed_count()));
+        }
+    }
+
+    /// Whether the grant is older than this process, which then knows nothing of its first pushes.
+    fn is_restarted(&self) -> bool {
+        self.status
+            .grant
+            .as_ref()
+            .is_some_and(|grant| grant.start_time.0 <= whole_second(self.world.sight.since_time))
+    }
+
+    /// Refuses. What was approved before can only end.
+    fn refuse(&mut self, reason: DenyReason, message: impl Into<String>) {
+        let message = message.into();
+        if self.holds(ConditionType::Approved) {
+            return self.end(EndCause::PolicyChanged, message);
+        }
+        self.say(Saying::denied(reason, message.clone()));
+        self.say(Saying::inactive(ActiveReason::Denied, message.clone()));
+        self.unsay(ConditionType::Reconciling);
+        self.say(Saying::stalled(ActiveReason::Denied, "refused for good; make a new request"));
+        let record = Record { message: Some(message.clone()), ..self.record(RecordKind::Denied) };
+        self.audit(false, record);
+        self.event(true, reason.as_str(), message);
+    }
+
+    /// Cannot be served now: says why, whether it heals, and when to try again.
+    fn hold(&mut self, reason: ActiveReason, message: impl Into<String>, heals: bool) {
+        let message = message.into();
+        let before = condition::active_reason(&self.status).map(str::to_owned);
+        self.say(Saying::inactive(reason, message.clone()));
+        if heals {
+            self.say(Saying::reconciling(reason, message.clone()));
+            self.unsay(ConditionType::Stalled);
+        } else {
+            self.unsay(ConditionType::Reconciling);
+            self.say(Saying::stalled(reason, message.clone()));
+        }
+        if before.as_deref() != Some(reason.as_str()) {
+            self.event(true, reason.as_str(), message);
+        }
+    }
+}
+
+/// The word of an end's cause.
+pub fn end_reason(cause: EndCause) -> EndReason {
+    match cause {
+        EndCause::Expired => EndReason::Expired,
+        EndCause::Released => EndReason::Released,
+        EndCause::Revoked | EndCause::PolicyChanged => EndReason::Revoked,
+    }
+}
+
+/// How a failed call reads in status: the reason, the text, and whether waiting heals it.
+fn failure_words(what: &str, failure: &Failure) -> (ActiveReason, String, bool) {
+    let Failure { class, code, message } = failure;
+    match class {
+        FailureClass::Throttled => {
+            (ActiveReason::Throttled, format!("AWS asks to wait before it will {what} ({code}); trying again by itself"), true)
+        }
+        FailureClass::Retry => {
+            (ActiveReason::AwsUnavailable, format!("AWS did not {what} ({code}: {message}); trying again by itself"), true)
+        }
+        FailureClass::Bug => (
+            ActiveReason::AwsUnavailable,
+            format!("AWS did not {what}, for a reason that this version does not know ({code}: {message}); trying again by itself"),
+            true,
+        ),
+        FailureClass::Refused => (
+            ActiveReason::AccessDenied,
+            format!("AWS does not let the operator {what} ({code}: {message}); an administrator must mend the operator's credentials or IAM policy"),
+            false,
+        ),
+        FailureClass::Invalid => {
+            (ActiveReason::PushRefused, format!("AWS refuses to {what} ({code}: {message}); make a new request without the mistake"), false)
+        }
+        FailureClass::Gone => (
+            ActiveReason::InstanceNotRunning,
+            format!("the instance takes no key now ({code}: {message}); trying again by itself"),
+            true,
+        ),
+    }
+}
+
+/// How long to wait after the n-th failure in a row: doubling, with a jitter that is fixed for a request, so that a
+/// thousand requests that failed together do not come back together, and the plan stays a function of its arguments.
+fn back_off(class: FailureClass, failures: u32, uid: &str) -> Duration {
+    let (first, most) = match class {
+        FailureClass::Retry | FailureClass::Gone => (Duration::from_millis(500), Duration::from_secs(15)),
+        FailureClass::Throttled => (Duration::from_secs(1), Duration::from_secs(15)),
+        FailureClass::Refused | FailureClass::Bug => (Duration::from_secs(15), Duration::from_secs(60)),
+        FailureClass::Invalid => (STALLED_RETRY, STALLED_RETRY),
+    };
+    let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(most);
+    let jitter = uid.bytes().fold(failures, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 50;
+    doubled + doubled * jitter / 100
+}
+
+/// The slot, of twelve in a minute, in which a target is looked at again: all grants on one instance share it, so that
+/// their look-ups are one.
+fn refresh_time(seen: Timestamp, target: &str) -> Timestamp {
+    let period = i64::try_from(REFRESH_INTERVAL.as_secs()).expect("a minute fits");
+    let slot = target.bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 12;
+    let offset = i64::from(slot) * (period / 12);
+    let turn = (seen.as_second() - offset).div_euclid(period) + 1;
+    Timestamp::from_second(turn * period + offset).unwrap_or(Timestamp::MAX)
+}
+
+/// Whether `Active` stands at True.
+fn is_active(status: &InstanceAccessStatus) -> bool {
+    condition::find(&status.conditions, ConditionType::Active)
+        .is_some_and(|condition| condition.status == ConditionStatus::True)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,482 @@
+//! Before the grant: is the request right, does a policy admit it, is its instance there, and can it be served now.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::api::{
+    ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, Identity, InstanceFacts, KeyDelivery, KeyFacts,
+};
+use crate::domain::cloud::{AccountId, Instance, InstanceId, InstanceState, OsUser, Place, Region, TargetQuery};
+use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
+use crate::domain::connect::{self, Route};
+use crate::domain::digest::{grant_id, spec_digest};
+use crate::domain::key::PublicKey;
+use crate::domain::policy::{Admission, Question};
+use crate::domain::push::{KEY_WINDOW, KeyPush, PUSH_TIMEOUT, PushPermit};
+use crate::domain::record::RecordKind;
+use crate::domain::sight::Look;
+use crate::domain::time::{plus, since, until, whole_second};
+
+use super::{
+    ABSENCE_GRACE, ABSENCE_RETRY, AUDIT_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off,
+    failure_words, last_push_time,
+};
+
+/// The port of sshd, where the request names none.
+const SSH_PORT: u16 = 22;
+/// How old a look at instance or endpoints may be when a grant is made on it.
+const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// The request's spec, in values that are right.
+pub(super) struct Asked<'a> {
+    pub requester: &'a Identity,
+    pub namespace: &'a str,
+    pub key: PublicKey,
+    pub os_user: OsUser,
+    pub place: Place,
+    pub account_id: Option<AccountId>,
+    pub query: TargetQuery,
+    pub method: ConnectionMethod,
+    pub port: u16,
+}
+
+impl Asked<'_> {
+    pub(super) fn question<'q>(
+        &'q self,
+        spec: &'q crate::api::InstanceAccessSpec,
+        instance: Option<&'q Instance>,
+        method: ConnectionMethod,
+    ) -> Question<'q> {
+        Question {
+            requester: self.requester,
+            namespace: self.namespace,
+            os_user: self.os_user.as_str(),
+            key: &self.key,
+            ttl_seconds: spec.ttl_seconds,
+            key_delivery: spec.key_delivery.unwrap_or_default(),
+            reason: spec.reason.as_deref(),
+            ticket: spec.ticket.as_deref(),
+            policy_name: spec.policy_name.as_deref(),
+            instance,
+            method,
+        }
+    }
+}
+
+/// What looking for the target came to.
+enum Target {
+    Found(Arc<Instance>),
+    /// The plan is made; there is nothing more to judge now.
+    Waiting,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn pending(&mut self) {
+        if self.is_deleted() {
+            self.silent = true;
+            if self.has_finalizer() {
+                self.after.push(Effect::RemoveFinalizer);
+            }
+            return;
+        }
+        let spec = &self.request.spec;
+        if let Some(revoke) = &spec.revoke {
+            let why = revoke.reason.as_deref().unwrap_or("no reason given");
+            return self.end(EndCause::Revoked, format!("spec.revoke was set before access was granted: {why}"));
+        }
+        let created = self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        let start_time = spec.start_time.as_ref().map(|time| time.0);
+        let give_up_time = plus(start_time.unwrap_or(created).max(created), GRANT_DEADLINE);
+        let end_time = spec.end_time.as_ref().map(|time| time.0);
+        if let Some(end_time) = end_time
+            && end_time <= self.now
+        {
+            return self.end(EndCause::Expired, format!("spec.endTime {end_time} is past; make a new request with a later one"));
+        }
+        if give_up_time <= self.now {
+            return self.end(
+                EndCause::Expired,
+                "access could not be granted within 24 hours; make a new request if it is still needed",
+            );
+        }
+        self.wake(Deadline::GiveUp, end_time.map_or(give_up_time, |end_time| end_time.min(give_up_time)));
+        let asked = match self.asked() {
+            Ok(asked) => asked,
+            Err(mut findings) => {
+                findings.sort();
+                return self.refuse(DenyReason::InvalidSpec, findings.join("; "));
+            }
+        };
+        // Without the instance: who is admitted nowhere costs no look-up, and learns nothing of our instances.
+        let outline = self.world.policies.evaluate(&asked.question(spec, None, asked.method));
+        if let Err(refusal) = outline.decision {
+            self.status.verdicts = outline.verdicts;
+            return self.refuse(DenyReason::DeniedByPolicy, refusal);
+        }
+        let Target::Found(instance) = self.target(&asked) else { return };
+        self.judge(&asked, &instance, start_time, end_time);
+    }
+
+    fn judge(&mut self, asked: &Asked<'_>, instance: &Instance, start_time: Option<Timestamp>, end_time: Option<Timestamp>) {
+        let Some(route) = self.route(asked, instance) else { return };
+        let method = method_of(&route);
+        let outcome = self.world.policies.evaluate(&asked.question(&self.request.spec, Some(instance), method));
+        self.status.verdicts = outcome.verdicts;
+        self.status.instance = Some(instance_facts(instance));
+        let admission = match outcome.decision {
+            Ok(admission) => admission,
+            Err(refusal) => return self.refuse(DenyReason::DeniedByPolicy, refusal),
+        };
+        if instance.state != InstanceState::Running {
+            return self.wait_for_state(instance);
+        }
+        self.approve(&admission);
+        if let Some(start_time) = start_time
+            && start_time > self.now
+        {
+            let message = format!("access starts at {start_time}");
+            self.say(Saying::inactive(ActiveReason::Scheduled, message.clone()));
+            self.say(Saying::reconciling(ActiveReason::Scheduled, message));
+            self.unsay(ConditionType::Stalled);
+            return self.wake(Deadline::Start, start_time);
+        }
+        let start = whole_second(self.now);
+        let ttl = Duration::from_secs(u64::try_from(admission.ttl_seconds).unwrap_or_default());
+        let expiration = plus(start, ttl);
+        let expiration = whole_second(end_time.map_or(expiration, |end_time| end_time.min(expiration)));
+        if last_push_time(expiration) < self.now {
+            return self.end(
+                EndCause::Expired,
+                format!(
+                    "spec.endTime leaves {} s; a key lives {} s on the instance and must be gone by then, so there is no time left for access",
+                    until(self.now, expiration).as_secs(),
+                    KEY_WINDOW.as_secs()
+                ),
+            );
+        }
+        if let Some(failed) = self.world.sight.audit_failed_time
+            && self.now < plus(failed, AUDIT_RETRY)
+        {
+            self.hold(ActiveReason::AuditUnavailable, "the audit trail takes no record, and nothing is granted without one; an administrator must look at the operator's disk", true);
+            return self.wake(Deadline::Retry, plus(failed, AUDIT_RETRY));
+        }
+        self.grant(asked, instance, &route, start, expiration);
+    }
+
+    fn grant(&mut self, asked: &Asked<'_>, instance: &Instance, route: &Route, start: Timestamp, expiration: Timestamp) {
+        let uid = self.request.metadata.uid.clone().unwrap_or_default();
+        let digest = spec_digest(&self.request.spec);
+        self.status.spec_digest = Some(digest.clone());
+        self.status.grant =
+            Some(Grant { id: grant_id(&uid, &digest), start_time: Time(start), expiration_time: Time(expiration) });
+        let (address, endpoint_id) = match route {
+            Route::Direct { address } => (*address, None),
+            Route::Endpoint { endpoint_id, address } => (*address, Some(endpoint_id.clone())),
+        };
+        let tunnel_seconds = u16::try_from(until(start, expiration).as_secs()).unwrap_or(u16::MAX);
+        self.status.connection = Some(ConnectionFacts {
+            method: method_of(route),
+            address: address.to_string(),
+            port: asked.port.into(),
+            endpoint_id,
+            command: connect::command(route, &instance.id, &instance.region, &asked.os_user, asked.port, tunnel_seconds),
+        });
+        self.status.key = Some(KeyFacts {
+            type_: asked.key.key_type(),
+            bits: asked.key.bits(),
+            fingerprint: asked.key.fingerprint().to_owned(),
+            first_request_id: None,
+            last_request_id: None,
+            pushes: None,
+        });
+        let message = "granted; the first push of the key is under way";
+        self.say(Saying::inactive(ActiveReason::Granting, message));
+        self.say(Saying::reconciling(ActiveReason::Granting, message));
+        self.unsay(ConditionType::Stalled);
+        if !self.has_finalizer() {
+            self.before.push(Effect::AddFinalizer);
+        }
+        let record = self.record(RecordKind::GrantIntended);
+        self.audit(true, record);
+        self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
+        self.look_again = None;
+        self.wake(Deadline::Expiration, expiration);
+    }
+
+    fn approve(&mut self, admission: &Admission) {
+        self.status.policy = Some(admission.policy.clone());
+        self.say(Saying::approved(
+            ApproveReason::AdmittedByPolicy,
+            format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
+        ));
+    }
+
+    /// Reads the spec into values that are right, or returns every finding.
+    pub(super) fn asked(&self) -> Result<Asked<'a>, Vec<String>> {
+        let spec = &self.request.spec;
+        let mut findings = Vec::new();
+        let requester = spec.requester.as_ref().filter(|requester| !requester.username.is_empty());
+        if requester.is_none() {
+            findings.push(
+                "spec.requester is missing: the admission policies of this project are not in force, or Kubernetes is below 1.36; write there what kubectl auth whoami -o yaml shows"
+                    .to_owned(),
+            );
+        }
+        if let (Some(requester), Some(subject)) = (requester, &spec.subject)
+            && subject.username != requester.username
+        {
+            findings.push(format!(
+                "spec.subject: {} may not ask for {}; only a delegate that a policy names may ask for others",
+                requester.username, subject.username
+            ));
+        }
+        let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
+        let os_user = parsed("spec.osUser", &spec.os_user, OsUser::parse, &mut findings);
+        let target = &spec.target;
+        let region = match (&target.region, &self.world.settings.region) {
+            (Some(region), _) => parsed("spec.target.region", region, Region::parse, &mut findings),
+            (None, Some(region)) => Some(region.clone()),
+            (None, None) => {
+                findings.push("spec.target.region is missing, and the operator has no region of its own; name one".to_owned());
+                None
+            }
+        };
+        let account_id = target
+            .account_id
+            .as_ref()
+            .and_then(|account_id| parsed("spec.target.accountId", account_id, AccountId::parse, &mut findings));
+        let query = match (&target.instance_id, &target.tags, &target.node_name) {
+            (Some(id), None, None) => {
+                parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings).map(TargetQuery::Id)
+            }
+            (None, Some(tags), None) if !tags.is_empty() => Some(TargetQuery::Tags(tags.clone())),
+            (None, None, Some(_)) => {
+                findings.push("spec.target.nodeName: this version finds no instance by node; use instanceId or tags".to_owned());
+                None
+            }
+            _ => {
+                findings.push("spec.target must have exactly one of instanceId, nodeName and tags".to_owned());
+                None
+            }
+        };
+        if spec.key_delivery == Some(KeyDelivery::OnConnect) {
+            findings.push("spec.keyDelivery: OnConnect needs the gateway, which this version does not have; use Continuous".to_owned());
+        }
+        let connection = spec.connection.unwrap_or_default();
+        let port = connection.port.map_or(Some(SSH_PORT), |port| u16::try_from(port).ok().filter(|port| *port > 0));
+        if port.is_none() {
+            findings.push("spec.connection.port must be 1 to 65535".to_owned());
+        }
+        match (requester, key, os_user, region, query, port) {
+            (Some(requester), Some(key), Some(os_user), Some(region), Some(query), Some(port)) if findings.is_empty() => {
+                Ok(Asked {
+                    requester,
+                    namespace: self.request.metadata.namespace.as_deref().unwrap_or_default(),
+                    key,
+                    os_user,
+                    place: Place { region },
+                    account_id,
+                    query,
+                    method: connection.method.unwrap_or_default(),
+                    port,
+                })
+            }
+            _ => Err(findings),
+        }
+    }
+
+    /// Finds the one instance that is asked for, or plans how to go on.
+    fn target(&mut self, asked: &Asked<'_>) -> Target {
+        let look_up = || Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() };
+        let look = &self.world.sight.instances;
+        let Some(found) = self.looked(look, look_up, GRANT_FACTS_AGE_MAX, "describe the instance") else {
+            return Target::Waiting;
+        };
+        match found.as_slice() {
+            [] => {
+                let created = self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+                let heals = since(self.now, created) < ABSENCE_GRACE;
+                self.absent(
+                    ActiveReason::TargetNotFound,
+                    format!("no instance matches spec.target in region {}; check the id or the tags, the region, and that it is not terminated", asked.place.region),
+                    heals,
+                );
+                Target::Waiting
+            }
+            [instance] => {
+                if let Some(account_id) = &asked.account_id
+                    && *account_id != instance.account_id
+                {
+                    self.absent(
+                        ActiveReason::TargetNotFound,
+                        format!("the instance does not belong to spec.target.accountId {account_id}; the operator serves its own account only"),
+                        false,
+                    );
+                    return Target::Waiting;
+                }
+                Target::Found(Arc::clone(instance))
+            }
+            several => {
+                let ids: Vec<&str> = several.iter().take(5).map(|instance| instance.id.as_str()).collect();
+                self.absent(
+                    ActiveReason::TargetAmbiguous,
+                    format!("spec.target.tags match {} instances or more ({}); add tags until one is left, or use instanceId", several.len(), ids.join(", ")),
+                    false,
+                );
+                Target::Waiting
+            }
+        }
+    }
+
+    fn route(&mut self, asked: &Asked<'_>, instance: &Instance) -> Option<Route> {
+        if matches!(instance.state, InstanceState::ShuttingDown | InstanceState::Terminated) {
+            self.wait_for_state(instance);
+            return None;
+        }
+        let vpc_id = instance.vpc_id.clone();
+        let endpoints = match vpc_id.filter(|_| connect::needs_endpoints(asked.method, instance)) {
+            None => Vec::new(),
+            Some(vpc_id) => {
+                let look_up = || Effect::LookUpEndpoints { place: asked.place.clone(), vpc_id };
+                let look = &self.world.sight.endpoints;
+                self.looked(look, look_up, GRANT_FACTS_AGE_MAX, "describe the Instance Connect Endpoints")?.clone()
+            }
+        };
+        match connect::choose(asked.method, instance, &endpoints) {
+            Ok(route) => Some(route),
+            Err(no_route) => {
+                if instance.state == InstanceState::Running {
+                    self.absent(ActiveReason::NoRoute, no_route.to_string(), true);
+                } else {
+                    self.wait_for_state(instance);
+                }
+                None
+            }
+        }
+    }
+
+    /// Returns what a look-up found, if it is fresh; otherwise plans the look-up, or the wait for the next.
+    fn looked<T>(
+        &mut self,
+        look: &'a Look<T>,
+        look_up: impl FnOnce() -> Effect,
+        age_max: Duration,
+        what: &str,
+    ) -> Option<&'a T> {
+        if let Some((time, found)) = look.seen()
+            && since(self.now, time) <= age_max
+            && look.failure().is_none()
+        {
+            return Some(found);
+        }
+        // Nothing new to tell: what stands in status still holds.
+        self.silent = true;
+        if look.is_under_way() {
+            return None;
+        }
+        if let Some((time, failure, failures)) = look.failure() {
+            let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
+            let again = plus(time, back_off(failure.class, failures, uid));
+            if self.now < again {
+                let (reason, message, heals) = failure_words(what, failure);
+                self.silent = false;
+                self.hold(reason, message, heals);
+                self.wake(Deadline::Retry, again);
+                return None;
+            }
+        } else if let Some((time, _)) = look.seen() {
+            // An answer that was of no use is asked for again, but not at once.
+            let again = plus(time, self.absence_retry());
+            if self.now < again {
+                self.wake(Deadline::Retry, again);
+                return None;
+            }
+        }
+        self.after.push(look_up());
+        None
+    }
+
+    fn absence_retry(&self) -> Duration {
+        if self.holds(ConditionType::Stalled) { STALLED_RETRY } else { ABSENCE_RETRY }
+    }
+
+    fn wait_for_state(&mut self, instance: &Instance) {
+        self.status.instance = Some(instance_facts(instance));
+        let (reason, message, heals) = state_words(instance);
+        self.absent(reason, message, heals);
+    }
+
+    /// The instance is not there, or not ready: says so, and looks again later.
+    fn absent(&mut self, reason: ActiveReason, message: String, heals: bool) {
+        self.hold(reason, message, heals);
+        let seen = self.world.sight.instances.seen().map_or(self.now, |(time, _)| time);
+        self.wake(Deadline::Retry, plus(seen, if heals { ABSENCE_RETRY } else { STALLED_RETRY }));
+    }
+}
+
+/// How an instance that does not run reads in status.
+pub(super) fn state_words(instance: &Instance) -> (ActiveReason, String, bool) {
+    let id = &instance.id;
+    match instance.state {
+        InstanceState::ShuttingDown | InstanceState::Terminated => {
+            (ActiveReason::InstanceTerminated, format!("{id} is terminated; ask for another instance"), false)
+        }
+        InstanceState::Pending => (ActiveReason::InstanceNotRunning, format!("{id} is starting; access follows by itself"), true),
+        InstanceState::Stopping | InstanceState::Stopped => (
+            ActiveReason::InstanceNotRunning,
+            format!("{id} is stopped; start it, and access follows by itself"),
+            true,
+        ),
+        InstanceState::Running | InstanceState::Unknown => {
+            (ActiveReason::InstanceNotRunning, format!("{id} is in no state that takes keys"), true)
+        }
+    }
+}
+
+/// What is pushed, and where.
+pub(super) fn key_push(asked: &Asked<'_>, instance: &Instance) -> KeyPush {
+    KeyPush {
+        place: asked.place.clone(),
+        instance_id: instance.id.clone(),
+        availability_zone: instance.availability_zone.clone(),
+        os_user: asked.os_user.clone(),
+        key: asked.key.clone(),
+    }
+}
+
+fn method_of(route: &Route) -> ConnectionMethod {
+    match route {
+        Route::Direct { .. } => ConnectionMethod::Direct,
+        Route::Endpoint { .. } => ConnectionMethod::Endpoint,
+    }
+}
+
+fn instance_facts(instance: &Instance) -> InstanceFacts {
+    InstanceFacts {
+        instance_id: instance.id.to_string(),
+        region: Some(instance.region.to_string()),
+        account_id: Some(instance.account_id.to_string()),
+        availability_zone: instance.availability_zone.clone(),
+        private_ip: instance.private_ip.map(|address| IpAddr::from(address).to_string()),
+        public_ip: instance.public_ip.map(|address| IpAddr::from(address).to_string()),
+        ipv6: instance.ipv6.map(|address| IpAddr::from(address).to_string()),
+        vpc_id: instance.vpc_id.clone(),
+        subnet_id: instance.subnet_id.clone(),
+    }
+}
+
+fn parsed<T, E: std::fmt::Display>(
+    field: &str,
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+    findings: &mut Vec<String>,
+) -> Option<T> {
+    parse(text).map_err(|error| findings.push(format!("{field} {error}"))).ok()
+}
+
+const _: () = assert!(GRANT_FACTS_AGE_MAX.as_secs() > ABSENCE_RETRY.as_secs());
+const _: () = assert!(PUSH_TIMEOUT.as_secs() < KEY_WINDOW.as_secs());

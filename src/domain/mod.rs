@@ -1,0 +1,15 @@
+//! Pure decisions: policy, lifecycle, schedule, identity, keys.
+//!
+//! Nothing in here reads a clock, a file or a socket; facts come in as arguments, answers go out as values.
+
+pub mod cloud;
+pub mod condition;
+pub mod connect;
+pub mod digest;
+pub mod key;
+pub mod lifecycle;
+pub mod policy;
+pub mod push;
+pub mod record;
+pub mod sight;
+pub mod time;

@@ -1,0 +1,499 @@
+//! Who may get what: evaluates a request against all policies, purely.
+//!
+//! A Deny that matches wins. Of several Allow policies that admit the request, the one with the highest priority decides
+//! alone (a tie: the first by name). What needs the instance's facts is left open until they are there, so that a request
+//! that no policy could admit costs no look-up.
+
+use std::sync::Arc;
+
+use regex::{Regex, RegexBuilder};
+
+use crate::api::{
+    ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, KeyDelivery, KeyType, PolicyPin,
+    PolicySubject, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
+};
+
+use super::cloud::Instance;
+use super::condition::bounded;
+use super::digest::policy_digest;
+use super::key::PublicKey;
+
+/// The most verdicts that a status shows; further ones are the least near.
+pub const VERDICTS_MAX: usize = 32;
+/// The most memory that one compiled pattern may take, in bytes: a hostile `(a{999}){999}` is refused, not compiled.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
+/// The least RSA length, where a policy names none. Source: EC2 Instance Connect takes 2048 and 4096.
+const RSA_BITS_MIN: i32 = 2048;
+/// How many near misses a refusal names.
+const NEAREST_MAX: usize = 3;
+/// The list entry that is everything.
+const EVERYTHING: &str = "*";
+
+/// A policy as it stands in the cluster, compiled once.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pin: PolicyPin,
+    spec: InstanceAccessPolicySpec,
+    reason: Option<Regex>,
+    ticket: Option<Regex>,
+    problem: Option<Problem>,
+}
+
+/// Why a policy is not in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One word, for programs.
+    pub reason: &'static str,
+    /// The field, what is wrong, and the remedy.
+    pub message: String,
+}
+
+/// Everything that is asked of a request, in values that are right.
+#[derive(Debug)]
+pub struct Question<'a> {
+    /// Who gets in, and whose groups count.
+    pub requester: &'a Identity,
+    /// The request's namespace.
+    pub namespace: &'a str,
+    /// The login.
+    pub os_user: &'a str,
+    /// The key.
+    pub key: &'a PublicKey,
+    /// How long is asked for, in seconds; none: the policy's default.
+    pub ttl_seconds: Option<i32>,
+    /// When the key is delivered.
+    pub key_delivery: KeyDelivery,
+    /// Why.
+    pub reason: Option<&'a str>,
+    /// The ticket.
+    pub ticket: Option<&'a str>,
+    /// The only Allow policy that may admit it, if the request names one.
+    pub policy_name: Option<&'a str>,
+    /// The instance, once it was looked up.
+    pub instance: Option<&'a Instance>,
+    /// The way that was chosen, once it was; `Auto` is open.
+    pub method: ConnectionMethod,
+}
+
+/// What all policies together say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The policy that admits it and decides, or the refusal for the requester to read.
+    pub decision: Result<Admission, String>,
+    /// What each policy says, the nearest first; at most `VERDICTS_MAX`.
+    pub verdicts: Vec<PolicyVerdict>,
+}
+
+/// The policy that admits a request, and what it gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admission {
+    /// The policy.
+    pub policy: PolicyPin,
+    /// How long the grant may last, in seconds.
+    pub ttl_seconds: i32,
+}
+
+/// All policies of the cluster, in the order of precedence.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySet {
+    policies: Vec<Arc<Policy>>,
+}
+
+impl Policy {
+    /// Compiles a policy. One with a mistake is kept, with its problem: it admits nothing, and still denies.
+    pub fn compile(object: &InstanceAccessPolicy) -> Self {
+        let spec = object.spec.clone();
+        let pin = PolicyPin {
+            name: object.metadata.name.clone().unwrap_or_default(),
+            uid: object.metadata.uid.clone().unwrap_or_default(),
+            generation: object.metadata.generation.unwrap_or_default(),
+            digest: policy_digest(&spec),
+        };
+        let mut problems = Vec::new();
+        let mut pattern = |field: &str, text: &Option<PolicyText>| {
+            let source = text.as_ref()?.pattern.as_ref()?;
+            match RegexBuilder::new(source).size_limit(PATTERN_BYTES_MAX).build() {
+                Ok(regex) => Some(regex),
+                Err(error) => {
+                    let error = error.to_string();
+                    let error = error.lines().last().unwrap_or_default().trim().to_owned();
+                    problems.push(Problem {
+                        reason: "InvalidPattern",
+                        message: format!("spec.{field}.pattern: {error}; the syntax is that of Rust's regex (RE2, no look-around)"),
+                    });
+                    None
+                }
+            }
+        };
+        let reason = pattern("reason", &spec.reason);
+        let ticket = pattern("ticket", &spec.ticket);
+        let unserved = [
+            ("approval", spec.approval.is_some()),
+            ("windows", spec.windows.is_some()),
+            ("limits", spec.limits.is_some()),
+            ("delegates", spec.delegates.is_some()),
+            ("conditions", spec.conditions.is_some()),
+        ];
+        let unserved: Vec<String> =
+            unserved.iter().filter(|(_, present)| *present).map(|(field, _)| format!("spec.{field}")).collect();
+        if !unserved.is_empty() {
+            problems.push(Problem {
+                reason: "NotEnforced",
+                message: format!(
+                    "{} cannot be enforced by this version, so the policy admits nothing; take it out, or run a version that enforces it",
+                    unserved.join(", ")
+                ),
+            });
+        }
+        if spec.effect == Effect::Allow && spec.ttl.is_none() {
+            problems.push(Problem {
+                reason: "InvalidSpec",
+                message: "spec.ttl is required of an Allow policy: {defaultSeconds, maxSeconds}".to_owned(),
+            });
+        }
+        let problem = problems.into_iter().reduce(|first, next| Problem {
+            reason: first.reason,
+            message: format!("{}; {}", first.message, next.message),
+        });
+        Self { pin, spec, reason, ticket, problem }
+    }
+
+    /// What stands in status of what it decided.
+    pub fn pin(&self) -> &PolicyPin {
+        &self.pin
+    }
+
+    /// Why it is not in force, if it is not.
+    pub fn problem(&self) -> Option<&Problem> {
+        self.problem.as_ref()
+    }
+
+    /// Whether it is about this requester in this namespace.
+    fn is_for(&self, question: &Question<'_>) -> bool {
+        self.spec.subjects.iter().any(|subject| names(subject, question.requester))
+            && listed(&self.spec.namespaces, question.namespace)
+    }
+
+    /// Whether the target, the login and the way fit; the findings say what does not. An unknown instance fits.
+    fn target_findings(&self, question: &Question<'_>) -> Vec<String> {
+        let spec = &self.spec;
+        let mut findings = Vec::new();
+        if let Some(instance) = question.instance {
+            let targets = &spec.targets;
+            let mut facet = |list: &Option<Vec<String>>, value: Option<&str>, what: &str| {
+                if let Some(list) = list
+                    && !value.map_or_else(|| list.iter().any(|entry| entry == EVERYTHING), |value| listed(list, value))
+                {
+                    findings.push(format!("allows {what} {}", shown(list)));
+                }
+            };
+            facet(&targets.accounts, Some(instance.account_id.as_str()), "accounts");
+            facet(&targets.regions, Some(instance.region.as_str()), "regions");
+            facet(&targets.instance_ids, Some(instance.id.as_str()), "instances");
+            facet(&targets.vpc_ids, instance.vpc_id.as_deref(), "VPCs");
+            if let Some(selector) = &targets.instance_tags
+                && !selects(selector, instance)
+            {
+                findings.push(format!("selects instances by the tags {}", selector_text(selector)));
+            }
+            if *targets == crate::api::PolicyTargets::default() {
+                findings.push("names no targets".to_owned());
+            }
+        }
+        if !listed(&spec.os_users, question.os_user) {
+            findings.push(format!("allows osUsers {}", shown(&spec.os_users)));
+        }
+        if let Some(methods) = &spec.connection_methods
+            && !(question.method == ConnectionMethod::Auto && !methods.is_empty())
+            && !methods.iter().any(|method| method.is(question.method))
+        {
+            let names: Vec<String> = methods.iter().map(|method| format!("{method:?}")).collect();
+            findings.push(format!("allows connectionMethods {}", shown(&names)));
+        }
+        if let Some(deliveries) = &spec.key_delivery
+            && !deliveries.contains(&question.key_delivery)
+        {
+            let names: Vec<String> = deliveries.iter().map(|delivery| format!("{delivery:?}")).collect();
+            findings.push(format!("allows keyDelivery {}", shown(&names)));
+        }
+        findings
+    }
+
+    /// What else an Allow policy asks; each finding is a reason why it does not admit.
+    fn demand_findings(&self, question: &Question<'_>) -> Vec<String> {
+        let spec = &self.spec;
+        let mut findings = Vec::new();
+        if let (Some(ttl), Some(asked)) = (spec.ttl, question.ttl_seconds)
+            && asked > ttl.max_seconds
+        {
+            findings.push(format!("allows at most ttlSeconds {}, asked were {asked}", ttl.max_seconds));
+        }
+        let key = question.key;
+        if let Some(types) = spec.keys.as_ref().and_then(|keys| keys.types.as_ref())
+            && !types.contains(&key.key_type())
+        {
+            let names: Vec<String> = types.iter().map(|type_| format!("{type_:?}")).collect();
+            findings.push(format!("allows keys of the types {}", shown(&names)));
+        }
+        let rsa_bits_min = spec.keys.as_ref().and_then(|keys| keys.min_rsa_bits).unwrap_or(RSA_BITS_MIN);
+        if key.key_type() == KeyType::RSA && key.bits() < rsa_bits_min {
+            findings.push(format!("wants RSA keys of at least {rsa_bits_min} bits, this has {}", key.bits()));
+        }
+        findings.extend(text_finding("reason", &spec.reason, &self.reason, question.reason));
+        findings.extend(text_finding("ticket", &spec.ticket, &self.ticket, question.ticket));
+        findings
+    }
+
+    fn verdict(&self, question: &Question<'_>) -> (Verdict, Vec<String>) {
+        if !self.is_for(question) {
+            return (Verdict::NoMatch, vec!["is not for this requester in this namespace".to_owned()]);
+        }
+        match self.spec.effect {
+            // A Deny has no demands (the CRD sees to it); one with a problem still denies.
+            Effect::Deny => match self.target_findings(question) {
+                findings if findings.is_empty() => (Verdict::Deny, vec!["denies this".to_owned()]),
+                _ => (Verdict::NoMatch, vec!["is not about this target".to_owned()]),
+            },
+            Effect::Allow => {
+                if let Some(problem) = &self.problem {
+                    return (Verdict::Invalid, vec![problem.message.clone()]);
+                }
+                if question.policy_name.is_some_and(|name| name != self.pin.name) {
+                    return (Verdict::NoMatch, vec!["is not the policy that spec.policyName names".to_owned()]);
+                }
+                let mut findings = self.target_findings(question);
+                findings.extend(self.demand_findings(question));
+                if findings.is_empty() {
+                    (Verdict::Admit, vec!["admits this".to_owned()])
+                } else {
+                    (Verdict::Refuse, findings)
+                }
+            }
+        }
+    }
+}
+
+impl PolicySet {
+    /// Orders the policies: the highest priority first, then by name.
+    pub fn new(policies: impl IntoIterator<Item = Arc<Policy>>) -> Self {
+        let mut policies: Vec<_> = policies.into_iter().collect();
+        policies.sort_by(|a, b| {
+            let priority = |policy: &Policy| policy.spec.priority.unwrap_or_default();
+            priority(b).cmp(&priority(a)).then_with(|| a.pin.name.cmp(&b.pin.name))
+        });
+        Self { policies }
+    }
+
+    /// The policies, in the order of precedence.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.iter()
+    }
+
+    /// Whether the policy that made a grant still admits it, and no Deny has come since. The error is for people.
+    ///
+    /// Another policy that would admit it does not count: the grant is that policy's word.
+    pub fn still_admits(&self, pin: &PolicyPin, question: &Question<'_>) -> Result<(), String> {
+        let Some(policy) = self.policies.iter().find(|policy| policy.pin.name == pin.name && policy.pin.uid == pin.uid)
+        else {
+            return Err(format!("policy {} was deleted", pin.name));
+        };
+        match policy.verdict(question) {
+            (Verdict::Admit, _) => {}
+            (Verdict::Refuse | Verdict::Invalid | Verdict::NoMatch | Verdict::Deny, findings) => {
+                return Err(format!("policy {} no longer admits this: it {}", pin.name, findings.join(" and ")));
+            }
+        }
+        match self.denial(question) {
+            Some(denier) => Err(format!("policy {} denies this", denier.pin.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The Deny policy that matches, once instance and way are known: before, it might still be about others.
+    fn denial(&self, question: &Question<'_>) -> Option<&Policy> {
+        if question.instance.is_none() || question.method == ConnectionMethod::Auto {
+            return None;
+        }
+        self.policies
+            .iter()
+            .find(|policy| policy.spec.effect == Effect::Deny && policy.verdict(question).0 == Verdict::Deny)
+            .map(AsRef::as_ref)
+    }
+
+    /// Asks every policy.
+    pub fn evaluate(&self, question: &Question<'_>) -> Outcome {
+        let mut asked: Vec<(&Policy, Verdict, Vec<String>)> = self
+            .policies
+            .iter()
+            .map(|policy| {
+                let (verdict, findings) = policy.verdict(question);
+                (policy.as_ref(), verdict, findings)
+            })
+            .collect();
+        let denied = self.denial(question);
+        let admitted = asked.iter().find(|(_, verdict, _)| *verdict == Verdict::Admit);
+        let decision = match (denied, admitted) {
+            (Some(policy), _) => Err(format!(
+                "policy {} denies {} as {} on {}",
+                policy.pin.name,
+                question.requester.username,
+                question.os_user,
+                target_text(question)
+            )),
+            (None, Some((policy, ..))) => {
+                let ttl = policy.spec.ttl.expect("an Allow policy without ttl has a problem, and admits nothing");
+                Ok(Admission {
+                    policy: policy.pin.clone(),
+                    ttl_seconds: question.ttl_seconds.unwrap_or(ttl.default_seconds),
+                })
+            }
+            (None, None) => Err(refusal(question, &asked)),
+        };
+        asked.sort_by_key(|(_, verdict, findings)| (nearness(*verdict), findings.len()));
+        let verdicts = asked
+            .into_iter()
+            .take(VERDICTS_MAX)
+            .map(|(policy, verdict, findings)| PolicyVerdict {
+                policy: policy.pin.name.clone(),
+                verdict,
+                reason: bounded(findings.join("; "), 1024),
+            })
+            .collect();
+        Outcome { decision, verdicts }
+    }
+}
+
+fn nearness(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Deny => 0,
+        Verdict::Admit => 1,
+        Verdict::Refuse => 2,
+        Verdict::Invalid => 3,
+        Verdict::NoMatch => 4,
+    }
+}
+
+/// The refusal where nothing admits: all findings of the nearest policies, and none of those that are for others.
+fn refusal(question: &Question<'_>, asked: &[(&Policy, Verdict, Vec<String>)]) -> String {
+    let what = format!(
+        "no policy admits {} as {} on {}",
+        question.requester.username,
+        question.os_user,
+        target_text(question)
+    );
+    let mut near: Vec<_> =
+        asked.iter().filter(|(_, verdict, _)| matches!(verdict, Verdict::Refuse | Verdict::Invalid)).collect();
+    near.sort_by(|a, b| a.2.len().cmp(&b.2.len()).then_with(|| a.0.pin.name.cmp(&b.0.pin.name)));
+    if near.is_empty() {
+        return match question.policy_name {
+            Some(name) => format!(
+                "{what}: spec.policyName names {name}, which is no policy for this requester in namespace {}; leave it out to let the operator choose",
+                question.namespace
+            ),
+            None => format!(
+                "{what}: no policy is for this requester in namespace {}; ask whoever writes the InstanceAccessPolicies",
+                question.namespace
+            ),
+        };
+    }
+    let nearest: Vec<String> = near
+        .iter()
+        .take(NEAREST_MAX)
+        .map(|(policy, verdict, findings)| match verdict {
+            Verdict::Invalid => format!("{}, which has a mistake: {}", policy.pin.name, findings.join(" and ")),
+            _ => format!("{}, which {}", policy.pin.name, findings.join(" and ")),
+        })
+        .collect();
+    format!("{what}; nearest is {}", nearest.join("; then "))
+}
+
+fn target_text(question: &Question<'_>) -> String {
+    question.instance.map_or_else(|| "the target".to_owned(), |instance| instance.id.to_string())
+}
+
+fn text_finding(field: &str, rule: &Option<PolicyText>, pattern: &Option<Regex>, value: Option<&str>) -> Option<String> {
+    let rule = rule.as_ref()?;
+    match (value, pattern) {
+        (None, _) if rule.required == Some(true) => Some(match &rule.pattern {
+            Some(pattern) => format!("requires spec.{field}, of the form {pattern}"),
+            None => format!("requires spec.{field}"),
+        }),
+        (Some(value), Some(pattern)) if !pattern.is_match(value) => {
+            Some(format!("requires spec.{field} of the form {}", pattern.as_str()))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a list names a value. An empty list names nothing; `*` is everything.
+fn listed(list: &[String], value: &str) -> bool {
+    list.iter().any(|entry| entry == EVERYTHING || entry == value)
+}
+
+fn shown(list: &[String]) -> String {
+    if list.is_empty() { "none".to_owned() } else { list.join(", ") }
+}
+
+const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+const SERVICE_ACCOUNT_GROUP: &str = "system:serviceaccounts";
+
+/// Whether a policy's subject is this identity. People and service accounts are told apart by kind, so that nobody
+/// becomes a person by minting a token.
+pub fn names(subject: &PolicySubject, identity: &Identity) -> bool {
+    let account = identity.username.strip_prefix(SERVICE_ACCOUNT_PREFIX);
+    match subject.kind {
+        SubjectKind::User => account.is_none() && subject.name == identity.username,
+        SubjectKind::Group => {
+            let of_accounts = subject.name == SERVICE_ACCOUNT_GROUP
+                || subject.name.strip_prefix(SERVICE_ACCOUNT_GROUP).is_some_and(|rest| rest.starts_with(':'));
+            (account.is_none() || of_accounts) && identity.groups.contains(&subject.name)
+        }
+        SubjectKind::ServiceAccount => match (account, subject.name.split_once('/')) {
+            (Some(account), Some((namespace, name))) => account.split_once(':') == Some((namespace, name)),
+            _ => false,
+        },
+    }
+}
+
+/// Whether a tag selector selects an instance. An empty selector selects nothing.
+fn selects(selector: &TagSelector, instance: &Instance) -> bool {
+    let labels = selector.match_labels.iter().flatten();
+    let expressions = selector.match_expressions.iter().flatten();
+    let mut any = false;
+    for (key, value) in labels {
+        any = true;
+        if instance.tags.get(key) != Some(value) {
+            return false;
+        }
+    }
+    for expression in expressions {
+        any = true;
+        let value = instance.tags.get(&expression.key);
+        let within = |value: &String| expression.values.iter().flatten().any(|entry| entry == value);
+        let holds = match expression.operator {
+            TagOperator::In => value.is_some_and(within),
+            TagOperator::NotIn => !value.is_some_and(within),
+            TagOperator::Exists => value.is_some(),
+            TagOperator::DoesNotExist => value.is_none(),
+        };
+        if !holds {
+            return false;
+        }
+    }
+    any
+}
+
+fn selector_text(selector: &TagSelector) -> String {
+    let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+    let expressions = selector.match_expressions.iter().flatten().map(|expression| {
+        let values = expression.values.clone().unwrap_or_default().join(",");
+        match expression.operator {
+            TagOperator::In => format!("{} in ({values})", expression.key),
+            TagOperator::NotIn => format!("{} not in ({values})", expression.key),
+            TagOperator::Exists => expression.key.clone(),
+            TagOperator::DoesNotExist => format!("no {}", expression.key),
+        }
+    });
+    let all: Vec<String> = labels.chain(expressions).collect();
+    shown(&all)
+}

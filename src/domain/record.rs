@@ -1,0 +1,131 @@
+//! What the audit trail is told: one record an event in the life of a grant.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Serialize;
+
+use crate::api::{EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
+
+/// What happened, or is about to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum RecordKind {
+    /// A request was refused.
+    Denied,
+    /// A grant is about to be made, and its key pushed for the first time. Durable before anything else happens.
+    GrantIntended,
+    /// The first push landed.
+    Granted,
+    /// The key is about to be pushed again. Durable before it is.
+    PushIntended,
+    /// Access is being taken back before its time.
+    EndIntended,
+    /// Access is over.
+    Ended,
+}
+
+/// One record. Joins with the cluster by `request.uid`, with AWS by `requestId`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// What happened, or is about to.
+    pub kind: RecordKind,
+    /// The request.
+    pub request: RequestRef,
+    /// Who asked, as the API server authenticated them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requester: Option<Identity>,
+    /// The grant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grant_id: Option<String>,
+    /// The instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// The region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The login.
+    pub os_user: String,
+    /// What the spec was.
+    pub spec_digest: String,
+    /// The policy that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyPin>,
+    /// The key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_fingerprint: Option<String>,
+    /// Why access was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The ticket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+    /// When the grant begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When the grant ends, at the latest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiration_time: Option<Time>,
+    /// The request id of the newest landed push, as CloudTrail has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// How many pushes landed so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pushes: Option<i32>,
+    /// Why it ended, or is about to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<EndCause>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<Time>,
+    /// What a person should know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// The request that a record is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+impl Record {
+    /// Makes a record of what request and status say; the caller adds what is particular to the kind.
+    pub fn of(kind: RecordKind, request: &InstanceAccess, status: &crate::api::InstanceAccessStatus) -> Self {
+        let meta = &request.metadata;
+        let key: Option<&KeyFacts> = status.key.as_ref();
+        Self {
+            kind,
+            request: RequestRef {
+                namespace: meta.namespace.clone().unwrap_or_default(),
+                name: meta.name.clone().unwrap_or_default(),
+                uid: meta.uid.clone().unwrap_or_default(),
+            },
+            requester: request.spec.requester.clone(),
+            grant_id: status.grant.as_ref().map(|grant| grant.id.clone()),
+            instance_id: status
+                .instance
+                .as_ref()
+                .map(|instance| instance.instance_id.clone())
+                .or_else(|| request.spec.target.instance_id.clone()),
+            region: status.instance.as_ref().and_then(|instance| instance.region.clone()),
+            os_user: request.spec.os_user.clone(),
+            spec_digest: status.spec_digest.clone().unwrap_or_default(),
+            policy: status.policy.clone(),
+            key_fingerprint: key.map(|key| key.fingerprint.clone()),
+            reason: request.spec.reason.clone(),
+            ticket: request.spec.ticket.clone(),
+            start_time: status.grant.as_ref().map(|grant| grant.start_time.clone()),
+            expiration_time: status.grant.as_ref().map(|grant| grant.expiration_time.clone()),
+            request_id: None,
+            pushes: None,
+            cause: None,
+            end_time: None,
+            message: None,
+        }
+    }
+}

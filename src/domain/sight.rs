@@ -1,0 +1,188 @@
+//! What this process saw of one request since it started: the facts that status does not keep.
+//!
+//! All of it may be lost in a crash; `lifecycle` then assumes the worst. The shell tells it what happened, in the words
+//! of the methods; what follows from it is judged here.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::cloud::{Endpoint, Failure, FailureClass, Instance};
+use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
+use super::time::plus;
+
+/// What this process saw of one request.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// When this process started: of pushes before, it knows nothing.
+    pub since_time: Timestamp,
+    /// The instances that the target matched.
+    pub instances: Look<Vec<Arc<Instance>>>,
+    /// The endpoints of the instance's VPC.
+    pub endpoints: Look<Vec<Endpoint>>,
+    /// The pushes of the grant.
+    pub push: PushSight,
+    /// When the audit trail last refused a record that this request needed.
+    pub audit_failed_time: Option<Timestamp>,
+}
+
+/// A look-up that is repeated: what it last found, and how it last failed.
+#[derive(Clone, Debug)]
+pub struct Look<T> {
+    under_way: bool,
+    seen: Option<(Timestamp, T)>,
+    failure: Option<(Timestamp, Failure)>,
+    failures: u32,
+}
+
+/// The pushes of one grant, as far as this process made them.
+#[derive(Clone, Debug, Default)]
+pub struct PushSight {
+    under_way: Option<Timestamp>,
+    landed_time: Option<Timestamp>,
+    request_id: Option<String>,
+    landed: i32,
+    failure: Option<(Timestamp, Failure)>,
+    failures: u32,
+    readable_until: Option<Timestamp>,
+}
+
+impl Sight {
+    /// Nothing was seen yet.
+    pub fn new(since_time: Timestamp) -> Self {
+        Self {
+            since_time,
+            instances: Look::default(),
+            endpoints: Look::default(),
+            push: PushSight::default(),
+            audit_failed_time: None,
+        }
+    }
+}
+
+impl<T> Default for Look<T> {
+    fn default() -> Self {
+        Self { under_way: false, seen: None, failure: None, failures: 0 }
+    }
+}
+
+impl<T> Look<T> {
+    /// The look-up was sent.
+    pub fn started(&mut self) {
+        self.under_way = true;
+    }
+
+    /// The look-up came back.
+    pub fn answered(&mut self, now: Timestamp, answer: Result<T, Failure>) {
+        self.under_way = false;
+        match answer {
+            Ok(found) => {
+                self.seen = Some((now, found));
+                self.failure = None;
+                self.failures = 0;
+            }
+            Err(failure) => {
+                self.failure = Some((now, failure));
+                self.failures = self.failures.saturating_add(1);
+            }
+        }
+    }
+
+    /// Whether an answer is being waited for.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+
+    /// What was last found, and when.
+    pub fn seen(&self) -> Option<(Timestamp, &T)> {
+        self.seen.as_ref().map(|(time, found)| (*time, found))
+    }
+
+    /// How it failed since it last succeeded: when, why, and how often in a row.
+    pub fn failure(&self) -> Option<(Timestamp, &Failure, u32)> {
+        self.failure.as_ref().map(|(time, failure)| (*time, failure, self.failures))
+    }
+}
+
+impl PushSight {
+    /// A push is handed over; from here on the key may land at any moment.
+    pub fn started(&mut self, now: Timestamp) {
+        self.under_way = Some(now);
+    }
+
+    /// The push landed.
+    pub fn landed(&mut self, now: Timestamp, request_id: String) {
+        self.under_way = None;
+        self.landed_time = Some(now);
+        self.request_id = Some(request_id);
+        self.landed = self.landed.saturating_add(1);
+        self.failure = None;
+        self.failures = 0;
+        self.readable(plus(now, KEY_WINDOW));
+    }
+
+    /// The push failed. If AWS answered, no key landed; if nobody answered, one may have.
+    pub fn failed(&mut self, now: Timestamp, failure: Failure, answered: bool) {
+        self.under_way = None;
+        if !answered {
+            self.readable(plus(plus(now, PUSH_TIMEOUT), KEY_WINDOW));
+        }
+        self.failure = Some((now, failure));
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// The push was not sent: it was too late, or it was called back while it waited its turn.
+    pub fn unsent(&mut self) {
+        self.under_way = None;
+    }
+
+    /// The push was called back, and nobody knows whether it had been sent.
+    pub fn stopped(&mut self, now: Timestamp) {
+        if self.under_way.take().is_some() {
+            self.readable(plus(plus(now, PUSH_TIMEOUT), KEY_WINDOW));
+        }
+    }
+
+    fn readable(&mut self, until: Timestamp) {
+        self.readable_until = self.readable_until.max(Some(until));
+    }
+
+    /// Whether a push waits or flies.
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// When the newest push landed.
+    pub fn landed_time(&self) -> Option<Timestamp> {
+        self.landed_time
+    }
+
+    /// The request id of the newest landed push.
+    pub fn request_id(&self) -> Option<&str> {
+        self.request_id.as_deref()
+    }
+
+    /// How many pushes landed.
+    pub fn landed_count(&self) -> i32 {
+        self.landed
+    }
+
+    /// How it failed since it last landed: when, why, and how often in a row.
+    pub fn failure(&self) -> Option<(Timestamp, &Failure, u32)> {
+        self.failure.as_ref().map(|(time, failure)| (*time, failure, self.failures))
+    }
+
+    /// Until when the host may be able to read a key that this process pushed; none if it pushed none.
+    pub fn readable_until(&self) -> Option<Timestamp> {
+        self.readable_until
+    }
+}
+
+/// Whether a failed call was answered by AWS: if so, it had no effect.
+pub fn was_answered(failure: &Failure) -> bool {
+    match failure.class {
+        FailureClass::Throttled | FailureClass::Refused | FailureClass::Invalid | FailureClass::Gone => true,
+        // A 5xx says nothing of what was done before it; neither does silence.
+        FailureClass::Retry | FailureClass::Bug => false,
+    }
+}
