@@ -131,6 +131,17 @@ async fn an_instance_can_be_added_and_given_other_tags() {
 }
 
 #[tokio::test]
+async fn a_call_that_a_stranger_signed_is_refused() {
+    let (lab, web, _) = one_instance().await;
+    let api = lab.aws_env().into_iter().find(|(name, _)| name == "AWS_ENDPOINT_URL_EC2").unwrap().1;
+    let mut describe = Command::new("curl");
+    describe.args(["-s", "--aws-sigv4", "aws:amz:us-west-2:ec2", "--user", "AKIAI44QH8DHBEXAMPLE:je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"]);
+    describe.args(["--data", &format!("Action=DescribeInstances&Version=2016-11-15&InstanceId.1={}", web.id), &api]);
+    let refused = ssh::run(&mut describe).await.unwrap();
+    assert!(refused.stdout.contains("AuthFailure"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn scp_finds_a_home_to_write_to() {
     let (lab, web, key) = one_instance().await;
     let config = lab.ssh_config(&key, "").unwrap();
@@ -323,8 +334,8 @@ async fn it_works_for_an_ordinary_user() {
     const NOBODY: &str = "65534";
     let mut run = Command::new("setpriv");
     run.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]).arg(&tests);
-    run.args(["login", "stopped", "dropped", "frozen", "added", "scp"]);
+    run.args(["login", "stopped", "dropped", "frozen", "added", "stranger", "scp"]);
     run.env("HOME", home.path()).current_dir("/");
     let passed = ssh::run(&mut run).await.unwrap();
-    assert!(passed.stdout.contains("6 passed"), "{}\n{}", passed.stdout, passed.stderr);
+    assert!(passed.stdout.contains("7 passed"), "{}\n{}", passed.stdout, passed.stderr);
 }
