@@ -93,7 +93,7 @@ watched() {
 go_build() {
   local dir=$1 out=$2 package=$3 ldflags=$4
   # Only ever run in the background, so that the shell may become go and die with one signal.
-  cd "$dir" && CGO_ENABLED=0 GOWORK=off GOFLAGS='' exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package"
+  cd "$dir" && GOTMPDIR=$work CGO_ENABLED=0 GOWORK=off GOFLAGS='' exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package"
 }
 
 # A module for another version than the committed one; Go's checksum database vouches for it instead of our go.sum.
