@@ -93,7 +93,7 @@ watched() {
 go_build() {
   local dir=$1 out=$2 package=$3 ldflags=$4
   # Only ever run in the background, so that the shell may become go and die with one signal.
-  cd "$dir" && CGO_ENABLED=0 GOWORK=off GOFLAGS='' exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package"
+  cd "$dir" && GOTMPDIR=$work CGO_ENABLED=0 GOWORK=off GOFLAGS='' exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package"
 }
 
 # A module for another version than the committed one; Go's checksum database vouches for it instead of our go.sum.
@@ -122,7 +122,8 @@ control_plane() {
     return
   fi
 
-  local cache=${XDG_CACHE_HOME:-${HOME:?HOME is not set, so there is no cache to build into; set it or XDG_CACHE_HOME}/.cache}
+  [[ -n ${XDG_CACHE_HOME:-}${HOME:-} ]] || die 'neither HOME nor XDG_CACHE_HOME is set, so there is no cache to build into; set one'
+  local cache=${XDG_CACHE_HOME:-$HOME/.cache}
   local root=$cache/instance-access/control-plane
   local bin=$root/$version/bin
   mkdir -p "$root" 2>/dev/null && [[ -w $root && -O $root ]] ||
@@ -143,7 +144,7 @@ control_plane() {
   # Nobody else builds now: what a broken run left is nobody's.
   rm -rf "$root"/.building.*
   work=$(mktemp -d "$root/.building.XXXXXX")
-  trap 'if [[ $building ]]; then kill "$building"; wait "$building"; fi 2>/dev/null; rm -rf "$work"' EXIT
+  trap 'if [[ $building ]]; then kill "$building"; wait "$building"; fi 2>/dev/null || true; rm -rf "$work"' EXIT
   trap 'exit 130' INT TERM HUP
   say "control plane: building $stamp, once, into $bin (4 to 10 minutes on two cores)"
 

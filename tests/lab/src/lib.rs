@@ -176,6 +176,13 @@ impl Lab {
             };
             let port = workspace.ssh_port()?;
             config.extra_tunnel_ports.push(port); // an ordinary user's sshd cannot have 22
+            // Known to the stand-in, so that it judges signatures and refuses strangers, as AWS does.
+            config.credentials.push(standin::Credential {
+                access_key_id: ACCESS_KEY.0.to_owned(),
+                secret_access_key: ACCESS_KEY.1.to_owned(),
+                session_token: None,
+                account_id: ACCOUNT_ID.to_owned(),
+            });
             let aws = Aws::start(config).await?;
             say(format!("AWS stand-in ready at http://{}", aws.standin.api_addr()));
             let fleet = Fleet::new(workspace.clone(), aws.standin.clone(), port)?;
@@ -223,6 +230,11 @@ impl Lab {
 
 /// The control plane.
 impl Lab {
+    /// Whether there is one; without, the other functions here panic.
+    pub fn has_control_plane(&self) -> bool {
+        self.control_plane.is_some()
+    }
+
     /// A kubeconfig for one of [`PEOPLE`], for `kubectl` and for a client crate.
     ///
     /// # Errors

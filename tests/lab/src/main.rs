@@ -1,5 +1,7 @@
 //! `lab`: a lab as a daemon, to look around in.
 
+mod orders;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -13,6 +15,7 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use lab::{Lab, Options, PEOPLE, poll};
+use orders::Order;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, setsid},
@@ -30,6 +33,9 @@ const DOWN_BOUND: Duration = Duration::from_secs(30);
 struct Cli {
     #[command(subcommand)]
     action: Action,
+    /// The lab's directory; one lab each [default: instance-access/lab in the user's cache]
+    #[arg(long, env = "LAB_DIR", global = true)]
+    dir: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -37,18 +43,18 @@ enum Action {
     /// Start a lab; returns when it is ready
     Up(Up),
     /// End a lab, and all that lives in it
-    Down(Place),
+    Down,
     /// Say whether a lab runs, and where things are
-    Status(Place),
+    Status,
     /// Be the lab, until a SIGTERM
     #[command(hide = true)]
     Serve(Up),
+    #[command(flatten)]
+    Order(Order),
 }
 
 #[derive(Args)]
 struct Up {
-    #[command(flatten)]
-    place: Place,
     /// Another Kubernetes version than tests/lab/setup.sh builds by default
     #[arg(long, value_name = "VERSION")]
     kubernetes: Option<String>,
@@ -57,27 +63,10 @@ struct Up {
     no_control_plane: bool,
 }
 
-#[derive(Args)]
-struct Place {
-    /// The lab's directory; one lab each [default: instance-access/lab in the user's cache]
-    #[arg(long, env = "LAB_DIR")]
-    dir: Option<PathBuf>,
-}
-
-impl Place {
-    fn dir(&self) -> anyhow::Result<PathBuf> {
-        match &self.dir {
-            Some(dir) => Ok(std::path::absolute(dir)?),
-            None => lab::default_dir(),
-        }
-    }
-}
-
-/// What a running lab tells about itself, in its directory.
+/// What `down` must know of a running lab; the rest the lab tells itself.
 #[derive(Serialize, Deserialize)]
 struct About {
     pid: i32,
-    text: String,
 }
 
 impl About {
@@ -93,21 +82,31 @@ impl About {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().action {
-        Action::Up(up) => self::up(&up),
-        Action::Down(place) => place.dir().and_then(|dir| down(&dir)),
-        Action::Status(place) => place.dir().and_then(|dir| status(&dir)),
-        Action::Serve(up) => Ok(serve(&up)),
-    };
+    let cli = Cli::parse();
+    let done = cli.dir.map_or_else(lab::default_dir, |dir| Ok(std::path::absolute(dir)?)).and_then(|dir| match cli.action {
+        Action::Up(up) => self::up(dir, &up),
+        Action::Down => down(&dir),
+        Action::Status => status(&dir),
+        Action::Serve(up) => Ok(serve(dir, &up)),
+        Action::Order(order) => give(&dir, &order),
+    });
     done.unwrap_or_else(|error| {
         eprintln!("lab: {error:#}");
         ExitCode::FAILURE
     })
 }
 
+/// Gives an order to the running lab, and prints what it says.
+fn give(dir: &Path, order: &Order) -> anyhow::Result<ExitCode> {
+    if !lab::is_running(dir) {
+        anyhow::bail!("none runs in {}; start one with: lab up", dir.display());
+    }
+    print!("{}", orders::give(dir, order)?);
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Starts the daemon, shows its progress, and what it says of itself.
-fn up(up: &Up) -> anyhow::Result<ExitCode> {
-    let dir = up.place.dir()?;
+fn up(dir: PathBuf, up: &Up) -> anyhow::Result<ExitCode> {
     if lab::is_running(&dir) {
         anyhow::bail!("a lab runs in {} already: lab status, lab down, or another --dir", dir.display());
     }
@@ -126,8 +125,7 @@ fn up(up: &Up) -> anyhow::Result<ExitCode> {
         let line = line?;
         if line == READY {
             eprintln!("lab: ready ({:.1} s)", start.elapsed().as_secs_f32());
-            print!("{}", About::read(&dir)?.text);
-            return Ok(ExitCode::SUCCESS);
+            return give(&dir, &Order::About);
         }
         eprintln!("lab: {line}");
     }
@@ -160,19 +158,17 @@ fn status(dir: &Path) -> anyhow::Result<ExitCode> {
         eprintln!("lab: none runs in {}; start one with: lab up", dir.display());
         return Ok(ExitCode::FAILURE);
     }
-    print!("{}", About::read(dir).context("the lab is not ready yet")?.text);
-    Ok(ExitCode::SUCCESS)
+    give(dir, &Order::About)
 }
 
 /// Is the lab. Progress, failure and readiness are lines on standard output, which `up` reads.
-fn serve(up: &Up) -> ExitCode {
+fn serve(dir: PathBuf, up: &Up) -> ExitCode {
     // Its own session, so that the terminal's end is not the lab's; fails if it is one already.
     let _ = setsid();
-    let served = up.place.dir().and_then(|dir| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let options = Options { dir: Some(dir), control_plane: !up.no_control_plane, ..Options::default() };
-        runtime.block_on(serve_lab(Options { kubernetes_version: up.kubernetes.clone(), ..options }))
-    });
+    let options = Options { dir: Some(dir), control_plane: !up.no_control_plane, ..Options::default() };
+    let options = Options { kubernetes_version: up.kubernetes.clone(), progress: Some(Arc::new(say)), ..options };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let served = runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(serve_lab(options)));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -183,20 +179,22 @@ fn serve(up: &Up) -> ExitCode {
 }
 
 async fn serve_lab(options: Options) -> anyhow::Result<()> {
-    let has_control_plane = options.control_plane;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let progress: lab::Progress = Arc::new(say);
     let lab = tokio::select! {
-        lab = Lab::start(Options { progress: Some(progress), ..options }) => lab?,
+        lab = Lab::start(options) => lab?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let about = About { pid: std::process::id().cast_signed(), text: describe(&lab, has_control_plane).await? };
-    fs::write(About::path(lab.dir()), serde_json::to_vec(&about)?)?;
+    prepare(&lab).await?;
+    let inbox = orders::Inbox::open(lab.dir())?;
+    fs::write(About::path(lab.dir()), serde_json::to_vec(&About { pid: std::process::id().cast_signed() })?)?;
     say(READY);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = inbox.take(&lab) => {}
+        }
     }
     lab.shutdown().await
 }
@@ -206,37 +204,49 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Writes the files that a person starts from, and says where everything is.
-async fn describe(lab: &Lab, has_control_plane: bool) -> anyhow::Result<String> {
-    let dir = lab.dir().display();
-    let mut exports = format!("export LAB_DIR='{dir}'\n");
+/// Writes the files that a person starts from.
+async fn prepare(lab: &Lab) -> anyhow::Result<()> {
+    let mut exports = format!("export LAB_DIR='{}'\n", lab.dir().display());
     for (name, value) in lab.aws_env() {
         writeln!(exports, "export {name}='{value}'")?;
     }
-    if has_control_plane {
+    if lab.has_control_plane() {
         writeln!(exports, "export KUBECONFIG='{}'", lab.kubeconfig("admin")?.display())?;
         writeln!(exports, "export PATH='{}':\"$PATH\"", lab.control_plane_bin().display())?;
     }
     fs::write(lab.dir().join("env"), exports)?;
     let key = lab.new_key("me").await?;
-    let config = lab.ssh_config(&key, "")?;
-    let ssh_config = lab.dir().join("ssh_config");
-    fs::rename(config, &ssh_config)?;
+    fs::rename(lab.ssh_config(&key, "")?, lab.dir().join("ssh_config"))?;
+    Ok(())
+}
 
+/// Says where everything is.
+fn about(lab: &Lab) -> anyhow::Result<String> {
+    let dir = lab.dir().display();
     let mut text = format!("environment  . {dir}/env   (API server as admin, AWS stand-in, PATH)\n");
-    for (person, groups) in PEOPLE.into_iter().filter(|_| has_control_plane) {
+    for (person, groups) in PEOPLE.into_iter().filter(|_| lab.has_control_plane()) {
         writeln!(text, "{person:<11}  {}   ({})", lab.kubeconfig(person)?.display(), groups.join(", "))?;
     }
-    writeln!(text, "key          {}", key.private.display())?;
-    writeln!(text, "ssh          ssh -F {} …   (knows the instances' host keys)", ssh_config.display())?;
+    writeln!(text, "key          {dir}/keys/me")?;
+    writeln!(text, "ssh          ssh -F {dir}/ssh_config …   (that key; knows the instances' host keys)")?;
     writeln!(text, "logs         {dir}/log")?;
-    writeln!(text, "\n{:<8} {:<20} {:<8} {:<16} {:<16} {:<5} TAGS", "NAME", "ID", "STATE", "PRIVATE", "PUBLIC", "PORT")?;
+    writeln!(text, "endpoint     {}", lab.endpoint_id())?;
+    writeln!(text, "\n{}", table(lab).trim_end())?;
+    Ok(text)
+}
+
+/// The instances, as they are now.
+fn table(lab: &Lab) -> String {
+    let row = |cells: [&str; 7]| {
+        let [name, id, state, private, public, port, tags] = cells;
+        format!("{name:<8} {id:<20} {state:<10} {private:<16} {public:<16} {port:<5} {tags}\n")
+    };
+    let mut text = row(["NAME", "ID", "STATE", "PRIVATE", "PUBLIC", "PORT", "TAGS"]);
     for it in lab.instances() {
         let public = it.public_ip.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
         let tags: Vec<_> = it.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let tags = tags.join(",");
-        writeln!(text, "{:<8} {:<20} {:<8} {:<16} {public:<16} {:<5} {tags}", it.name, it.id, it.state, it.private_ip.to_string(), it.port)?;
+        let (private, port) = (it.private_ip.to_string(), it.port.to_string());
+        text += &row([&it.name, &it.id, &it.state, &private, &public, &port, &tags.join(",")]);
     }
-    writeln!(text, "\nendpoint     {}", lab.endpoint_id())?;
-    Ok(text)
+    text
 }

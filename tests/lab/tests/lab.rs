@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
@@ -131,6 +131,17 @@ async fn an_instance_can_be_added_and_given_other_tags() {
 }
 
 #[tokio::test]
+async fn a_call_that_a_stranger_signed_is_refused() {
+    let (lab, web, _) = one_instance().await;
+    let api = lab.aws_env().into_iter().find(|(name, _)| name == "AWS_ENDPOINT_URL_EC2").unwrap().1;
+    let mut describe = Command::new("curl");
+    describe.args(["-s", "--aws-sigv4", "aws:amz:us-west-2:ec2", "--user", "AKIAI44QH8DHBEXAMPLE:je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"]);
+    describe.args(["--data", &format!("Action=DescribeInstances&Version=2016-11-15&InstanceId.1={}", web.id), &api]);
+    let refused = ssh::run(&mut describe).await.unwrap();
+    assert!(refused.stdout.contains("AuthFailure"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn scp_finds_a_home_to_write_to() {
     let (lab, web, key) = one_instance().await;
     let config = lab.ssh_config(&key, "").unwrap();
@@ -232,6 +243,26 @@ async fn the_command_starts_shows_and_ends_a_lab() {
     let mut shell = Command::new("sh");
     let nodes = ssh::run(shell.args(["-c", ". \"$0\"/env && kubectl get nodes"]).arg(&dir)).await.unwrap();
     assert!(nodes.success(), "{nodes:?}");
+
+    for order in [
+        "instance launch web-2 env=dev --private",
+        "instance stop web-1",
+        "instance retag db-1 env=dev",
+        "api-server stop",
+        "api-server start",
+        "push-key web-2",
+    ] {
+        let done = command(&dir, &order.split(' ').collect::<Vec<_>>()).await;
+        assert!(done.success(), "{order}: {done:?}");
+    }
+    let list = command(&dir, &["instance", "list"]).await.stdout;
+    let states: Vec<_> = list.lines().skip(1).map(|line| line.split_whitespace().step_by(2).take(2).collect::<Vec<_>>()).collect();
+    assert_eq!(states, [["db-1", "running"], ["old-1", "stopped"], ["web-1", "stopped"], ["web-2", "running"]], "{list}");
+    let unknown = command(&dir, &["instance", "stop", "web-9"]).await;
+    assert!(unknown.stderr.contains("there are db-1, old-1, web-1, web-2"), "{unknown:?}");
+    let account = command(&dir, &["kubeconfig", "--service-account", "instance-access/operator"]).await;
+    assert!(Path::new(account.stdout.trim_end()).exists(), "{account:?}");
+
     let down = command(&dir, &["down"]).await;
     assert!(down.success(), "{down:?}");
     assert_eq!(lab::processes(&dir), [0; 0]);
@@ -251,6 +282,34 @@ async fn a_killed_lab_leaves_nothing_running() {
     assert!(up.success(), "{up:?}");
     let down = command(&dir, &["down"]).await;
     assert!(down.success(), "{down:?}");
+}
+
+/// Without even its warden a lab is swept by the next one that starts.
+#[tokio::test]
+async fn what_a_crash_left_is_swept_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap().join("lab");
+    let up = command(&dir, &["up", "--no-control-plane"]).await;
+    assert!(up.success(), "{up:?}");
+    let hosts = hosts_of(&dir).expect("the lab has a directory for its instances");
+    let wardens = format!("/proc/{0}/task/{0}/children", daemon(&dir));
+    for child in fs::read_to_string(wardens).unwrap().split_whitespace() {
+        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap();
+        if String::from_utf8_lossy(&command).contains("lab-warden") {
+            kill(Pid::from_raw(child.parse().unwrap()), Signal::SIGKILL).unwrap();
+        }
+    }
+    kill(Pid::from_raw(daemon(&dir)), Signal::SIGKILL).unwrap();
+    nothing_left(&dir).await;
+    // Another test's lab may have swept already.
+    Lab::start(Options::aws_only().instances([])).await.unwrap().shutdown().await.unwrap();
+    assert!(!hosts.exists());
+}
+
+/// The directory in the temporary directory that belongs to the lab in `dir`.
+fn hosts_of(dir: &Path) -> Option<PathBuf> {
+    let names_it = |path: &PathBuf| fs::read_to_string(path.join("owner")).is_ok_and(|it| it.contains(dir.to_str().unwrap()));
+    fs::read_dir(std::env::temp_dir()).unwrap().map(|entry| entry.unwrap().path()).find(names_it)
 }
 
 #[tokio::test]
@@ -275,8 +334,8 @@ async fn it_works_for_an_ordinary_user() {
     const NOBODY: &str = "65534";
     let mut run = Command::new("setpriv");
     run.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]).arg(&tests);
-    run.args(["login", "stopped", "dropped", "frozen", "added", "scp"]);
+    run.args(["login", "stopped", "dropped", "frozen", "added", "stranger", "scp"]);
     run.env("HOME", home.path()).current_dir("/");
     let passed = ssh::run(&mut run).await.unwrap();
-    assert!(passed.stdout.contains("6 passed"), "{}\n{}", passed.stdout, passed.stderr);
+    assert!(passed.stdout.contains("7 passed"), "{}\n{}", passed.stdout, passed.stderr);
 }
