@@ -282,3 +282,60 @@ async fn everything_stops_when_the_last_handle_is_dropped() {
     }
     panic!("it still answers");
 }
+
+#[tokio::test]
+async fn no_body_however_odd_breaks_the_stand_in() {
+    let world = world().await;
+    let mut dice = 0x2545_f491_4f6c_dd1d_u64;
+    let mut roll = |below: usize| {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        (dice >> 33) as usize % below
+    };
+    let good = push_body(json!({})).to_string().into_bytes();
+    let form = b"Action=DescribeInstances&Version=2016-11-15&Filter.1.Name=tag%3Aa&Filter.1.Value.1=%2A&MaxResults=5".to_vec();
+    for n in 0..400 {
+        let is_push = n % 2 == 0;
+        let mut body = if is_push { good.clone() } else { form.clone() };
+        for _ in 0..=roll(4) {
+            let (at, byte) = (roll(body.len()), roll(256) as u8);
+            match roll(3) {
+                0 => body[at] = byte,
+                1 => body.insert(at, byte),
+                _ => body.truncate(at.max(1)),
+            }
+        }
+        let service = if is_push {
+            "ec2-instance-connect"
+        } else {
+            "ec2"
+        };
+        let mut request = world.http.post(world.url("/")).body(body.clone());
+        if is_push {
+            request = request.header(
+                "x-amz-target",
+                "AWSEC2InstanceConnectService.SendSSHPublicKey",
+            );
+        }
+        for (name, value) in super::client::authorization(service, "us-west-2") {
+            request = request.header(name, value);
+        }
+        let answer = world.send(request).await;
+        assert!(
+            answer.status < 500,
+            "{}: {}",
+            String::from_utf8_lossy(&body),
+            answer.body
+        );
+        // what is accepted although it was changed is still one key, for one login, on one instance
+        for key in world.stand_in.all_active_keys() {
+            assert!(
+                key.instance_id == ID
+                    && !key.key.contains('\n')
+                    && !key.os_user.contains(['\n', ' ', '/'])
+            );
+        }
+    }
+    assert_eq!(world.stand_in.journal().len(), 400);
+}
