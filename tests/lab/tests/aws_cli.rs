@@ -1,13 +1,14 @@
 //! AWS's own `aws ec2-instance-connect ssh`, unchanged, from the look-up to a shell on a real sshd.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::standin::{Api, Config, Credential, Instance, StandIn};
+use lab::standin::{Api, Config, Credential, Endpoint, Instance, Outcome, StandIn};
 
 const ID: &str = "i-0123456789abcdef0";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
@@ -263,4 +264,179 @@ fn keygen(file: &Path) -> Output {
             .args(["-q", "-t", "ed25519", "-N", "", "-f"])
             .arg(file),
     )
+}
+
+/// Takes TLS off for the stand-in, under a name that only a private copy of `/etc` knows.
+struct Tls {
+    child: Child,
+}
+
+impl Tls {
+    fn start(dir: &Path, name: &str, listen: IpAddr, to: SocketAddr) -> Self {
+        let (certificate, key) = (dir.join("tls.pem"), dir.join("tls.key"));
+        let mut openssl = Command::new("openssl");
+        openssl.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ]);
+        openssl.args([
+            "-days",
+            "1",
+            "-subj",
+            "/CN=lab",
+            "-addext",
+            &format!("subjectAltName=DNS:{name}"),
+        ]);
+        openssl
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate);
+        text(output(&mut openssl));
+        let mut child = Command::new("python3")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/moto/tls.py"))
+            .args([&listen.to_string(), "443"])
+            .args([&certificate, &key])
+            .args([&to.ip().to_string(), &to.port().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line.trim(), "ready");
+
+        // what the client will see of /etc
+        let (hosts, bundle) = (
+            Path::new("/etc/hosts"),
+            Path::new("/etc/ssl/certs/ca-certificates.crt"),
+        );
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        fs::write(
+            dir.join("hosts"),
+            format!("{}\n{listen} {name}\n", read(hosts)),
+        )
+        .unwrap();
+        let trusted = read(bundle) + &fs::read_to_string(&certificate).unwrap();
+        fs::write(dir.join("bundle"), trusted).unwrap();
+        Self { child }
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The same command in a mount namespace of its own, where a name and a certificate are known.
+fn in_private_etc(command: &Command, dir: &Path) -> Command {
+    let script = "mount --bind \"$0/hosts\" /etc/hosts && \
+                  mount --bind \"$0/bundle\" /etc/ssl/certs/ca-certificates.crt && exec \"$@\"";
+    let mut wrapped = Command::new("unshare");
+    wrapped
+        .args(["-m", "sh", "-c", script])
+        .arg(dir)
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
+#[tokio::test]
+async fn aws_own_ssh_command_goes_through_an_endpoint() {
+    let user = text(output(Command::new("id").arg("-un")));
+    if user != "root" {
+        eprintln!("left out: port 443 and a name of one's own need root");
+        return;
+    }
+    let name =
+        "eice-0123456789abcdef0.example.ec2-instance-connect-endpoint.us-west-2.amazonaws.com";
+    let host = free(IpAddr::from([127, 0, 77, 2]));
+    let config = Config {
+        credentials: vec![Credential {
+            access_key_id: "AKIDEXAMPLE".into(),
+            secret_access_key: SECRET.into(),
+            session_token: None,
+            account_id: "123456789012".into(),
+        }],
+        extra_tunnel_ports: vec![host.port()],
+        ..Config::default()
+    };
+    let stand_in = StandIn::start(config).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    stand_in.put_instance(Instance {
+        private_ip: Some(IpAddr::from([10, 0, 0, 5])),
+        host_addr: Some(host),
+        ..Instance::default()
+    });
+    stand_in.put_endpoint(Endpoint {
+        dns_name: name.into(),
+        ..Endpoint::default()
+    });
+    let (path, to, metadata) = (
+        dir.path().to_owned(),
+        stand_in.api_addr(),
+        stand_in.metadata_addr(),
+    );
+    let (_tls, sshd) = off_the_runtime(move || {
+        let tls = Tls::start(&path, name, IpAddr::from([127, 0, 77, 2]), to);
+        (tls, Sshd::start(&path, host, metadata, "root"))
+    })
+    .await;
+
+    // no public address: the client chooses the endpoint by itself
+    let port = host.port().to_string();
+    let mut command = aws(&stand_in, dir.path());
+    command.args([
+        "ssh",
+        "--instance-id",
+        ID,
+        "--os-user",
+        "root",
+        "--ssh-port",
+        &port,
+    ]);
+    let command = in_private_etc(&command, dir.path());
+    let output = off_the_runtime(move || shell(command, "echo \"I am $(id -un)\"\n")).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("I am root"),
+        "{said} {errors} {} {:#?}",
+        sshd.log(),
+        stand_in.journal()
+    );
+    let journal = stand_in.journal();
+    let asked: Vec<&str> = journal
+        .iter()
+        .filter(|it| it.api != Api::Metadata)
+        .map(|it| &*it.action)
+        .collect();
+    assert_eq!(
+        asked[..4],
+        [
+            "DescribeInstances",
+            "DescribeInstanceConnectEndpoints",
+            "SendSSHPublicKey",
+            "openTunnel"
+        ]
+    );
+    assert!(
+        journal.iter().all(|it| it.outcome == Outcome::Ok),
+        "{journal:#?}"
+    );
 }

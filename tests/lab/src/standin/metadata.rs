@@ -32,12 +32,14 @@ pub(super) async fn answer(
     let topic = path.strip_prefix("/latest/meta-data/");
     entry.os_user = topic
         .and_then(|it| it.strip_prefix(ACTIVE_KEYS))
-        .map(str::to_owned);
+        .map(decode);
 
     let mishap = shared
         .faults
         .strike(Api::Metadata, &path, &entry.instance_ids);
-    tokio::time::sleep(mishap.delay).await;
+    if !mishap.delay.is_zero() {
+        tokio::time::sleep(mishap.delay).await;
+    }
     let status = match &mishap.end {
         Some(FaultKind::Drop | FaultKind::DoThenDrop) => {
             shared.decided(entry, Outcome::Dropped);
@@ -67,9 +69,11 @@ pub(super) async fn answer(
         (Some(it), Some(topic)) if it.instance.state == "running" => {
             match topic.strip_prefix(ACTIVE_KEYS) {
                 Some(os_user) => {
-                    let keys = shared
-                        .keyring
-                        .active(&it.instance.id, os_user, shared.clock.now());
+                    let keys = shared.keyring.active(
+                        &it.instance.id,
+                        &decode(os_user),
+                        shared.clock.now(),
+                    );
                     entry.answered = Some(keys.len());
                     (!keys.is_empty()).then(|| keys.join("\n") + "\n")
                 }
@@ -100,6 +104,16 @@ pub(super) async fn answer(
             problem(StatusCode::NOT_FOUND)
         }
     }
+}
+
+/// Takes percent-encoding off: some clients send `@` and `$` that way.
+fn decode(text: &str) -> String {
+    // a form's decoder, but here a plus is a plus
+    let form = format!("it={}", text.replace('+', "%2B"));
+    form_urlencoded::parse(form.as_bytes())
+        .next()
+        .map(|(_, it)| it.into_owned())
+        .unwrap_or_default()
 }
 
 fn problem(status: StatusCode) -> Response<Body> {

@@ -1,7 +1,20 @@
 //! A stand-in for AWS: EC2 look-ups, EC2 Instance Connect, endpoint tunnels, instance metadata, STS.
 //!
 //! It refuses what AWS refuses, with AWS's words. It knows nothing of the product: a belief shared by both sides
-//! would be tested by neither. What AWS does not publish is said where it is guessed.
+//! would be tested by neither.
+//!
+//! # Guesses
+//!
+//! AWS publishes neither of these; nothing should be built on how the stand-in has them:
+//! - the rate of SendSSHPublicKey; HTTP statuses of EC2 Instance Connect (its pages disagree; 400, and 500 for
+//!   `ServiceException`); that a *pending* instance is `EC2InstanceStateInvalidException` too;
+//! - a tunnel's errors but that of a wrong port, the status beyond its limit of connections (429), the codes with
+//!   which its websocket closes;
+//! - the wording of most messages, and how EC2 words a page size above 1,000.
+//!
+//! Not there at all: IAM policies (but [`FaultKind::Deny`]), eventual consistency, any order of answers but by id.
+//!
+//! # Parts
 //!
 //! ```text
 //!  SDK, CLI ──► api_addr ──┬─ Query form ──────► ec2, sts ─┐

@@ -119,7 +119,10 @@ pub(super) async fn answer(
     let mishap = shared
         .faults
         .strike(Api::Tunnel, "openTunnel", &entry.instance_ids);
-    tokio::time::sleep(mishap.delay + mishap.answer_delay).await;
+    let delay = mishap.delay + mishap.answer_delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     if matches!(mishap.end, Some(FaultKind::Drop | FaultKind::DoThenDrop)) {
         shared.decided(entry, Outcome::Dropped);
         match conn.reset().await {}

@@ -367,6 +367,97 @@ async fn a_host_reads_its_own_keys_by_its_address_and_404_when_there_are_none() 
 }
 
 #[tokio::test]
+async fn a_login_with_odd_characters_is_found_however_the_host_writes_it() {
+    let world = world().await;
+    let at = Instance {
+        host_addr: Some(host(24)),
+        ..instance(ID)
+    };
+    world.stand_in.put_instance(at);
+    world
+        .push(&push_body(json!({ "InstanceOSUser": "a@b.example" })))
+        .await;
+    for written in ["a@b.example", "a%40b.example"] {
+        assert_eq!(
+            world.active_keys(host(24).ip(), written).await.status,
+            200,
+            "{written}"
+        );
+    }
+    assert_eq!(
+        world
+            .active_keys(host(24).ip(), "a%2540b.example")
+            .await
+            .status,
+        404
+    );
+    assert_eq!(world.active_keys(host(24).ip(), "").await.status, 404);
+}
+
+#[tokio::test]
+async fn keys_that_ssh_keygen_makes_are_taken_or_refused_by_kind_and_size() {
+    let world = world().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (kind, bits, expected) in [
+        ("ed25519", "256", true),
+        ("rsa", "2048", true),
+        ("rsa", "3072", false),
+        ("rsa", "4096", true),
+        ("ecdsa", "256", false),
+        ("ecdsa", "521", false),
+    ] {
+        let file = dir.path().join(format!("{kind}{bits}"));
+        let keygen = |arguments: &[&str]| {
+            let output = std::process::Command::new("ssh-keygen")
+                .args(arguments)
+                .arg(&file)
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            String::from_utf8(output.stdout).unwrap()
+        };
+        keygen(&[
+            "-q",
+            "-N",
+            "",
+            "-C",
+            "alice@example.com",
+            "-t",
+            kind,
+            "-b",
+            bits,
+            "-f",
+        ]);
+        let public = std::fs::read_to_string(file.with_extension("pub")).unwrap();
+        let exported = keygen(&["-e", "-m", "RFC4716", "-f"]);
+        for text in [public, exported] {
+            let answer = world
+                .push(&push_body(json!({ "SSHPublicKey": text })))
+                .await;
+            assert_eq!(
+                answer.status == 200,
+                expected,
+                "{kind} {bits}: {}",
+                answer.body
+            );
+            if expected {
+                let shown = keygen(&["-l", "-f"]);
+                let entry = world.stand_in.journal().pop().unwrap();
+                assert_eq!(
+                    shown.split(' ').nth(1),
+                    entry.key_fingerprint.as_deref(),
+                    "{kind} {bits}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_terminated_instance_loses_its_keys() {
     let world = world().await;
     world.push(&push_body(json!({}))).await;
