@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Shows the main job on a lab of its own: a request applied with kubectl, a login with stock ssh, and its end.
+# Leaves nothing running, however it ends.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+target="${CARGO_TARGET_DIR:-target}/debug"
+lab="$target/lab"
+operator="$target/instance-access"
+work=$(mktemp -d "${TMPDIR:-/tmp}/instance-access-demo.XXXXXX")
+export LAB_DIR="$work/lab"
+controller=""
+watcher=""
+
+bold=""; plain=""
+if [ -t 1 ]; then bold=$(printf '\033[1m'); plain=$(printf '\033[0m'); fi
+say() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
+run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
+
+cleanup() {
+	status=$?
+	trap - EXIT INT TERM
+	[ -n "$watcher" ] && kill "$watcher" 2>/dev/null || true
+	if [ -n "$controller" ]; then
+		kill "$controller" 2>/dev/null || true
+		wait "$controller" 2>/dev/null || true
+	fi
+	if [ "$status" -ne 0 ] && [ -f "$work/controller.log" ]; then
+		echo "-- the controller's last words" >&2
+		tail -n 15 "$work/controller.log" >&2
+	fi
+	"$lab" down 2>/dev/null || true
+	rm -rf "$work"
+	exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say "A lab: a real API server, a stand-in for AWS, real sshds"
+"$lab" up
+. "$LAB_DIR/env"
+kube() { local person=$1; shift; KUBECONFIG=$("$lab" kubeconfig "$person") kubectl "$@"; }
+web=$("$lab" instance list | awk '$0 ~ /web-1/ { for (i = 1; i <= NF; i++) if ($i ~ /^i-[0-9a-f]+$/) print $i }')
+db=$("$lab" instance list | awk '$0 ~ /db-1/ { for (i = 1; i <= NF; i++) if ($i ~ /^i-[0-9a-f]+$/) print $i }')
+port=$(awk '/^[[:space:]]*Port / { print $2; exit }' "$LAB_DIR/ssh_config")
+port=${port:-22}
+
+say "Install: resources, admission policies, the operator's rights"
+kube admin create namespace instance-access >/dev/null
+kube admin create namespace team >/dev/null
+"$operator" crds | kube admin apply -f - | sed 's/^/  /'
+kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev >/dev/null
+"$operator" admission --operator-service-account instance-access/controller | kube admin apply -f - | sed 's/^/  /'
+kube admin apply -f examples/operator-rbac.yaml -f examples/user-rbac.yaml | sed 's/^/  /'
+
+say "The controller, under its own service account, with ordinary AWS settings"
+KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/controller) \
+	"$operator" controller --audit-file "$work/audit.jsonl" --listen 127.0.0.1:0 2>"$work/controller.log" &
+controller=$!
+echo "  instance-access controller --audit-file $work/audit.jsonl (process $controller)"
+
+say "A policy: developers may log in to dev instances as ec2-user, for an hour at most"
+cat >"$work/policy.yaml" <<YAML
+apiVersion: instanceaccess.dev/v1alpha1
+kind: InstanceAccessPolicy
+metadata: {name: developers}
+spec:
+  effect: Allow
+  subjects: [{kind: Group, name: developers}]
+  namespaces: [team]
+  targets: {instanceTags: {matchLabels: {env: dev}}}
+  osUsers: [ec2-user]
+  ttl: {defaultSeconds: 1800, maxSeconds: 3600}
+  reason: {required: true}
+YAML
+run cat "$work/policy.yaml"
+kube admin apply -f "$work/policy.yaml"
+
+say "alice asks for two minutes on $web, and names nobody: the API server knows her"
+ssh-keygen -q -t ed25519 -N '' -C alice -f "$work/id_alice"
+request() { # name, instance, seconds
+	cat <<YAML
+apiVersion: instanceaccess.dev/v1alpha1
+kind: InstanceAccess
+metadata: {name: $1, namespace: team}
+spec:
+  target: {instanceId: $2}
+  osUser: ec2-user
+  sshPublicKey: $(cat "$work/id_alice.pub")
+  connection: {port: $port}
+  ttlSeconds: $3
+  reason: "INC-4711: look at the logs"
+YAML
+}
+request look "$web" 120 >"$work/request.yaml"
+run cat "$work/request.yaml"
+kube alice -n team get instanceaccess --watch >"$work/watch.log" 2>/dev/null &
+watcher=$!
+kube alice apply -f "$work/request.yaml"
+kube alice -n team wait --for condition=Active --timeout 60s instanceaccess/look >/dev/null
+run kube alice -n team get instanceaccess look
+kube alice -n team get instanceaccess look -o json | jq '.spec.requester | {username, groups}'
+
+say "She logs in with stock ssh, by the command that status gives"
+command=$(kube alice -n team get instanceaccess look -o jsonpath='{.status.connection.command}')
+login() { # shellcheck disable=SC2086
+	$command -i "$work/id_alice" -F none -o IdentitiesOnly=yes -o BatchMode=yes -o UserKnownHostsFile="$LAB_DIR/known_hosts" "$@"
+}
+printf '%s$ %s -i id_alice "id -un; hostname"%s\n' "$bold" "$command" "$plain"
+login 'echo "  logged in as $(id -un)"'
+
+say "What policy refuses: a production instance, and three hours"
+request prod "$db" 600 | kube alice apply -f -
+request long "$web" 10800 | kube alice apply -f -
+kube alice -n team wait --for condition=Denied --timeout 60s instanceaccess/prod instanceaccess/long >/dev/null
+for name in prod long; do
+	kube alice -n team get instanceaccess "$name" -o jsonpath='  {.metadata.name}: {.status.conditions[?(@.type=="Denied")].message}{"\n"}'
+done
+
+say "A forged requester never gets past the API server"
+request forged "$web" 600 | sed 's/^spec:/spec:\n  requester: {username: bob}/' | kube alice apply -f - 2>&1 | sed 's/^/  /' || true
+
+expiration=$(kube alice -n team get instanceaccess look -o jsonpath='{.status.grant.expirationTime}')
+say "The grant ends at $expiration"
+kube alice -n team wait --for condition=Ended --timeout 180s instanceaccess/look >/dev/null
+date -u '+  ended in status, it is now %Y-%m-%dT%H:%M:%SZ'
+printf '%s$ %s -i id_alice%s\n' "$bold" "$command" "$plain"
+if login true 2>"$work/refused"; then
+	echo "the login still works: that is a bug" >&2
+	exit 1
+fi
+sed 's/^/  /' "$work/refused"
+
+say "How status changed, as kubectl get --watch saw it"
+kill "$watcher" 2>/dev/null || true
+watcher=""
+grep -E '^(NAME|look)' "$work/watch.log" | uniq
+
+say "The final status"
+kube alice -n team get instanceaccess look -o json | jq .status
+
+say "The audit trail, and its chain"
+jq -c '{sequence, time, kind: .record.kind, who: .record.requester.username, request: .record.request.name, instance: .record.instanceId, requestId: .record.requestId, cause: .record.cause} | with_entries(select(.value != null))' "$work/audit.jsonl"
+head=$(kube alice -n team get instanceaccess look -o json | jq -r '.status.audit | "\(.sequence):\(.digest)"')
+run "$operator" audit verify --head "$head" "$work/audit.jsonl"
+
+say "Done; the lab goes away"
