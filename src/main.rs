@@ -114,8 +114,8 @@ async fn run(args: ControllerArgs) -> Outcome {
         settings: Settings { region },
         metrics: Arc::clone(&metrics),
     });
-    let (health, refresh) = (controller.health(), controller.refresh_metrics());
-    let server = tokio::spawn(instance_access::server::serve(listener, health, clock, metrics, refresh, stop.clone()));
+    let health = controller.health();
+    let server = tokio::spawn(instance_access::server::serve(listener, health, clock, metrics, stop.clone()));
     let running = tokio::spawn(controller.run(stop.clone()));
     tracing::info!(%listen, "started");
     let refused = tokio::select! {

@@ -30,7 +30,7 @@ use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
 use crate::domain::lifecycle::Settings;
 use crate::domain::policy::PolicySet;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Reading};
 
 pub use records::Records;
 use slots::Slots;
@@ -149,23 +149,23 @@ impl Controller {
             since_time,
             health: Health::new(since_time),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        let rooms = Arc::downgrade(&shared);
+        shared.metrics.read_from(move || {
+            rooms.upgrade().map_or_else(Reading::default, |shared| Reading {
+                pushes: shared.pushes.stats(),
+                lookups: shared.lookups.stats(),
+                audit: shared.records.stats(),
+                requests: shared.slots.len(),
+                grants_live: shared.slots.live_len(),
+            })
+        });
+        Self { shared }
     }
 
     /// Whether it is there and can work; for the probes.
     pub fn health(&self) -> Health {
         self.shared.health.clone()
-    }
-
-    /// What it counts only when it is asked; for the metrics page.
-    pub fn refresh_metrics(&self) -> impl Fn() + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
-        move || {
-            shared.metrics.observe_pushes(&shared.pushes.stats());
-            shared.metrics.observe_lookups(&shared.lookups.stats());
-            shared.metrics.observe_audit(&shared.records.stats());
-            shared.metrics.observe_requests(shared.slots.len(), shared.slots.live_len());
-        }
     }
 
     /// Runs until it is cancelled, then lets running turns finish.
