@@ -28,12 +28,28 @@ pub enum LogFormat {
 
 /// Starts logging to standard error; `RUST_LOG` overrules the level.
 pub fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=error"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
+}
+
+/// The longest error in a log line, in characters: kube's errors tell the same thing three times over.
+const ERROR_LENGTH_MAX: usize = 400;
+
+/// An error with its causes, in one line for the log.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    let mut line = String::new();
+    for cause in causes {
+        if !line.contains(&cause) {
+            let between = if line.is_empty() { "" } else { ": " };
+            line = format!("{line}{between}{cause}");
+        }
+    }
+    crate::domain::condition::bounded(line.replace(['\n', '\r'], " "), ERROR_LENGTH_MAX)
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{AppendError, Begin, Limits, OpenError, Receipt, Sinks, Stats, Trail};
 use crate::clock::Clock;
+use crate::telemetry::chain;
 
 /// Gap between two tries to open the trail.
 const OPEN_RETRY: Duration = Duration::from_secs(5);
@@ -63,7 +64,7 @@ impl Records {
                 }
                 Err(error @ (OpenError::Io { .. } | OpenError::Thread(_))) => {
                     tracing::error!(
-                        error = &error as &dyn std::error::Error,
+                        error = chain(&error),
                         "the audit trail cannot be opened, so nothing is granted; ends go on; trying again"
                     );
                 }
