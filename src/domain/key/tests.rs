@@ -79,7 +79,7 @@ fn check(text: &str, expected: &str) {
     let found = match PublicKey::parse(text) {
         Ok(key) => {
             deliverable(&key);
-            format!("{} {} {}", key.key_type(), key.bits(), key.fingerprint())
+            format!("{:?} {} {}", key.key_type(), key.bits(), key.fingerprint())
         }
         Err(error) => {
             let shown = format!("{error} {error:?}");
