@@ -3,6 +3,7 @@
 //! It may crash after any step (its `Sight` and its queue are lost; what has left for AWS lands all the same), see the
 //! object late, lose a race for it, and be slow. Time is a number that only [`Life`] moves.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ pub(in super::super) struct Life {
     /// Whether the watch is late: the shell sees its own writes, and of others' nothing new.
     pub lagging: bool,
     pub policies: Vec<InstanceAccessPolicy>,
+    compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
     pub instances: Vec<Arc<Instance>>,
     pub endpoints: Vec<Endpoint>,
@@ -66,6 +68,8 @@ pub(in super::super) struct Life {
     pub steps: Vec<(Timestamp, String)>,
     pub records: Vec<(Timestamp, Record)>,
     pub events: Vec<&'static str>,
+    /// The newest status that was stored, also of an object that is gone.
+    pub last_status: Option<InstanceAccessStatus>,
     pub writes: usize,
     pub plans: usize,
     pub look_ups: usize,
@@ -100,6 +104,7 @@ impl Life {
             object: Some(object),
             lagging: false,
             policies,
+            compiled: RefCell::default(),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
             instances,
             endpoints: vec![endpoint()],
@@ -113,6 +118,7 @@ impl Life {
             steps: Vec::new(),
             records: Vec::new(),
             events: Vec::new(),
+            last_status: None,
             writes: 0,
             plans: 0,
             look_ups: 0,
@@ -135,10 +141,6 @@ impl Life {
         self.object.as_ref().and_then(|object| object.status.clone()).unwrap_or_default()
     }
 
-    pub fn sight(&self) -> &Sight {
-        &self.sight
-    }
-
     pub fn log(&self) -> String {
         let lines = self.steps.iter().rev().take(60).rev();
         lines.map(|(time, step)| format!("  {time} {step}\n")).collect()
@@ -146,8 +148,12 @@ impl Life {
 
     /// Asks once, and carries nothing out.
     pub fn ask(&self) -> Plan {
-        let policies = PolicySet::new(self.policies.iter().map(|policy| Arc::new(Policy::compile(policy))));
-        let world = World { settings: &self.settings, policies: &policies, sight: &self.sight };
+        let mut compiled = self.compiled.borrow_mut();
+        if compiled.0 != self.policies {
+            let set = PolicySet::new(self.policies.iter().map(|policy| Arc::new(Policy::compile(policy))));
+            *compiled = (self.policies.clone(), set);
+        }
+        let world = World { settings: &self.settings, policies: &compiled.1, sight: &self.sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 
@@ -333,8 +339,9 @@ impl Life {
         }
         plan.point_to(receipt);
         if let Some(status) = plan.status {
-            self.write("status", |object| object.status = Some(*status))?;
+            self.last_status = Some((*status).clone());
             self.writes += 1;
+            self.write("status", |object| object.status = Some(*status))?;
         }
         for effect in plan.after {
             self.effect(effect)?;
@@ -390,8 +397,9 @@ impl Life {
             Some(object) if object.metadata.resource_version == seen => {
                 change(object);
                 // The store keeps whole seconds.
-                let stored = serde_json::to_value(&*object).unwrap();
-                assert_eq!(serde_json::from_value::<InstanceAccess>(stored).unwrap(), *object, "it reads back as written");
+                let stored = serde_json::to_value(&object.status).unwrap();
+                let read: Option<InstanceAccessStatus> = serde_json::from_value(stored).unwrap();
+                assert_eq!(read, object.status, "it reads back as written");
                 bump(object);
                 let is_gone = object.metadata.deletion_timestamp.is_some()
                     && object.metadata.finalizers.iter().flatten().count() == 0;
@@ -525,6 +533,12 @@ impl Life {
         self.settle();
     }
 
+    /// The clock is set back; the shell looks, as it would at its next event.
+    pub fn step_back(&mut self, by: Duration) {
+        self.now = minus(self.now, by);
+        self.settle();
+    }
+
     /// Lets the clock run, and the shell with it.
     pub fn run_until(&mut self, time: Timestamp) {
         self.settle();
@@ -623,7 +637,6 @@ impl Life {
             assert!(condition.message.chars().count() <= 2048 && !condition.message.is_empty());
             assert!(!condition.message.contains(KEY_BODY), "{}", condition.message);
             assert_eq!(condition.last_transition_time.0, whole_second(condition.last_transition_time.0));
-            assert!(condition.last_transition_time.0 <= now);
         }
     }
 
