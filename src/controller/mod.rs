@@ -109,11 +109,6 @@ impl Health {
     pub fn is_live(&self, now: Timestamp) -> bool {
         crate::domain::time::since(now, *self.beat.borrow()) < Duration::from_secs(60)
     }
-
-    async fn policies_listed(&self) {
-        // The sender lives in self, so the channel cannot be closed.
-        let _ = self.policies_listed.subscribe().wait_for(|listed| *listed).await;
-    }
 }
 
 /// A controller that has not started.

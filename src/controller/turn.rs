@@ -63,8 +63,6 @@ pub fn wake_all(shared: &Arc<Shared>) {
 }
 
 async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
-    // Before every policy was seen, a refusal would be a lie.
-    shared.health.policies_listed().await;
     let mut steps = 0;
     loop {
         let (plan, object, was_gone) = {

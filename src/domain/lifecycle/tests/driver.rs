@@ -104,7 +104,7 @@ impl Life {
             object: Some(object),
             lagging: false,
             policies,
-            compiled: RefCell::default(),
+            compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
             instances,
             endpoints: vec![endpoint()],
