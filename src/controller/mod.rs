@@ -83,6 +83,13 @@ struct Shared {
     health: Health,
 }
 
+impl Shared {
+    /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
+    fn is_stopping(&self) -> bool {
+        !self.may_push.load(Ordering::Acquire)
+    }
+}
+
 /// Whether the controller is there, and whether it can do its work.
 #[derive(Clone)]
 pub struct Health {
