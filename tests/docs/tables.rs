@@ -107,7 +107,7 @@ fn rows(path: &str, schema: &Value, table: &mut String) {
 fn rules(path: &str, schema: &Value, list: &mut Vec<(String, String)>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         if let Some(message) = rule["message"].as_str() {
-            list.push((path.to_owned(), cell(message)));
+            list.push((format!("{path}{}", rule["fieldPath"].as_str().unwrap_or_default()), cell(message)));
         }
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
@@ -118,7 +118,7 @@ fn rules(path: &str, schema: &Value, list: &mut Vec<(String, String)>) {
     }
 }
 
-/// How the rules end that make a field immutable, one a field.
+/// What the rules say that make a field immutable, one a field.
 const IMMUTABLE: &str = "is immutable; delete the request and make a new one";
 
 /// The two custom resources, as (kind, schema).
@@ -142,10 +142,9 @@ fn the_reference_has_every_field_as_the_crds_have_it() {
             rules(part, schema, &mut list);
             if !list.is_empty() {
                 text.push_str("\nThe API server refuses, besides:\n\n");
-                let (fixed, others): (Vec<_>, Vec<_>) = list.into_iter().partition(|(_, message)| message.contains(IMMUTABLE));
+                let (fixed, others): (Vec<_>, Vec<_>) = list.into_iter().partition(|(_, message)| message == IMMUTABLE);
                 if !fixed.is_empty() {
-                    let words = fixed.iter().filter_map(|(_, message)| message.split_whitespace().next());
-                    let fields: Vec<String> = words.map(|field| format!("`{field}`")).collect();
+                    let fields: Vec<String> = fixed.iter().map(|(field, _)| format!("`{field}`")).collect();
                     text.push_str(&format!("- a change of one of {}: {IMMUTABLE}\n", fields.join(", ")));
                 }
                 for (path, message) in others {
