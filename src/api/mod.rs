@@ -3,6 +3,8 @@
 //! A field's doc comment is its `kubectl explain` text. Every string and list has a bound; nothing is nullable; nothing
 //! here decides anything.
 
+#![allow(clippy::duplicated_attributes, reason = "clippy#12418: every printcolumn has a type")]
+
 mod access;
 mod condition;
 mod crd;
