@@ -3,7 +3,7 @@
 //! A field's doc comment is its `kubectl explain` text. Every string and list has a bound; nothing is nullable; nothing
 //! here decides anything.
 
-#![allow(clippy::duplicated_attributes, reason = "clippy#12418: every printcolumn has a type")]
+#![allow(clippy::duplicated_attributes, reason = "rust-clippy#13238: each printcolumn has a type of its own")]
 
 mod access;
 mod condition;
