@@ -172,11 +172,8 @@ pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan
     if !lives {
         return Plan::default();
     }
-    if let Some(failed) = sight.audit_failed_time
-        && now < plus(failed, AUDIT_RETRY)
-    {
-        let look_again = Some((Deadline::Retry, plus(failed, AUDIT_RETRY)));
-        return Plan { look_again, ..Plan::default() };
+    if let Some(again) = draft.audit_retry_time() {
+        return Plan { look_again: Some((Deadline::Retry, again)), ..Plan::default() };
     }
     draft.end(EndCause::Released, "the request vanished from the API server while its grant lived");
     for effect in &mut draft.before {
