@@ -266,6 +266,9 @@ impl Request<'_> {
             assert!(intended.count() > index, "{}: push {} has no record before it: {:?}", self.name, index + 1, kinds(&records));
             assert!(end_intended.is_none_or(|end| push.time <= end), "{}: pushed after the end was intended", self.name);
         }
+        let mut grants: Vec<&str> = records.iter().map(|line| text(line, "/record/grantId")).filter(|id| !id.is_empty()).collect();
+        grants.dedup();
+        assert!(grants.len() <= 1, "{}: more than one grant: {grants:?}", self.name);
         if !pushes.is_empty() && condition(&newest, "Ended").is_some() {
             assert!(kinds(&records).contains(&"Ended"), "{}: the end has no record: {:?}", self.name, kinds(&records));
         }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use lab::ssh::{self, Output};
 use lab::{Instance, Lab, Launch, Options, poll};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::controller::{Controller, PROGRAM, records};
-use crate::history::History;
+use crate::history::{History, text};
 use crate::request::Draft;
 
 /// How long anything may take that takes moments on an idle machine.
@@ -41,7 +42,7 @@ pub async fn shared() -> &'static Stand {
 /// The stand of the tests that kill the controller. What they break, they mend before they let the guard go.
 pub async fn breakable() -> (&'static Stand, MutexGuard<'static, ()>) {
     let stand = BREAKABLE.get_or_init(|| Stand::start("breakable")).await;
-    (stand, stand.breaking.lock().await)
+    (stand, stand.breaking().await)
 }
 
 impl Stand {
@@ -107,7 +108,9 @@ impl Stand {
 
     /// Writes a manifest down, for kubectl.
     pub fn manifest(&self, object: &Value) -> String {
-        let name = format!("{}-{}.json", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
+        let part = |pointer| text(object, pointer);
+        let (kind, namespace, name) = (part("/kind"), part("/metadata/namespace"), part("/metadata/name"));
+        let name = format!("{kind}.{namespace}.{name}.json");
         let dir = self.lab.dir().join("manifests");
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join(name);
@@ -120,9 +123,37 @@ impl Stand {
         self.kubectl_ok("admin", &["apply", "-f", &self.manifest(object)]).await;
     }
 
+    /// Applies a policy, and waits until the controller judges by it.
+    pub async fn policy(&self, policy: &Value) {
+        self.apply(policy).await;
+        let name = format!("instanceaccesspolicy/{}", policy["metadata"]["name"].as_str().unwrap());
+        self.kubectl_ok("admin", &["wait", "--for", "condition=Ready", "--timeout", "60s", &name]).await;
+    }
+
+    /// Kills the API server, and starts it again: what it had not read by then never happened.
+    pub async fn restart_api_server(&self) {
+        self.lab.stop_api_server();
+        self.lab.start_api_server().await.unwrap();
+        enforced(&self.lab).await;
+    }
+
+    /// Waits until every fault has struck as often as it was to.
+    pub async fn is_struck(&self) {
+        let struck = poll::until_ok("the faults' strikes", BOUND, || match self.lab.standin().faults() {
+            left if left.is_empty() => Ok(()),
+            left => Err(format!("{left:?}")),
+        });
+        struck.await.unwrap();
+    }
+
     /// A namespace of a test's own, so that its policies meet nobody else's requests.
     pub async fn namespace(&self, name: &str) {
         self.kubectl_ok("admin", &["create", "namespace", name]).await;
+    }
+
+    /// Lets others break the stand. Only who holds this may kill, freeze, and talk to the API server.
+    pub async fn breaking(&self) -> MutexGuard<'_, ()> {
+        self.breaking.lock().await
     }
 
     /// One more instance, in the environment dev.
@@ -162,6 +193,17 @@ impl Drop for Stand {
     fn drop(&mut self) {
         self.watch.abort();
     }
+}
+
+/// Waits for an instant.
+pub async fn until_time(time: Timestamp) {
+    let bound = END_BOUND + Duration::from_secs(120);
+    let what = time.to_string();
+    let come = poll::until_ok(&what, bound, || {
+        let now = Timestamp::now();
+        if now >= time { Ok(()) } else { Err(format!("{now}")) }
+    });
+    come.await.unwrap();
 }
 
 /// What kinds of records these are.
