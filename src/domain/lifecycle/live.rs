@@ -63,6 +63,10 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
         }
+        if !self.world.policies.is_seen() {
+            self.silent = true;
+            return;
+        }
         if self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec)) {
             // Immutable, says the CRD: so somebody has changed the CRD. What was granted was another spec (I4).
             let why = "the spec is not the one that was granted; make a new request";
@@ -246,12 +250,11 @@ impl<'a> Draft<'a> {
         let push = &self.world.sight.push;
         let fresh = push.landed_time().is_some_and(|time| self.now < due(self.now, time, KEY_WINDOW));
         let good = fresh || is_active(&self.status) && self.may_still_be_good(expiration);
-        if good && (obstacle.is_some() || push.failure().is_some()) {
-            self.wake_when_faded();
-        }
         if let Some(Obstacle { reason, message, heals, tell }) = obstacle {
-            if tell == Tell::AtOnce || tell == Tell::OnceFaded && !good {
-                self.hold(reason, message, heals);
+            match tell {
+                Tell::OnceFaded if good => self.wake_when_faded(),
+                Tell::AtOnce | Tell::OnceFaded => self.hold(reason, message, heals),
+                Tell::Never => {}
             }
             if let Some(again) = self.audit_retry_time() {
                 self.wake(Deadline::Retry, again);
@@ -260,7 +263,9 @@ impl<'a> Draft<'a> {
         }
         if let Some((_, failure, failures)) = push.failure() {
             let passing = matches!(failure.class, FailureClass::Retry | FailureClass::Throttled);
-            if !good && !(passing && failures < FAILURES_WORTH_A_WORD) {
+            if good {
+                self.wake_when_faded();
+            } else if !(passing && failures < FAILURES_WORTH_A_WORD) {
                 let (reason, message, heals) = self.failure_told("take the key", failure);
                 self.hold(reason, message, heals);
             }

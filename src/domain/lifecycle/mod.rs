@@ -22,7 +22,7 @@ use crate::api::{
 };
 
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
-use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded_bytes};
+use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
@@ -293,7 +293,8 @@ impl<'a> Draft<'a> {
         self.after.push(Effect::Event { warning, reason, note: bounded_bytes(note.into(), NOTE_BYTES_MAX) });
     }
 
-    fn audit(&mut self, required: bool, record: Record) {
+    fn audit(&mut self, required: bool, mut record: Record) {
+        record.message = record.message.map(|message| bounded(message, condition::MESSAGE_LENGTH_MAX));
         self.before.push(Effect::Audit { record: Box::new(record), required });
     }
 
