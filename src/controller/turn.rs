@@ -181,6 +181,8 @@ async fn carry_out(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &Arc<Instance
             effect => begin(shared, slot, &object, effect),
         }
     }
+    // Acted on: the next one, were it the same to the letter (a push tried again), is another event.
+    slot.lock().last_record = None;
     Step::Done
 }
 
