@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{InstanceAccessPolicy, InstanceAccessPolicyStatus};
 use crate::domain::condition::{self, Saying};
 use crate::domain::policy::{Policy, PolicySet};
+use crate::telemetry::chain;
 
 use super::Shared;
 use super::slots::is_live;
@@ -77,7 +78,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Err(error)) => {
                 shared.metrics.count_watch_error("instanceaccesspolicies");
-                tracing::warn!(error = &error as &dyn std::error::Error, "the watch over policies broke, trying again");
+                tracing::warn!(error = chain(&error), "the watch over policies broke, trying again");
             }
             None => return,
         }
@@ -107,7 +108,7 @@ fn compiled(shared: &Arc<Shared>, object: DynamicObject) -> Option<(String, Arc<
         }
         Err(error) => {
             shared.metrics.undecodable(&uid);
-            tracing::error!(name, error = &error as &dyn std::error::Error, "a policy cannot be decoded; is the CRD of another version?");
+            tracing::error!(name, error = chain(&error), "a policy cannot be decoded; is the CRD of another version?");
             Some((name, Arc::new(Policy::undecodable(&metadata, is_allow, &error.to_string()))))
         }
     }
@@ -186,7 +187,7 @@ fn store(shared: &Arc<Shared>, mut object: InstanceAccessPolicy, status: Instanc
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(error))) if error.code == 409 || error.code == 404 => {}
             Ok(Err(error)) => {
-                tracing::warn!(name, error = &error as &dyn std::error::Error, "a policy's status was not stored");
+                tracing::warn!(name, error = chain(&error), "a policy's status was not stored");
             }
             Err(_) => tracing::warn!(name, "a policy's status was not stored in time"),
         }

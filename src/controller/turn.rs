@@ -14,6 +14,7 @@ use crate::domain::lifecycle::{self, Effect, Plan, World};
 use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
 use crate::domain::time::{plus, since};
+use crate::telemetry::chain;
 
 use super::Shared;
 use super::slots::{Slot, State};
@@ -285,14 +286,14 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
         return Ok(receipt.clone());
     }
     let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
-    let outcome = tokio::time::timeout(bound, shared.trail.append(value, (shared.clock)())).await;
+    let outcome = tokio::time::timeout(bound, shared.records.append(value, (shared.clock)())).await;
     match outcome {
         Ok(Ok(receipt)) => {
             slot.lock().last_record = Some((hash, receipt.clone()));
             Ok(receipt)
         }
         Ok(Err(error)) => {
-            tracing::error!(kind = ?record.kind, uid = record.request.uid, error = &error as &dyn std::error::Error, "audit record was not taken");
+            tracing::error!(kind = ?record.kind, uid = record.request.uid, error = chain(&error), "audit record was not taken");
             Err(())
         }
         Err(_) => {
@@ -332,7 +333,7 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
             Err(_) => Step::Failed,
         },
         WriteError::Build(_) | WriteError::Refused(_) => {
-            tracing::warn!(namespace = meta.namespace, name = meta.name, what, error = &error as &dyn std::error::Error, "a write failed, trying again");
+            tracing::warn!(namespace = meta.namespace, name = meta.name, what, error = chain(&error), "a write failed, trying again");
             Step::Failed
         }
     }

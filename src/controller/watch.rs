@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
 use crate::domain::sight::Sight;
+use crate::telemetry::chain;
 
 use super::Shared;
 use super::slots::{Seen, Uid, prune};
@@ -65,7 +66,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Err(error)) => {
                 shared.metrics.count_watch_error("instanceaccesses");
-                tracing::warn!(error = &error as &dyn std::error::Error, "the watch over requests broke, trying again");
+                tracing::warn!(error = chain(&error), "the watch over requests broke, trying again");
             }
             None => return,
         }

@@ -135,6 +135,8 @@ pub enum EndReason {
     Released,
     /// `spec.revoke`, or the policy's change of mind.
     Revoked,
+    /// Over before it began: refused.
+    Denied,
 }
 
 impl EndReason {
@@ -144,6 +146,7 @@ impl EndReason {
             Self::Expired => ActiveReason::Expired,
             Self::Released => ActiveReason::Released,
             Self::Revoked => ActiveReason::Revoked,
+            Self::Denied => ActiveReason::Denied,
         }
     }
 }
@@ -266,6 +269,15 @@ pub fn drop(conditions: &mut Vec<Condition>, type_: ConditionType) {
 /// The reason of `Active`, the STATUS column, if it is set.
 pub fn active_reason(status: &InstanceAccessStatus) -> Option<&str> {
     find(&status.conditions, ConditionType::Active).map(|condition| condition.reason.as_str())
+}
+
+/// Cuts a text at a character's edge, so that it is at most that many bytes.
+pub fn bounded_bytes(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max.saturating_sub('…'.len_utf8())));
+        text.push('…');
+    }
+    text
 }
 
 /// Cuts a text at a character's edge, so that it fits a bound of the CRD.

@@ -27,6 +27,8 @@ const PATTERN_BYTES_MAX: usize = 1 << 20;
 const RSA_BITS_MIN: i32 = 2048;
 /// How many near misses a refusal names.
 const NEAREST_MAX: usize = 3;
+/// How many entries of a list a finding shows.
+const SHOWN_MAX: usize = 8;
 /// The list entry that is everything.
 const EVERYTHING: &str = "*";
 
@@ -152,6 +154,14 @@ impl Policy {
             problems.push(Problem {
                 reason: "InvalidSpec",
                 message: "spec.ttl is required of an Allow policy: {defaultSeconds, maxSeconds}".to_owned(),
+            });
+        }
+        if let Some(ttl) = spec.ttl
+            && !(1..=ttl.max_seconds).contains(&ttl.default_seconds)
+        {
+            problems.push(Problem {
+                reason: "InvalidSpec",
+                message: "spec.ttl.defaultSeconds must be positive and must not exceed spec.ttl.maxSeconds".to_owned(),
             });
         }
         let problem = problems.into_iter().reduce(|first, next| Problem {
@@ -349,14 +359,18 @@ impl PolicySet {
         }
     }
 
-    /// The Deny policy that matches, once instance and way are known: before, it might still be about others.
+    /// The Deny policy that matches, once the instance is known, and the way if the policy asks for it: before, it might
+    /// still be about others.
     fn denial(&self, question: &Question<'_>) -> Option<&Policy> {
-        if question.instance.is_none() || question.method == ConnectionMethod::Auto {
-            return None;
-        }
+        let is_certain = |policy: &Policy| {
+            question.instance.is_some()
+                && (question.method != ConnectionMethod::Auto || policy.spec.connection_methods.is_none())
+        };
         self.policies
             .iter()
-            .find(|policy| policy.spec.effect == Effect::Deny && policy.verdict(question).0 == Verdict::Deny)
+            .find(|policy| {
+                policy.spec.effect == Effect::Deny && is_certain(policy) && policy.verdict(question).0 == Verdict::Deny
+            })
             .map(AsRef::as_ref)
     }
 
@@ -453,6 +467,7 @@ fn target_text(question: &Question<'_>) -> String {
 
 fn text_finding(field: &str, rule: &Option<PolicyText>, pattern: &Option<Regex>, value: Option<&str>) -> Option<String> {
     let rule = rule.as_ref()?;
+    let value = value.filter(|value| !value.trim().is_empty());
     match (value, pattern) {
         (None, _) if rule.required == Some(true) => Some(match &rule.pattern {
             Some(pattern) => format!("requires spec.{field}, of the form {pattern}"),
@@ -470,8 +485,13 @@ fn listed(list: &[String], value: &str) -> bool {
     list.iter().any(|entry| entry == EVERYTHING || entry == value)
 }
 
+/// A list as a refusal shows it: a policy may name a thousand instances, a reader takes in a few.
 fn shown(list: &[String]) -> String {
-    if list.is_empty() { "none".to_owned() } else { list.join(", ") }
+    match list {
+        [] => "none".to_owned(),
+        few if few.len() <= SHOWN_MAX => few.join(", "),
+        many => format!("{} and {} more", many[..SHOWN_MAX].join(", "), many.len() - SHOWN_MAX),
+    }
 }
 
 const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
@@ -537,3 +557,6 @@ fn selector_text(selector: &TagSelector) -> String {
     let all: Vec<String> = labels.chain(expressions).collect();
     shown(&all)
 }
+
+#[cfg(test)]
+mod tests;

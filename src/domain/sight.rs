@@ -8,13 +8,18 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::cloud::{Endpoint, Failure, FailureClass, Instance};
+use super::condition::bounded;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use super::time::plus;
+
+/// The bound of `status.key.lastRequestId`: a longer one would keep every later status from being stored, the end's too.
+const REQUEST_ID_LENGTH_MAX: usize = 128;
 
 /// What this process saw of one request.
 #[derive(Clone, Debug)]
 pub struct Sight {
-    /// When this process started: of pushes before, it knows nothing.
+    /// When this process began to lead (not when it started: a standby may be older than the grant): of pushes before,
+    /// it knows nothing. Everything that another process sent had left by then.
     pub since_time: Timestamp,
     /// The instances that the target matched.
     pub instances: Look<Vec<Arc<Instance>>>,
@@ -40,6 +45,7 @@ pub struct Look<T> {
 pub struct PushSight {
     under_way: Option<Timestamp>,
     landed_time: Option<Timestamp>,
+    first_request_id: Option<String>,
     request_id: Option<String>,
     landed: i32,
     failure: Option<(Timestamp, Failure)>,
@@ -114,6 +120,8 @@ impl PushSight {
     pub fn landed(&mut self, now: Timestamp, request_id: String) {
         self.under_way = None;
         self.landed_time = Some(now);
+        let request_id = bounded(request_id, REQUEST_ID_LENGTH_MAX);
+        self.first_request_id.get_or_insert_with(|| request_id.clone());
         self.request_id = Some(request_id);
         self.landed = self.landed.saturating_add(1);
         self.failure = None;
@@ -155,6 +163,11 @@ impl PushSight {
     /// When the newest push landed.
     pub fn landed_time(&self) -> Option<Timestamp> {
         self.landed_time
+    }
+
+    /// The request id of the first push that this process landed.
+    pub fn first_request_id(&self) -> Option<&str> {
+        self.first_request_id.as_deref()
     }
 
     /// The request id of the newest landed push.

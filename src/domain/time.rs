@@ -34,6 +34,19 @@ pub fn minus(time: Timestamp, duration: Duration) -> Timestamp {
         .unwrap_or(Timestamp::MIN)
 }
 
+/// When what follows `time` by `gap` is due.
+///
+/// A `time` that is still to come was read off a clock that has been stepped back since: then it is due now, lest
+/// everything rests until that clock is reached again.
+pub fn due(now: Timestamp, time: Timestamp, gap: Duration) -> Timestamp {
+    if time > now { now } else { plus(time, gap) }
+}
+
+/// Whether something of `time` is at most that old; what is of the future (see [`due`]) is of no known age.
+pub fn is_fresh(now: Timestamp, time: Timestamp, age_max: Duration) -> bool {
+    time <= now && since(now, time) <= age_max
+}
+
 /// How long until then; zero if it is past.
 pub fn until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO)
@@ -59,6 +72,18 @@ mod tests {
             assert_eq!(whole_second(time), floor.parse().unwrap(), "{text}");
             assert_eq!(whole_second_up(time), ceiling.parse().unwrap(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_of_the_future_is_due_now_and_not_fresh() {
+        let now: Timestamp = "2026-03-01T08:00:00Z".parse().unwrap();
+        let gap = Duration::from_secs(60);
+        assert_eq!(due(now, minus(now, gap), gap), now);
+        assert_eq!(due(now, now, gap), plus(now, gap));
+        assert_eq!(due(now, plus(now, gap), gap), now);
+        assert!(is_fresh(now, minus(now, gap), gap));
+        assert!(!is_fresh(now, minus(now, gap * 2), gap));
+        assert!(!is_fresh(now, plus(now, gap), gap));
     }
 
     #[test]

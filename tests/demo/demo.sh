@@ -46,15 +46,14 @@ port=$(awk '/^[[:space:]]*Port / { print $2; exit }' "$LAB_DIR/ssh_config")
 port=${port:-22}
 
 say "Install: resources, admission policies, the operator's rights"
-kube admin create namespace instance-access >/dev/null
 kube admin create namespace team >/dev/null
 "$operator" crds | kube admin apply -f - | sed 's/^/  /'
 kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev >/dev/null
-"$operator" admission --operator-service-account instance-access/controller | kube admin apply -f - | sed 's/^/  /'
+"$operator" admission --operator-service-account instance-access/operator | kube admin apply -f - | sed 's/^/  /'
 kube admin apply -f examples/operator-rbac.yaml -f examples/user-rbac.yaml | sed 's/^/  /'
 
 say "The controller, under its own service account, with ordinary AWS settings"
-KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/controller) \
+KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/operator) \
 	"$operator" controller --audit-file "$work/audit.jsonl" --listen 127.0.0.1:0 2>"$work/controller.log" &
 controller=$!
 echo "  instance-access controller --audit-file $work/audit.jsonl (process $controller)"
@@ -93,8 +92,17 @@ spec:
 YAML
 }
 request look "$web" 120 >"$work/request.yaml"
+# New resources and admission policies are in force a moment after they are stored.
+for _ in $(seq 100); do
+	stamped=$(kube alice create --dry-run=server -f "$work/request.yaml" -o 'jsonpath={.spec.requester.username}' 2>/dev/null || true)
+	[ "$stamped" = alice ] && break
+	sleep 0.1
+done
+[ "$stamped" = alice ] || { echo "the admission policies did not come into force within 10 s" >&2; exit 1; }
 run cat "$work/request.yaml"
-kube alice -n team get instanceaccess --watch >"$work/watch.log" 2>/dev/null &
+# Shows each change of status as it happens, beside what follows. kubectl is the watcher itself, so that it can be ended.
+KUBECONFIG=$("$lab" kubeconfig alice) kubectl -n team get instanceaccess --watch --output-watch-events \
+	> >(sed -u 's/^/  watch | /') 2>/dev/null &
 watcher=$!
 kube alice apply -f "$work/request.yaml"
 kube alice -n team wait --for condition=Active --timeout 60s instanceaccess/look >/dev/null
@@ -123,6 +131,8 @@ request forged "$web" 600 | sed 's/^spec:/spec:\n  requester: {username: bob}/' 
 expiration=$(kube alice -n team get instanceaccess look -o jsonpath='{.status.grant.expirationTime}')
 say "The grant ends at $expiration"
 kube alice -n team wait --for condition=Ended --timeout 180s instanceaccess/look >/dev/null
+kill "$watcher" 2>/dev/null || true
+watcher=""
 date -u '+  ended in status, it is now %Y-%m-%dT%H:%M:%SZ'
 printf '%s$ %s -i id_alice%s\n' "$bold" "$command" "$plain"
 if login true 2>"$work/refused"; then
@@ -130,11 +140,6 @@ if login true 2>"$work/refused"; then
 	exit 1
 fi
 sed 's/^/  /' "$work/refused"
-
-say "How status changed, as kubectl get --watch saw it"
-kill "$watcher" 2>/dev/null || true
-watcher=""
-grep -E '^(NAME|look)' "$work/watch.log" | uniq
 
 say "The final status"
 kube alice -n team get instanceaccess look -o json | jq .status

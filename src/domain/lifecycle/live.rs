@@ -12,15 +12,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, Revocation};
 use crate::domain::cloud::{FailureClass, Instance, InstanceState};
 use crate::domain::condition::{self, ActiveReason, Saying};
+use crate::domain::digest::spec_digest;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
-use crate::domain::time::{plus, since, until, whole_second_up};
+use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
 use super::pending::{Asked, key_push, state_words};
-use super::{
-    AUDIT_RETRY, Deadline, Draft, Effect, FACTS_AGE_MAX, back_off, failure_words, is_active, last_push_time,
-    refresh_time,
-};
+use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time};
 
 /// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
 const FAILURES_WORTH_A_WORD: u32 = 3;
@@ -53,16 +51,22 @@ impl<'a> Draft<'a> {
             let cause = begun.unwrap_or(EndCause::Expired);
             return self.end(cause, end_message(cause, expiration));
         }
-        self.wake(Deadline::Expiration, expiration);
         if begun.is_some() {
-            return;
+            self.keep_finalizer();
+            return self.wake(Deadline::KeyWindowClosed, expiration);
         }
+        self.wake(Deadline::Expiration, expiration);
         if self.is_deleted() {
             return self.begin_end(EndCause::Released, "the request was deleted".to_owned(), expiration);
         }
         if let Some(revoke) = &self.request.spec.revoke {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
+        }
+        if self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec)) {
+            // Immutable, says the CRD: so somebody has changed the CRD. What was granted was another spec (I4).
+            let why = "the spec is not the one that was granted; make a new request";
+            return self.begin_end(EndCause::PolicyChanged, why.to_owned(), expiration);
         }
         let asked = match self.asked() {
             Ok(asked) => asked,
@@ -76,6 +80,7 @@ impl<'a> Draft<'a> {
         if let Err(why) = self.policy_admits(&asked, instance.as_deref(), expiration) {
             return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
+        self.keep_finalizer();
         self.refresh(&asked, seen_time);
         self.note_landing(&asked, expiration);
         let obstacle = self.obstacle(seen_time, instance.as_deref());
@@ -83,6 +88,14 @@ impl<'a> Draft<'a> {
         self.tell(obstacle, expiration);
         if let (true, Some(instance)) = (sound, instance) {
             self.push(&asked, &instance, expiration);
+        }
+    }
+
+    /// Puts the finalizer back: whoever may edit the request may take it off, and a deletion would then not end the
+    /// grant first (I6).
+    fn keep_finalizer(&mut self) {
+        if !self.is_deleted() && !self.has_finalizer() {
+            self.before.push(Effect::AddFinalizer);
         }
     }
 
@@ -139,19 +152,24 @@ impl<'a> Draft<'a> {
         let unknown = self
             .is_restarted()
             .then(|| plus(plus(sight.since_time, PUSH_TIMEOUT), KEY_WINDOW));
-        let flying = sight.push.is_under_way().then(|| plus(plus(self.now, PUSH_TIMEOUT), KEY_WINDOW));
+        let flying = sight
+            .push
+            .is_under_way()
+            .then(|| plus(plus(plus(self.now, STOP_LATENCY_MAX), PUSH_TIMEOUT), KEY_WINDOW));
         unknown.max(flying).max(sight.push.readable_until())
     }
 
     /// Looks at the instance again, in its slot of the minute.
-    fn refresh(&mut self, asked: &Asked<'_>, seen_time: Option<Timestamp>) {
+    pub(super) fn refresh(&mut self, asked: &Asked<'_>, seen_time: Option<Timestamp>) {
         let look = &self.world.sight.instances;
         if look.is_under_way() {
             return;
         }
         let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
         let again = match (look.failure(), seen_time) {
-            (Some((time, failure, failures)), _) => plus(time, back_off(failure.class, failures, uid)),
+            (Some((time, failure, failures)), _) => due(self.now, time, back_off(failure.class, failures, uid)),
+            // Of a clock that was stepped back since.
+            (None, Some(time)) if time > self.now => self.now,
             (None, Some(time)) => {
                 let target = self.status.instance.as_ref().map_or("", |instance| instance.instance_id.as_str());
                 refresh_time(time, target)
@@ -187,10 +205,10 @@ impl<'a> Draft<'a> {
     fn obstacle(&self, seen_time: Option<Timestamp>, instance: Option<&Instance>) -> Option<Obstacle> {
         let sight = self.world.sight;
         let unseen = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::OnceFaded });
-        if seen_time.is_none_or(|time| since(self.now, time) > FACTS_AGE_MAX) {
+        if seen_time.is_none_or(|time| !is_fresh(self.now, time, FACTS_AGE_MAX)) {
             return match sight.instances.failure() {
                 Some((_, failure, _)) => {
-                    let (reason, message, heals) = failure_words("describe the instance", failure);
+                    let (reason, message, heals) = self.failure_told("describe the instance", failure);
                     unseen(reason, message, heals)
                 }
                 None => Some(Obstacle {
@@ -216,9 +234,7 @@ impl<'a> Draft<'a> {
             }
             Some(_) => {}
         }
-        if let Some(failed) = sight.audit_failed_time
-            && self.now < plus(failed, AUDIT_RETRY)
-        {
+        if self.audit_retry_time().is_some() {
             let message = "the audit trail takes no record, and no key is pushed without one; an administrator must look at the operator's disk";
             return unseen(ActiveReason::AuditUnavailable, message.to_owned(), true);
         }
@@ -228,23 +244,25 @@ impl<'a> Draft<'a> {
     /// Says whether access is possible now. Written only where the answer changes.
     fn tell(&mut self, obstacle: Option<Obstacle>, expiration: Timestamp) {
         let push = &self.world.sight.push;
-        let fresh = push.landed_time().is_some_and(|time| self.now < plus(time, KEY_WINDOW));
+        let fresh = push.landed_time().is_some_and(|time| self.now < due(self.now, time, KEY_WINDOW));
         let good = fresh || is_active(&self.status) && self.may_still_be_good(expiration);
         if let Some(Obstacle { reason, message, heals, tell }) = obstacle {
-            if tell == Tell::AtOnce || tell == Tell::OnceFaded && !good {
-                self.hold(reason, message, heals);
+            match tell {
+                Tell::OnceFaded if good => self.wake_when_faded(),
+                Tell::AtOnce | Tell::OnceFaded => self.hold(reason, message, heals),
+                Tell::Never => {}
             }
-            if let Some(failed) = self.world.sight.audit_failed_time
-                && self.now < plus(failed, AUDIT_RETRY)
-            {
-                self.wake(Deadline::Retry, plus(failed, AUDIT_RETRY));
+            if let Some(again) = self.audit_retry_time() {
+                self.wake(Deadline::Retry, again);
             }
             return;
         }
         if let Some((_, failure, failures)) = push.failure() {
             let passing = matches!(failure.class, FailureClass::Retry | FailureClass::Throttled);
-            if !good && !(passing && failures < FAILURES_WORTH_A_WORD) {
-                let (reason, message, heals) = failure_words("take the key", failure);
+            if good {
+                self.wake_when_faded();
+            } else if !(passing && failures < FAILURES_WORTH_A_WORD) {
+                let (reason, message, heals) = self.failure_told("take the key", failure);
                 self.hold(reason, message, heals);
             }
             return;
@@ -269,6 +287,15 @@ impl<'a> Draft<'a> {
         fading || inherited
     }
 
+    /// While no key can be pushed, looks again when the last one fades: from then on status must not say otherwise.
+    fn wake_when_faded(&mut self) {
+        let sight = self.world.sight;
+        let faded = plus(sight.push.landed_time().unwrap_or(sight.since_time), KEY_WINDOW);
+        if faded > self.now {
+            self.wake(Deadline::KeyWindowClosed, faded);
+        }
+    }
+
     /// Pushes if it is time to, and may.
     fn push(&mut self, asked: &Asked<'_>, instance: &Instance, expiration: Timestamp) {
         let push = &self.world.sight.push;
@@ -277,18 +304,20 @@ impl<'a> Draft<'a> {
             return;
         }
         let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
-        let due = match (push.failure(), push.landed_time()) {
+        let due_time = match (push.failure(), push.landed_time()) {
             (Some((time, failure, failures)), _) => match failure.class {
                 // It would be refused again: the request is wrong, and immutable.
                 FailureClass::Invalid => return,
-                _ => plus(time, back_off(failure.class, failures, uid)),
+                FailureClass::Retry | FailureClass::Throttled | FailureClass::Refused | FailureClass::Gone | FailureClass::Bug => {
+                    due(self.now, time, back_off(failure.class, failures, uid))
+                }
             },
-            (None, Some(time)) => plus(time, REPUSH_INTERVAL),
+            (None, Some(time)) => due(self.now, time, REPUSH_INTERVAL),
             (None, None) => self.now,
         };
-        if due > self.now {
-            if due <= not_after {
-                self.wake(Deadline::Repush, due);
+        if due_time > self.now {
+            if due_time <= not_after {
+                self.wake(Deadline::Repush, due_time);
             }
             return;
         }

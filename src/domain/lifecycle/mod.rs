@@ -22,13 +22,13 @@ use crate::api::{
 };
 
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
-use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying};
+use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use super::record::{Record, RecordKind};
 use super::sight::Sight;
-use super::time::{minus, plus, whole_second};
+use super::time::{due, minus, plus, whole_second};
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
 /// nobody should be let in by a request that everybody has forgotten.
@@ -43,6 +43,13 @@ pub const AUDIT_RETRY: Duration = Duration::from_secs(5);
 const ABSENCE_RETRY: Duration = Duration::from_secs(15);
 /// How long a new instance may be unknown to DescribeInstances (it is eventually consistent) before we call it wrong.
 const ABSENCE_GRACE: Duration = Duration::from_secs(300);
+/// How far the clocks of two operators may be apart: a grant that seems this much younger than our lead may still be
+/// another's, with pushes that we know nothing of. NTP keeps hosts within a fraction of it.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
+/// How long the shell may take from a plan to its `StopPush`, which stands first: so late a waiting push may still leave.
+const STOP_LATENCY_MAX: Duration = Duration::from_secs(1);
+/// The longest note of an event, in bytes. Source: Kubernetes, `noteLengthLimit`; a longer one is refused.
+const NOTE_BYTES_MAX: usize = 1024;
 /// Gap between two looks for what no waiting heals: somebody may mend it all the same.
 const STALLED_RETRY: Duration = Duration::from_secs(600);
 
@@ -186,13 +193,14 @@ impl Plan {
         self.before.is_empty() && self.status.is_none() && self.after.is_empty()
     }
 
-    /// Puts the receipt of the newest durable record into the status that is about to be stored.
+    /// Puts the receipt of the newest record that was made durable into the status that is about to be stored; `None`,
+    /// if none was, changes nothing.
     ///
-    /// An end whose record could not be made durable (`None`) loses its pointer: so the missing record is found and
-    /// made up for later.
+    /// An end comes without a pointer: if its record could not be made durable, none is put in, and so the missing
+    /// record is found and made up for later.
     pub fn point_to(&mut self, receipt: Option<AuditPointer>) {
-        if let Some(status) = self.status.as_mut() {
-            status.audit = receipt;
+        if let (Some(status), Some(receipt)) = (self.status.as_mut(), receipt) {
+            status.audit = Some(receipt);
         }
     }
 }
@@ -282,10 +290,11 @@ impl<'a> Draft<'a> {
     }
 
     fn event(&mut self, warning: bool, reason: &'static str, note: impl Into<String>) {
-        self.after.push(Effect::Event { warning, reason, note: note.into() });
+        self.after.push(Effect::Event { warning, reason, note: bounded_bytes(note.into(), NOTE_BYTES_MAX) });
     }
 
-    fn audit(&mut self, required: bool, record: Record) {
+    fn audit(&mut self, required: bool, mut record: Record) {
+        record.message = record.message.map(|message| bounded(message, condition::MESSAGE_LENGTH_MAX));
         self.before.push(Effect::Audit { record: Box::new(record), required });
     }
 
@@ -297,10 +306,8 @@ impl<'a> Draft<'a> {
     fn after_the_end(&mut self) {
         let owes_record = self.status.grant.is_some() && self.status.audit.is_none();
         if owes_record {
-            if let Some(failed) = self.world.sight.audit_failed_time
-                && self.now < plus(failed, AUDIT_RETRY)
-            {
-                self.wake(Deadline::Retry, plus(failed, AUDIT_RETRY));
+            if let Some(again) = self.audit_retry_time() {
+                self.wake(Deadline::Retry, again);
                 return;
             }
             let record = self.end_record();
@@ -308,8 +315,16 @@ impl<'a> Draft<'a> {
             return;
         }
         if self.is_deleted() && self.has_finalizer() {
+            // It goes: that its status speaks of the generation before is not worth a write.
+            self.silent = true;
             self.after.push(Effect::RemoveFinalizer);
         }
+    }
+
+    /// When to try the audit trail again, while it is known to take no record.
+    fn audit_retry_time(&self) -> Option<Timestamp> {
+        let again = due(self.now, self.world.sight.audit_failed_time?, AUDIT_RETRY);
+        (self.now < again).then_some(again)
     }
 
     /// Ends the request now, with or without a grant.
@@ -333,7 +348,10 @@ impl<'a> Draft<'a> {
         self.say(Saying::ended(reason, message.clone()));
         self.unsay(ConditionType::Reconciling);
         self.unsay(ConditionType::Stalled);
+        self.look_again = None;
         if self.status.grant.is_some() {
+            // The shell puts in the receipt of the record below; without one, the record is owed.
+            self.status.audit = None;
             self.before.push(Effect::StopPush);
             let record = self.end_record();
             self.audit(false, record);
@@ -355,23 +373,29 @@ impl<'a> Draft<'a> {
 
     /// Brings the count of pushes into status; only where a status is written anyway.
     fn count_pushes(&mut self) {
-        let before_us = self.is_restarted();
+        let ours = self.first_push_is_ours();
         let push = &self.world.sight.push;
         if let Some(key) = self.status.key.as_mut() {
+            // What was stored before and is not ours was counted by another process.
+            let stored = if ours { 0 } else { key.pushes.unwrap_or_default() };
+            key.pushes = Some(stored.saturating_add(push.landed_count()));
+            key.first_request_id = key.first_request_id.take().or_else(|| push.first_request_id().map(str::to_owned));
             if let Some(request_id) = push.request_id() {
                 key.last_request_id = Some(request_id.to_owned());
             }
-            let stored = if before_us { key.pushes.unwrap_or_default() } else { 0 };
-            key.pushes = Some(stored.saturating_add(push.landed_count()));
         }
     }
 
-    /// Whether the grant is older than this process, which then knows nothing of its first pushes.
+    /// Whether the first landed push that status tells of, if any, was made by this process.
+    fn first_push_is_ours(&self) -> bool {
+        let told = self.status.key.as_ref().and_then(|key| key.first_request_id.as_deref());
+        told.is_none_or(|told| self.world.sight.push.first_request_id() == Some(told))
+    }
+
+    /// Whether the grant may be older than this process' lead, which then knows nothing of its first pushes.
     fn is_restarted(&self) -> bool {
-        self.status
-            .grant
-            .as_ref()
-            .is_some_and(|grant| grant.start_time.0 <= whole_second(self.world.sight.since_time))
+        let since = plus(whole_second(self.world.sight.since_time), CLOCK_SKEW_MAX);
+        self.status.grant.as_ref().is_some_and(|grant| grant.start_time.0 <= since)
     }
 
     /// Refuses. What was approved before can only end.
@@ -382,11 +406,26 @@ impl<'a> Draft<'a> {
         }
         self.say(Saying::denied(reason, message.clone()));
         self.say(Saying::inactive(ActiveReason::Denied, message.clone()));
+        self.say(Saying::ended(EndReason::Denied, message.clone()));
         self.unsay(ConditionType::Reconciling);
         self.say(Saying::stalled(ActiveReason::Denied, "refused for good; make a new request"));
+        self.look_again = None;
         let record = Record { message: Some(message.clone()), ..self.record(RecordKind::Denied) };
         self.audit(false, record);
         self.event(true, reason.as_str(), message);
+    }
+
+    /// How a failed call reads in status.
+    ///
+    /// AWS puts ids and encoded texts into its messages, another one each time: while the failure is the same, the words
+    /// that stand are kept, or each retry would be a write.
+    fn failure_told(&self, what: &str, failure: &Failure) -> (ActiveReason, String, bool) {
+        let (reason, message, heals) = failure_words(what, failure);
+        let stem = failure_words(what, &Failure { message: "\0".to_owned(), ..failure.clone() }).1;
+        let stem = stem.split('\0').next().unwrap_or_default();
+        let standing = condition::find(&self.status.conditions, ConditionType::Active)
+            .filter(|active| active.reason == reason.as_str() && active.message.starts_with(stem));
+        (reason, standing.map_or(message, |standing| standing.message.clone()), heals)
     }
 
     /// Cannot be served now: says why, whether it heals, and when to try again.

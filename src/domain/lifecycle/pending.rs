@@ -19,11 +19,10 @@ use crate::domain::policy::{Admission, Question};
 use crate::domain::push::{KEY_WINDOW, KeyPush, PUSH_TIMEOUT, PushPermit};
 use crate::domain::record::RecordKind;
 use crate::domain::sight::Look;
-use crate::domain::time::{plus, since, until, whole_second};
+use crate::domain::time::{due, is_fresh, plus, since, until, whole_second};
 
 use super::{
-    ABSENCE_GRACE, ABSENCE_RETRY, AUDIT_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off,
-    failure_words, last_push_time,
+    ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off, last_push_time,
 };
 
 /// The port of sshd, where the request names none.
@@ -122,17 +121,21 @@ impl<'a> Draft<'a> {
     }
 
     fn judge(&mut self, asked: &Asked<'_>, instance: &Instance, start_time: Option<Timestamp>, end_time: Option<Timestamp>) {
+        // Who is not admitted learns nothing of the instance but its id: no address, no network, no missing endpoint.
+        let is_dead = matches!(instance.state, InstanceState::ShuttingDown | InstanceState::Terminated);
+        if is_dead {
+            // Of the dead, EC2 no longer tells what policies ask for.
+            self.status.instance = Some(instance_id_alone(instance));
+            return self.wait_for_state(asked, instance);
+        }
+        if self.admit(asked, instance, asked.method).is_none() {
+            return;
+        }
         let Some(route) = self.route(asked, instance) else { return };
-        let method = method_of(&route);
-        let outcome = self.world.policies.evaluate(&asked.question(&self.request.spec, Some(instance), method));
-        self.status.verdicts = outcome.verdicts;
+        let Some(admission) = self.admit(asked, instance, method_of(&route)) else { return };
         self.status.instance = Some(instance_facts(instance));
-        let admission = match outcome.decision {
-            Ok(admission) => admission,
-            Err(refusal) => return self.refuse(DenyReason::DeniedByPolicy, refusal),
-        };
         if instance.state != InstanceState::Running {
-            return self.wait_for_state(instance);
+            return self.wait_for_state(asked, instance);
         }
         self.approve(&admission);
         if let Some(start_time) = start_time
@@ -158,11 +161,9 @@ impl<'a> Draft<'a> {
                 ),
             );
         }
-        if let Some(failed) = self.world.sight.audit_failed_time
-            && self.now < plus(failed, AUDIT_RETRY)
-        {
+        if let Some(again) = self.audit_retry_time() {
             self.hold(ActiveReason::AuditUnavailable, "the audit trail takes no record, and nothing is granted without one; an administrator must look at the operator's disk", true);
-            return self.wake(Deadline::Retry, plus(failed, AUDIT_RETRY));
+            return self.wake(Deadline::Retry, again);
         }
         self.grant(asked, instance, &route, start, expiration);
     }
@@ -202,9 +203,24 @@ impl<'a> Draft<'a> {
         }
         let record = self.record(RecordKind::GrantIntended);
         self.audit(true, record);
-        self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
         self.look_again = None;
         self.wake(Deadline::Expiration, expiration);
+        self.refresh(asked, self.world.sight.instances.seen().map(|(time, _)| time));
+        self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
+    }
+
+    /// Asks the policies, now that the instance is known; refuses if none admits it.
+    fn admit(&mut self, asked: &Asked<'_>, instance: &Instance, method: ConnectionMethod) -> Option<Admission> {
+        let outcome = self.world.policies.evaluate(&asked.question(&self.request.spec, Some(instance), method));
+        self.status.verdicts = outcome.verdicts;
+        match outcome.decision {
+            Ok(admission) => Some(admission),
+            Err(refusal) => {
+                self.status.instance = Some(instance_id_alone(instance));
+                self.refuse(DenyReason::DeniedByPolicy, refusal);
+                None
+            }
+        }
     }
 
     fn approve(&mut self, admission: &Admission) {
@@ -301,6 +317,7 @@ impl<'a> Draft<'a> {
                 let created = self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
                 let heals = since(self.now, created) < ABSENCE_GRACE;
                 self.absent(
+                    asked,
                     ActiveReason::TargetNotFound,
                     format!("no instance matches spec.target in region {}; check the id or the tags, the region, and that it is not terminated", asked.place.region),
                     heals,
@@ -312,6 +329,7 @@ impl<'a> Draft<'a> {
                     && *account_id != instance.account_id
                 {
                     self.absent(
+                        asked,
                         ActiveReason::TargetNotFound,
                         format!("the instance does not belong to spec.target.accountId {account_id}; the operator serves its own account only"),
                         false,
@@ -321,8 +339,11 @@ impl<'a> Draft<'a> {
                 Target::Found(Arc::clone(instance))
             }
             several => {
-                let ids: Vec<&str> = several.iter().take(5).map(|instance| instance.id.as_str()).collect();
+                let mut ids: Vec<&str> = several.iter().map(|instance| instance.id.as_str()).collect();
+                ids.sort_unstable();
+                ids.truncate(5);
                 self.absent(
+                    asked,
                     ActiveReason::TargetAmbiguous,
                     format!("spec.target.tags match {} instances or more ({}); add tags until one is left, or use instanceId", several.len(), ids.join(", ")),
                     false,
@@ -333,10 +354,6 @@ impl<'a> Draft<'a> {
     }
 
     fn route(&mut self, asked: &Asked<'_>, instance: &Instance) -> Option<Route> {
-        if matches!(instance.state, InstanceState::ShuttingDown | InstanceState::Terminated) {
-            self.wait_for_state(instance);
-            return None;
-        }
         let vpc_id = instance.vpc_id.clone();
         let endpoints = match vpc_id.filter(|_| connect::needs_endpoints(asked.method, instance)) {
             None => Vec::new(),
@@ -349,10 +366,11 @@ impl<'a> Draft<'a> {
         match connect::choose(asked.method, instance, &endpoints) {
             Ok(route) => Some(route),
             Err(no_route) => {
+                self.status.instance = Some(instance_facts(instance));
                 if instance.state == InstanceState::Running {
-                    self.absent(ActiveReason::NoRoute, no_route.to_string(), true);
+                    self.absent(asked, ActiveReason::NoRoute, no_route.to_string(), true);
                 } else {
-                    self.wait_for_state(instance);
+                    self.wait_for_state(asked, instance);
                 }
                 None
             }
@@ -368,7 +386,7 @@ impl<'a> Draft<'a> {
         what: &str,
     ) -> Option<&'a T> {
         if let Some((time, found)) = look.seen()
-            && since(self.now, time) <= age_max
+            && is_fresh(self.now, time, age_max)
             && look.failure().is_none()
         {
             return Some(found);
@@ -380,9 +398,9 @@ impl<'a> Draft<'a> {
         }
         if let Some((time, failure, failures)) = look.failure() {
             let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
-            let again = plus(time, back_off(failure.class, failures, uid));
+            let again = due(self.now, time, back_off(failure.class, failures, uid));
             if self.now < again {
-                let (reason, message, heals) = failure_words(what, failure);
+                let (reason, message, heals) = self.failure_told(what, failure);
                 self.silent = false;
                 self.hold(reason, message, heals);
                 self.wake(Deadline::Retry, again);
@@ -390,7 +408,7 @@ impl<'a> Draft<'a> {
             }
         } else if let Some((time, _)) = look.seen() {
             // An answer that was of no use is asked for again, but not at once.
-            let again = plus(time, self.absence_retry());
+            let again = due(self.now, time, self.absence_retry());
             if self.now < again {
                 self.wake(Deadline::Retry, again);
                 return None;
@@ -404,17 +422,22 @@ impl<'a> Draft<'a> {
         if self.holds(ConditionType::Stalled) { STALLED_RETRY } else { ABSENCE_RETRY }
     }
 
-    fn wait_for_state(&mut self, instance: &Instance) {
-        self.status.instance = Some(instance_facts(instance));
+    fn wait_for_state(&mut self, asked: &Asked<'_>, instance: &Instance) {
         let (reason, message, heals) = state_words(instance);
-        self.absent(reason, message, heals);
+        self.absent(asked, reason, message, heals);
     }
 
     /// The instance is not there, or not ready: says so, and looks again later.
-    fn absent(&mut self, reason: ActiveReason, message: String, heals: bool) {
+    fn absent(&mut self, asked: &Asked<'_>, reason: ActiveReason, message: String, heals: bool) {
         self.hold(reason, message, heals);
-        let seen = self.world.sight.instances.seen().map_or(self.now, |(time, _)| time);
-        self.wake(Deadline::Retry, plus(seen, if heals { ABSENCE_RETRY } else { STALLED_RETRY }));
+        let look = &self.world.sight.instances;
+        let retry = if heals { ABSENCE_RETRY } else { STALLED_RETRY };
+        let again = look.seen().map_or(self.now, |(time, _)| due(self.now, time, retry));
+        if again > self.now {
+            self.wake(Deadline::Retry, again);
+        } else if !look.is_under_way() {
+            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() });
+        }
     }
 }
 
@@ -452,6 +475,21 @@ fn method_of(route: &Route) -> ConnectionMethod {
     match route {
         Route::Direct { .. } => ConnectionMethod::Direct,
         Route::Endpoint { .. } => ConnectionMethod::Endpoint,
+    }
+}
+
+/// What everybody may know of an instance that was asked for.
+fn instance_id_alone(instance: &Instance) -> InstanceFacts {
+    InstanceFacts {
+        instance_id: instance.id.to_string(),
+        region: Some(instance.region.to_string()),
+        account_id: None,
+        availability_zone: None,
+        private_ip: None,
+        public_ip: None,
+        ipv6: None,
+        vpc_id: None,
+        subnet_id: None,
     }
 }
 

@@ -1,0 +1,124 @@
+//! A crash after every step of every short life, and back.
+
+use super::*;
+
+/// What happens to the request besides the clock.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Nothing,
+    Revoked,
+    Deleted,
+    PolicyGone,
+    Denied,
+    AuditFails,
+}
+
+const TURNS: [Turn; 6] =
+    [Turn::Nothing, Turn::Revoked, Turn::Deleted, Turn::PolicyGone, Turn::Denied, Turn::AuditFails];
+
+/// Lives through `turn` a minute and a half after the request; pushes take as long as they may.
+fn live(life: &mut Life, turn: Turn) {
+    life.run_until(at(90));
+    match turn {
+        Turn::Nothing => {}
+        Turn::Revoked => life.revoke(),
+        Turn::Deleted => life.delete(),
+        Turn::PolicyGone => life.change_policies(false, Vec::clear),
+        Turn::Denied => life.change_policies(false, |policies| policies.push(policy("no", PolicyEffect::Deny))),
+        Turn::AuditFails => life.audit_works = false,
+    }
+    life.run_until(at(240));
+    life.heals_and_ends();
+}
+
+fn fates() -> [Fate; 4] {
+    [
+        Fate::Lands { queue: seconds(0), flight: seconds(0) },
+        Fate::Lands { queue: seconds(3), flight: seconds(10) },
+        Fate::LandsUnheard { flight: seconds(10) },
+        Fate::Fails(FailureClass::Throttled),
+    ]
+}
+
+/// A grant of five minutes, on which nobody has put the finalizer yet.
+fn short() -> Life {
+    world().with(|request| {
+        request.metadata.finalizers = None;
+        request.spec.ttl_seconds = Some(300);
+    })
+}
+
+/// How many steps such a life has, each of which may be the last.
+fn steps_of(turn: Turn, fate: &Fate) -> usize {
+    let mut life = short();
+    life.fate = fate.clone();
+    life.crash_after = Some(usize::MAX);
+    live(&mut life, turn);
+    usize::MAX - life.crash_after.expect("it never crashed")
+}
+
+#[test]
+fn a_grant_and_its_end_survive_a_crash_after_every_step() {
+    let mut crashes = 0;
+    for turn in TURNS {
+        for fate in fates() {
+            let steps = steps_of(turn, &fate);
+            assert!(steps > 8, "{turn:?} {fate:?}: only {steps} steps");
+            for step in 0..steps {
+                for delay in [0, 2].into_iter().take(if step % 3 == 0 { 2 } else { 1 }) {
+                    let mut life = short();
+                    life.fate = fate.clone();
+                    life.crash_after = Some(step);
+                    life.pace = Duration::from_millis(700 * delay);
+                    live(&mut life, turn);
+                    if delay == 0 {
+                        assert!(life.crashed_at.is_some(), "{turn:?} {fate:?}: no crash after step {step}");
+                    }
+                    crashes += usize::from(life.crashed_at.is_some());
+                }
+            }
+        }
+    }
+    eprintln!("{crashes} crashes");
+    assert!(crashes > 1000, "only {crashes} crashes");
+}
+
+#[test]
+fn a_crash_comes_where_it_was_asked_for() {
+    let expected = [
+        "look up instance",
+        "finalizer added",
+        "audit GrantIntended",
+        "status",
+        "push handed over",
+        "audit Granted",
+        "status",
+        "event Granted",
+        "look up instance",
+        "audit PushIntended",
+        "push handed over",
+    ];
+    for (step, expected) in expected.into_iter().enumerate() {
+        let mut life = short();
+        life.crash_after = Some(step);
+        life.run_until(at(50));
+        assert_eq!(life.crashed_at.as_deref(), Some(expected), "step {step}\n{}", life.log());
+        life.heals_and_ends();
+    }
+}
+
+#[test]
+fn two_crashes_are_no_worse_than_one() {
+    for first in 0..24 {
+        for second in 0..12 {
+            let mut life = world();
+            life.fate = Fate::LandsUnheard { flight: seconds(9) };
+            life.crash_after = Some(first);
+            life.run_until(at(70));
+            life.revoke();
+            life.crash_after = Some(second);
+            life.run_until(at(90));
+            life.heals_and_ends();
+        }
+    }
+}

@@ -1,0 +1,690 @@
+//! A small cluster, AWS and audit trail, and a shell that carries plans out one effect at a time.
+//!
+//! It may crash after any step (its `Sight` and its queue are lost; what has left for AWS lands all the same), see the
+//! object late, lose a race for it, and be slow. Time is a number that only [`Life`] moves.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::*;
+use crate::domain::cloud::Failure;
+use crate::domain::digest::grant_id;
+use crate::domain::key::PublicKey;
+use crate::domain::sight::was_answered;
+
+/// The most rounds of asking that one moment may take.
+const ROUNDS_MAX: usize = 12;
+
+/// What becomes of pushes from now on.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Fate {
+    /// Leave after `queue`, land `flight` later; the answer comes then.
+    Lands { queue: Duration, flight: Duration },
+    /// Land `flight` after they left, and nobody hears of it.
+    LandsUnheard { flight: Duration },
+    /// AWS says no.
+    Fails(FailureClass),
+}
+
+/// A push on its way.
+#[derive(Debug)]
+enum Push {
+    Waits { permit: PushPermit, leaves: Timestamp, fate: Fate },
+    Flies { instance_id: String, lands: Option<Timestamp>, answers: Timestamp, answer: Result<String, Failure>, known: bool },
+}
+
+/// A key on an instance.
+#[derive(Debug)]
+struct Key {
+    from: Timestamp,
+    until: Timestamp,
+}
+
+/// One life of one request, and the world around it.
+#[derive(Debug)]
+pub(in super::super) struct Life {
+    pub now: Timestamp,
+    /// The object in the store; none: gone.
+    pub object: Option<InstanceAccess>,
+    /// The object as the shell sees it.
+    view: Option<InstanceAccess>,
+    /// Whether the watch is late: the shell sees its own writes, and of others' nothing new.
+    pub lagging: bool,
+    pub policies: Vec<InstanceAccessPolicy>,
+    compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
+    pub settings: Settings,
+    pub instances: Vec<Arc<Instance>>,
+    pub endpoints: Vec<Endpoint>,
+    pub look_failure: Option<Failure>,
+    pub look_delay: Duration,
+    pub fate: Fate,
+    pub audit_works: bool,
+    /// How long each step takes.
+    pub pace: Duration,
+    /// The steps after which it crashes, by number; and what it had just done when it did.
+    pub crash_after: Option<usize>,
+    pub crashed_at: Option<String>,
+    pub steps: Vec<(Timestamp, String)>,
+    pub records: Vec<(Timestamp, Record)>,
+    pub events: Vec<&'static str>,
+    /// The newest status that was stored, also of an object that is gone.
+    pub last_status: Option<InstanceAccessStatus>,
+    pub writes: usize,
+    pub plans: usize,
+    pub look_ups: usize,
+    pub look_again: Option<(Deadline, Timestamp)>,
+    sight: Sight,
+    push: Vec<Push>,
+    looks: Vec<(Timestamp, Effect)>,
+    keys: Vec<Key>,
+    redeemed: usize,
+    landed: usize,
+    grants: BTreeSet<String>,
+    promise: Option<Timestamp>,
+    stuck: Vec<Condition>,
+    policy_admits: bool,
+    finalizer_stripped: bool,
+}
+
+/// Whether the shell still stands.
+type Step = Result<(), Stop>;
+enum Stop {
+    Crashed,
+    /// The plan falls; ask again.
+    Fell,
+}
+
+impl Life {
+    pub fn new(object: InstanceAccess, policies: Vec<InstanceAccessPolicy>, instances: Vec<Arc<Instance>>) -> Self {
+        Self {
+            // Long after the process came to lead.
+            now: at(0),
+            view: Some(object.clone()),
+            object: Some(object),
+            lagging: false,
+            policies,
+            compiled: RefCell::default(),
+            settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
+            instances,
+            endpoints: vec![endpoint()],
+            look_failure: None,
+            look_delay: Duration::ZERO,
+            fate: Fate::Lands { queue: Duration::ZERO, flight: Duration::ZERO },
+            audit_works: true,
+            pace: Duration::ZERO,
+            crash_after: None,
+            crashed_at: None,
+            steps: Vec::new(),
+            records: Vec::new(),
+            events: Vec::new(),
+            last_status: None,
+            writes: 0,
+            plans: 0,
+            look_ups: 0,
+            look_again: None,
+            sight: Sight::new(at(-3600)),
+            push: Vec::new(),
+            looks: Vec::new(),
+            keys: Vec::new(),
+            redeemed: 0,
+            landed: 0,
+            grants: BTreeSet::new(),
+            promise: None,
+            stuck: Vec::new(),
+            policy_admits: true,
+            finalizer_stripped: false,
+        }
+    }
+
+    pub fn status(&self) -> InstanceAccessStatus {
+        self.object.as_ref().and_then(|object| object.status.clone()).unwrap_or_default()
+    }
+
+    pub fn log(&self) -> String {
+        let lines = self.steps.iter().rev().take(60).rev();
+        lines.map(|(time, step)| format!("  {time} {step}\n")).collect()
+    }
+
+    /// Asks once, and carries nothing out.
+    pub fn ask(&self) -> Plan {
+        let mut compiled = self.compiled.borrow_mut();
+        if compiled.0 != self.policies {
+            let set = PolicySet::new(self.policies.iter().map(|policy| Arc::new(Policy::compile(policy))));
+            *compiled = (self.policies.clone(), set);
+        }
+        let world = World { settings: &self.settings, policies: &compiled.1, sight: &self.sight };
+        next(self.now, self.view.as_ref().expect("something to ask about"), world)
+    }
+
+    // --- what others do -------------------------------------------------------------------------------------------
+
+    fn edit(&mut self, name: &str, change: impl FnOnce(&mut InstanceAccess)) {
+        if let Some(object) = self.object.as_mut() {
+            change(object);
+            bump(object);
+            self.note(name);
+        }
+        if !self.lagging {
+            self.sync();
+        }
+    }
+
+    pub fn revoke(&mut self) {
+        self.edit("user: revoke", |object| {
+            object.spec.revoke.get_or_insert(Revoke { reason: Some("done".into()) });
+            *object.metadata.generation.get_or_insert(1) += 1;
+        });
+    }
+
+    pub fn delete(&mut self) {
+        let (now, mut gone) = (self.now, false);
+        self.edit("user: delete", |object| {
+            gone = object.metadata.finalizers.iter().flatten().count() == 0;
+            if object.metadata.deletion_timestamp.is_none() {
+                object.metadata.deletion_timestamp = Some(Time(whole_second(now)));
+                *object.metadata.generation.get_or_insert(1) += 1;
+            }
+        });
+        if gone {
+            self.object = None;
+            self.sync();
+        }
+    }
+
+    pub fn label(&mut self) {
+        self.edit("user: label", |object| {
+            let labels = object.metadata.labels.get_or_insert_default();
+            let count = labels.len();
+            labels.insert(format!("label-{count}"), "x".into());
+        });
+    }
+
+    pub fn strip_finalizer(&mut self) {
+        self.finalizer_stripped = true;
+        self.edit("user: strip finalizer", |object| object.metadata.finalizers = None);
+    }
+
+    pub fn change_policies(&mut self, admits: bool, change: impl FnOnce(&mut Vec<InstanceAccessPolicy>)) {
+        change(&mut self.policies);
+        self.policy_admits = admits;
+        self.note(if admits { "policies changed: admitted" } else { "policies changed: not admitted" });
+    }
+
+    pub fn change_instance(&mut self, change: impl FnOnce(&mut Instance)) {
+        let mut instance = Instance::clone(&self.instances[0]);
+        change(&mut instance);
+        self.instances[0] = Arc::new(instance);
+    }
+
+    /// The watch catches up.
+    pub fn sync(&mut self) {
+        self.view = self.object.clone();
+    }
+
+    /// The process dies and comes back: what it saw and what waited is lost; what has left, flies.
+    pub fn crash(&mut self) {
+        self.note("crash");
+        self.sight = Sight::new(self.now);
+        self.push.retain(|push| matches!(push, Push::Flies { .. }));
+        for push in &mut self.push {
+            if let Push::Flies { known, .. } = push {
+                *known = false;
+            }
+        }
+        self.looks.clear();
+        self.look_again = None;
+        self.lagging = false;
+        self.sync();
+    }
+
+    // --- the shell ------------------------------------------------------------------------------------------------
+
+    fn note(&mut self, step: impl Into<String>) {
+        self.steps.push((self.now, step.into()));
+        self.invariants();
+    }
+
+    /// A step of the shell: it may be the last.
+    fn step(&mut self, step: impl Into<String>) -> Step {
+        let step = step.into();
+        self.note(step.clone());
+        if self.pace > Duration::ZERO {
+            self.pass_until(plus(self.now, self.pace), false);
+        }
+        if let Some(left) = self.crash_after.as_mut() {
+            if *left == 0 {
+                self.crash_after = None;
+                self.crashed_at = Some(step);
+                self.crash();
+                return Err(Stop::Crashed);
+            }
+            *left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Asks until there is nothing left to do at this moment; answers may be out.
+    pub fn reconcile(&mut self) {
+        for round in 0.. {
+            if self.view.is_none() {
+                self.look_again = None;
+                return;
+            }
+            let asked_time = self.now;
+            let plan = self.ask();
+            self.plans += 1;
+            assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());
+            let is_over = { let status = self.view.as_ref().and_then(|view| view.status.clone()).unwrap_or_default();
+                condition::is_true(&status.conditions, ConditionType::Ended) };
+            if plan.is_empty() {
+                if let Some((deadline, time)) = plan.look_again {
+                    assert!(time > self.now, "{deadline:?} at {time} is not after {}\n{}", self.now, self.log());
+                } else {
+                    let is_going = self.view.as_ref().is_some_and(|view| view.metadata.deletion_timestamp.is_some());
+                    assert!(is_over || is_going, "nothing will wake it:\n{}", self.log());
+                }
+                self.look_again = plan.look_again;
+                return;
+            }
+            if is_over {
+                assert!(!has_push(&plan), "a push after the end");
+            }
+            let deadline = plan.look_again;
+            match self.carry_out(plan) {
+                Ok(()) if self.now == asked_time && self.audit_works => self.is_at_rest(deadline),
+                Ok(()) | Err(Stop::Fell) => {}
+                Err(Stop::Crashed) => {}
+            }
+        }
+    }
+
+    /// Asked again on what a plan led to, nothing is left, but to let the object go; and the deadline is the same.
+    fn is_at_rest(&self, deadline: Option<(Deadline, Timestamp)>) {
+        if self.view.is_none() {
+            return;
+        }
+        let again = self.ask();
+        let only_lets_go = again.before.is_empty() && again.status.is_none() && again.after == [Effect::RemoveFinalizer];
+        assert!(again.is_empty() || only_lets_go, "a second plan: {again:?}\n{}", self.log());
+        assert_eq!(again.look_again, deadline, "another deadline on its own result\n{}", self.log());
+    }
+
+    fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
+        if has_push(&plan) {
+            assert!(self.policy_admits, "I2: a push is planned, and no policy admits it\n{}", self.log());
+        }
+        let mut receipt = None;
+        for effect in std::mem::take(&mut plan.before) {
+            match effect {
+                Effect::Audit { record, required } => {
+                    if self.audit_works {
+                        let name = format!("audit {:?}", record.kind);
+                        let about = (self.now, *record);
+                        self.is_bounded(&about.1);
+                        self.records.push(about);
+                        let sequence = i64::try_from(self.records.len()).unwrap();
+                        receipt = Some(AuditPointer { sequence, digest: "d".repeat(64) });
+                        self.step(name)?;
+                    } else {
+                        self.sight.audit_failed_time = Some(self.now);
+                        self.step(format!("audit {:?} refused", record.kind))?;
+                        if required {
+                            return Err(Stop::Fell);
+                        }
+                    }
+                }
+                other => self.effect(other)?,
+            }
+        }
+        plan.point_to(receipt);
+        if let Some(status) = plan.status {
+            self.last_status = Some((*status).clone());
+            self.writes += 1;
+            self.write("status", |object| object.status = Some(*status))?;
+        }
+        for effect in plan.after {
+            self.effect(effect)?;
+        }
+        Ok(())
+    }
+
+    fn effect(&mut self, effect: Effect) -> Step {
+        match effect {
+            Effect::Audit { .. } => panic!("an audit record stands before the status"),
+            Effect::LookUpInstance { .. } => {
+                self.look_ups += 1;
+                self.sight.instances.started();
+                self.looks.push((plus(self.now, self.look_delay), effect));
+                self.step("look up instance")
+            }
+            Effect::LookUpEndpoints { .. } => {
+                self.sight.endpoints.started();
+                self.looks.push((plus(self.now, self.look_delay), effect));
+                self.step("look up endpoints")
+            }
+            Effect::Push(permit) => {
+                self.sight.push.started(self.now);
+                let fate = self.fate.clone();
+                let queue = if let Fate::Lands { queue, .. } = &fate { *queue } else { Duration::ZERO };
+                self.push.push(Push::Waits { permit, leaves: plus(self.now, queue), fate });
+                self.step("push handed over")
+            }
+            Effect::StopPush => {
+                let waited = self.push.iter().any(|push| matches!(push, Push::Waits { .. }));
+                self.push.retain(|push| matches!(push, Push::Flies { .. }));
+                if waited { self.sight.push.unsent() } else { self.sight.push.stopped(self.now) }
+                self.step("push stopped")
+            }
+            Effect::AddFinalizer => self.write("finalizer added", |object| {
+                object.metadata.finalizers.get_or_insert_default().push(FINALIZER.into());
+            }),
+            Effect::RemoveFinalizer => self.write("finalizer removed", |object| object.metadata.finalizers = None),
+            Effect::Event { reason, note, .. } => {
+                assert!(note.len() <= 1024 && !note.is_empty(), "{note}");
+                assert!(!note.contains(KEY_BODY), "{note}");
+                self.events.push(reason);
+                self.step(format!("event {reason}"))
+            }
+        }
+    }
+
+    /// Writes with the resourceVersion that was read.
+    fn write(&mut self, name: &str, change: impl FnOnce(&mut InstanceAccess)) -> Step {
+        let view = self.view.as_ref().expect("something was planned on");
+        let seen = view.metadata.resource_version.clone();
+        match self.object.as_mut() {
+            Some(object) if object.metadata.resource_version == seen => {
+                change(object);
+                // The store keeps whole seconds.
+                let stored = serde_json::to_value(&object.status).unwrap();
+                let read: Option<InstanceAccessStatus> = serde_json::from_value(stored).unwrap();
+                assert_eq!(read, object.status, "it reads back as written");
+                bump(object);
+                let is_gone = object.metadata.deletion_timestamp.is_some()
+                    && object.metadata.finalizers.iter().flatten().count() == 0;
+                if is_gone {
+                    self.object = None;
+                }
+                self.sync();
+                self.step(name)
+            }
+            _ => {
+                self.lagging = false;
+                self.sync();
+                self.step(format!("{name}: conflict"))?;
+                Err(Stop::Fell)
+            }
+        }
+    }
+
+    // --- time -----------------------------------------------------------------------------------------------------
+
+    fn next_answer_time(&self) -> Option<Timestamp> {
+        let pushes = self.push.iter().map(|push| match push {
+            Push::Waits { leaves, .. } => *leaves,
+            Push::Flies { lands, answers, .. } => lands.unwrap_or(*answers),
+        });
+        pushes.chain(self.looks.iter().map(|(time, _)| *time)).min()
+    }
+
+    /// Does what is due in the outer world now; true if the shell has heard of something. Asleep, it hears nothing, and
+    /// nothing that waits in it leaves.
+    fn answers(&mut self, asleep: bool) -> bool {
+        let now = self.now;
+        let mut heard = false;
+        let mut rest = Vec::new();
+        for push in std::mem::take(&mut self.push) {
+            match push {
+                Push::Waits { permit, leaves, fate } if leaves <= now && !asleep => match permit.redeem(now) {
+                    None => {
+                        self.sight.push.unsent();
+                        self.note("push too late");
+                        heard = true;
+                    }
+                    Some(push) => {
+                        self.redeem(&push.instance_id.to_string(), &push.key);
+                        rest.push(self.fly(push.instance_id.to_string(), fate));
+                    }
+                },
+                Push::Flies { instance_id, lands: Some(lands), answers, answer, known } if lands <= now => {
+                    self.keys.push(Key { from: lands, until: plus(lands, KEY_WINDOW) });
+                    self.landed += 1;
+                    self.note(format!("landed on {instance_id}"));
+                    rest.push(Push::Flies { instance_id, lands: None, answers, answer, known });
+                }
+                Push::Flies { lands: None, answers, answer, known, .. } if answers <= now && !asleep => {
+                    if known {
+                        match answer {
+                            Ok(request_id) => self.sight.push.landed(now, request_id),
+                            Err(failure) => {
+                                let answered = was_answered(&failure);
+                                self.sight.push.failed(now, failure, answered);
+                            }
+                        }
+                        self.note("push answered");
+                        heard = true;
+                    }
+                }
+                other => rest.push(other),
+            }
+        }
+        rest.append(&mut self.push);
+        self.push = rest;
+        if !asleep {
+            for (_, effect) in self.looks.extract_if(.., |(time, _)| *time <= now).collect::<Vec<_>>() {
+                self.answer_look(effect);
+                heard = true;
+            }
+        }
+        heard
+    }
+
+    fn fly(&mut self, instance_id: String, fate: Fate) -> Push {
+        let (now, request_id) = (self.now, format!("request-{}", self.redeemed));
+        let timeout = Failure { class: FailureClass::Retry, code: "Timeout".into(), message: "no answer".into() };
+        let (lands, answers, answer) = match fate {
+            Fate::Lands { flight, .. } => (Some(plus(now, flight)), plus(now, flight), Ok(request_id)),
+            Fate::LandsUnheard { flight } => (Some(plus(now, flight)), plus(now, PUSH_TIMEOUT), Err(timeout)),
+            Fate::Fails(class) => (None, now, Err(failure(class))),
+        };
+        Push::Flies { instance_id, lands, answers, answer, known: true }
+    }
+
+    fn answer_look(&mut self, effect: Effect) {
+        let failure = self.look_failure.clone();
+        if matches!(effect, Effect::LookUpEndpoints { .. }) {
+            self.sight.endpoints.answered(self.now, failure.map_or_else(|| Ok(self.endpoints.clone()), Err));
+        } else {
+            let answer = failure.map_or_else(|| Ok(self.instances.clone()), Err);
+            self.sight.instances.answered(self.now, answer);
+        }
+        self.note("look-up answered");
+    }
+
+    /// Does and hears all that happens at this moment.
+    pub fn settle(&mut self) {
+        for round in 0.. {
+            assert!(round < 40, "never settles:\n{}", self.log());
+            self.reconcile();
+            if !self.answers(false) && self.next_answer_time().is_none_or(|time| time > self.now) {
+                return;
+            }
+        }
+    }
+
+    /// Lets the outer world go on; asleep, the shell hears nothing of it.
+    fn pass_until(&mut self, time: Timestamp, asleep: bool) {
+        while let Some(next) = self.next_answer_time().filter(|next| *next <= time) {
+            self.now = self.now.max(next);
+            let before = self.push.len() + self.keys.len() + self.looks.len();
+            self.answers(asleep);
+            if before == self.push.len() + self.keys.len() + self.looks.len() {
+                break; // what is left waits for the shell to wake
+            }
+        }
+        self.now = self.now.max(time);
+        self.invariants();
+    }
+
+    /// The machine is suspended until then.
+    pub fn suspend_until(&mut self, time: Timestamp) {
+        self.pass_until(time, true);
+        self.settle();
+    }
+
+    /// The clock is set back; the shell looks, as it would at its next event.
+    pub fn step_back(&mut self, by: Duration) {
+        self.now = minus(self.now, by);
+        self.settle();
+    }
+
+    /// Lets the clock run, and the shell with it.
+    pub fn run_until(&mut self, time: Timestamp) {
+        self.settle();
+        loop {
+            let wake = self.look_again.map(|(_, time)| time);
+            let Some(next) = wake.into_iter().chain(self.next_answer_time()).min().filter(|next| *next <= time) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            self.answers(false);
+            self.settle();
+        }
+        self.now = self.now.max(time);
+        self.settle();
+    }
+
+    // --- what must hold -------------------------------------------------------------------------------------------
+
+    fn redeem(&mut self, instance_id: &str, key: &PublicKey) {
+        let status = self.status();
+        let grant = status.grant.as_ref().expect("I2: a push without a grant");
+        assert!(condition::is_true(&status.conditions, ConditionType::Approved), "I2: a push without approval");
+        assert!(status.revocation.is_none(), "I2: a push after the end was begun\n{}", self.log());
+        assert!(plus(plus(self.now, PUSH_TIMEOUT), KEY_WINDOW) <= grant.expiration_time.0, "I1: too late a push");
+        assert_eq!(status.instance.as_ref().map(|facts| facts.instance_id.as_str()), Some(instance_id));
+        assert_eq!(status.key.as_ref().map(|facts| facts.fingerprint.as_str()), Some(key.fingerprint()));
+        self.redeemed += 1;
+        let intended = self
+            .records
+            .iter()
+            .filter(|(_, record)| {
+                matches!(record.kind, RecordKind::GrantIntended | RecordKind::PushIntended)
+                    && record.grant_id.as_deref() == Some(&grant.id)
+            })
+            .count();
+        assert!(self.redeemed <= intended, "I5: a push without its record\n{}", self.log());
+        self.note("push left");
+    }
+
+    fn is_readable(&self) -> bool {
+        self.keys.iter().any(|key| key.from <= self.now && self.now < key.until)
+    }
+
+    /// I1 to I6, as far as one moment can show them.
+    pub fn invariants(&mut self) {
+        let now = self.now;
+        let Some(object) = &self.object else {
+            assert!(self.finalizer_stripped || !self.is_readable(), "I6: the object is gone and a key readable\n{}", self.log());
+            return;
+        };
+        let status = object.status.clone().unwrap_or_default();
+        let holds = |type_| condition::is_true(&status.conditions, type_);
+        if let Some(grant) = &status.grant {
+            let expiration = grant.expiration_time.0;
+            for key in self.keys.iter().filter(|key| key.until > now) {
+                assert!(key.until <= expiration, "I1: a key is readable until {}, promised was {expiration}\n{}", key.until, self.log());
+            }
+            assert!(self.promise.is_none_or(|promise| expiration <= promise), "I3: the end moved later\n{}", self.log());
+            self.promise = Some(expiration);
+            assert_eq!(grant.id, grant_id(UID, status.spec_digest.as_deref().unwrap()), "I3");
+            self.grants.insert(grant.id.clone());
+            assert_eq!(self.grants.len(), 1, "I3: two grants");
+            for time in [grant.start_time.0, expiration] {
+                assert_eq!(time, whole_second(time));
+            }
+            assert!(self.records.iter().any(|(_, record)| record.kind == RecordKind::GrantIntended), "I5: a grant without record");
+        } else {
+            assert!(self.promise.is_none(), "I3: the grant is gone");
+        }
+        if holds(ConditionType::Ended) && !holds(ConditionType::Denied) {
+            assert!(!self.is_readable(), "I1: ended, and a key is readable\n{}", self.log());
+            let end = status.end_time.as_ref().expect("an end has a time").0;
+            assert!(end <= now && end == whole_second(end));
+            if status.grant.is_some() && status.audit.is_some() {
+                assert!(self.records.iter().any(|(_, record)| record.kind == RecordKind::Ended), "I5: a pointer to no record");
+            }
+        }
+        assert!(!(holds(ConditionType::Approved) && holds(ConditionType::Denied)), "approved and denied");
+        // What is said for ever.
+        let is_over = holds(ConditionType::Ended) || holds(ConditionType::Denied);
+        for said in &self.stuck {
+            let found = condition::find(&status.conditions, said.type_).map(|found| (found.status, &found.reason));
+            assert_eq!(found, Some((said.status, &said.reason)), "I3: {:?} was for ever\n{}", said.type_, self.log());
+        }
+        self.stuck = status
+            .conditions
+            .iter()
+            .filter(|condition| {
+                condition.status == ConditionStatus::True
+                    && matches!(condition.type_, ConditionType::Approved | ConditionType::Denied | ConditionType::Ended)
+                    || is_over
+            })
+            .cloned()
+            .collect();
+        for condition in &status.conditions {
+            assert!(condition.message.chars().count() <= 2048 && !condition.message.is_empty());
+            assert!(!condition.message.contains(KEY_BODY), "{}", condition.message);
+            assert_eq!(condition.last_transition_time.0, whole_second(condition.last_transition_time.0));
+        }
+    }
+
+    fn is_bounded(&self, record: &Record) {
+        let text = serde_json::to_string(record).unwrap();
+        assert!(!text.contains(KEY_BODY), "key material in the trail: {text}");
+        assert!(text.len() < 32 << 10, "a record of {} bytes", text.len());
+    }
+
+    /// Everything heals; whatever was granted must come to its end, with its record, and what was deleted must go.
+    pub fn heals_and_ends(&mut self) {
+        self.fate = Fate::Lands { queue: Duration::ZERO, flight: Duration::ZERO };
+        (self.look_failure, self.look_delay, self.pace, self.lagging, self.audit_works) =
+            (None, Duration::ZERO, Duration::ZERO, false, true);
+        self.sync();
+        self.settle();
+        // Out of the audit trail's retry.
+        self.run_until(plus(self.now, AUDIT_RETRY));
+        let Some(grant) = self.status().grant else {
+            if self.object.as_ref().is_some_and(|object| object.metadata.deletion_timestamp.is_some()) {
+                panic!("deleted before it was granted, and still there\n{}", self.log());
+            }
+            return;
+        };
+        self.run_until(grant.expiration_time.0.max(plus(self.now, AUDIT_RETRY)));
+        if let Some(object) = &self.object {
+            assert!(object.metadata.deletion_timestamp.is_none(), "I6: deleted, and still there\n{}", self.log());
+            let status = self.status();
+            assert!(condition::is_true(&status.conditions, ConditionType::Ended), "I6: no end\n{}", self.log());
+            assert!(status.audit.is_some(), "I5: the end's record is missing");
+            assert!(status.revocation.is_some_and(|revocation| revocation.key_window_closed_time.is_some()));
+        }
+        let ended = self.records.iter().rev().find(|(_, record)| record.kind == RecordKind::Ended);
+        let (_, ended) = ended.unwrap_or_else(|| panic!("I5: an end without record\n{}", self.log()));
+        assert!(ended.cause.is_some() && ended.end_time.is_some() && ended.grant_id.is_some());
+        assert!(self.landed <= self.redeemed);
+    }
+
+    pub fn landed(&self) -> usize {
+        self.landed
+    }
+}
+
+fn has_push(plan: &Plan) -> bool {
+    plan.after.iter().any(|effect| matches!(effect, Effect::Push(_)))
+}
+
+fn bump(object: &mut InstanceAccess) {
+    let version: u64 = object.metadata.resource_version.as_deref().unwrap().parse().unwrap();
+    object.metadata.resource_version = Some((version + 1).to_string());
+}

@@ -1,0 +1,153 @@
+//! Random histories: whatever happens in whatever order, the invariants hold after every step.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Turn {
+    Wait(u32),
+    Suspend(u32),
+    Revoke,
+    Delete,
+    Label,
+    Lag,
+    Crash,
+    CrashAfter(usize),
+    Pace(u64),
+    PolicyGone,
+    PolicyBack,
+    PolicyRecreated,
+    Deny,
+    Fate(Fate),
+    LookFails(Option<FailureClass>, u64),
+    Audit(bool),
+    State(InstanceState),
+    Tag(&'static str),
+    Gone(bool),
+}
+
+fn any_class() -> impl Strategy<Value = FailureClass> {
+    use FailureClass::{Bug, Gone, Invalid, Refused, Retry, Throttled};
+    prop::sample::select(vec![Retry, Throttled, Refused, Invalid, Gone, Bug])
+}
+
+fn any_fate() -> impl Strategy<Value = Fate> {
+    let millis = |max: u64| (0..=max).prop_map(Duration::from_millis);
+    prop_oneof![
+        4 => (millis(0), millis(900)).prop_map(|(queue, flight)| Fate::Lands { queue, flight }),
+        2 => (millis(40_000), millis(10_000)).prop_map(|(queue, flight)| Fate::Lands { queue, flight }),
+        1 => millis(10_000).prop_map(|flight| Fate::LandsUnheard { flight }),
+        1 => any_class().prop_map(Fate::Fails),
+    ]
+}
+
+fn any_turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        10 => (0..90u32).prop_map(Turn::Wait),
+        2 => (90..400u32).prop_map(Turn::Wait),
+        2 => (0..200u32).prop_map(Turn::Suspend),
+        2 => Just(Turn::Revoke),
+        2 => Just(Turn::Delete),
+        2 => Just(Turn::Label),
+        1 => Just(Turn::Lag),
+        2 => Just(Turn::Crash),
+        4 => (0..12usize).prop_map(Turn::CrashAfter),
+        2 => prop::sample::select(vec![0, 100, 333, 3000]).prop_map(Turn::Pace),
+        1 => Just(Turn::PolicyGone),
+        1 => Just(Turn::PolicyBack),
+        1 => Just(Turn::PolicyRecreated),
+        1 => Just(Turn::Deny),
+        4 => any_fate().prop_map(Turn::Fate),
+        2 => (prop::option::of(any_class()), 0..20_000u64).prop_map(|(class, delay)| Turn::LookFails(class, delay)),
+        2 => any::<bool>().prop_map(Turn::Audit),
+        2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
+            .prop_map(Turn::State),
+        1 => prop::sample::select(vec!["dev", "prod"]).prop_map(Turn::Tag),
+        1 => any::<bool>().prop_map(Turn::Gone),
+    ]
+}
+
+fn happen(life: &mut Life, turn: &Turn) {
+    let millis = |life: &Life, count: u64| plus(life.now, Duration::from_millis(count));
+    match turn {
+        Turn::Wait(seconds) => {
+            let time = millis(life, u64::from(*seconds) * 1000 + 137);
+            life.run_until(time);
+        }
+        Turn::Suspend(seconds) => {
+            let time = millis(life, u64::from(*seconds) * 1000 + 59);
+            life.suspend_until(time);
+        }
+        Turn::Revoke => life.revoke(),
+        Turn::Delete => life.delete(),
+        Turn::Label => life.label(),
+        Turn::Lag => life.lagging = true,
+        Turn::Crash => life.crash(),
+        Turn::CrashAfter(steps) => life.crash_after = Some(*steps),
+        Turn::Pace(pace) => life.pace = Duration::from_millis(*pace),
+        Turn::PolicyGone => life.change_policies(false, Vec::clear),
+        Turn::PolicyBack => life.change_policies(true, |policies| *policies = vec![developers()]),
+        Turn::PolicyRecreated => life.change_policies(true, |policies| {
+            let mut again = developers();
+            again.metadata.uid = Some("another".into());
+            *policies = vec![again];
+        }),
+        Turn::Deny => life.change_policies(true, |policies| {
+            // Counts once the instance was seen, so that `policy_admits` cannot be told from here.
+            policies.push(policy("no", PolicyEffect::Deny));
+        }),
+        Turn::Fate(fate) => life.fate = fate.clone(),
+        Turn::LookFails(class, delay) => {
+            life.look_failure = class.map(failure);
+            life.look_delay = Duration::from_millis(*delay);
+        }
+        Turn::Audit(works) => life.audit_works = *works,
+        Turn::State(state) => life.change_instance(|instance| instance.state = *state),
+        Turn::Tag(value) => life.change_instance(|instance| {
+            instance.tags.insert("env".into(), (*value).into());
+        }),
+        Turn::Gone(gone) => life.instances = if *gone { Vec::new() } else { vec![Arc::new(instance())] },
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(768)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_invariants_hold(
+        ttl in 120..900i32,
+        end in prop::option::of(100..1200i64),
+        start in prop::option::of(1..300i64),
+        has_finalizer in any::<bool>(),
+        early in any::<bool>(),
+        turns in prop::collection::vec(any_turn(), 1..40),
+    ) {
+        let mut life = world().with(|request| {
+            request.spec.ttl_seconds = Some(ttl);
+            request.spec.end_time = end.map(|end| Time(at(end)));
+            request.spec.start_time = start.filter(|start| end.is_none_or(|end| *start < end)).map(|start| Time(at(start)));
+            if !has_finalizer {
+                request.metadata.finalizers = None;
+            }
+        });
+        if early {
+            life.crash();
+        }
+        for turn in &turns {
+            if let Turn::Gone(_) | Turn::State(_) | Turn::Tag(_) = turn {
+                if life.instances.is_empty() {
+                    life.instances = vec![Arc::new(instance())];
+                }
+            }
+            happen(&mut life, turn);
+        }
+        life.crash_after = None;
+        life.heals_and_ends();
+    }
+}

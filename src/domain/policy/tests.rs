@@ -1,0 +1,1 @@
+//! Who may get what, row by row.
