@@ -28,6 +28,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub use ask::Ask;
 pub use controller::Controller;
 pub use disk::Disk;
+pub use watch::{expiration, is, reason, shown};
 
 /// What a test comes to.
 pub type Outcome = anyhow::Result<()>;
