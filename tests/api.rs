@@ -1,5 +1,16 @@
-//! The API, as people and the operator meet it: the CRDs, and the admission policies, against a real API server.
+//! The API, as people and the operator meet it: the CRDs and the admission policies, against a real API server.
+
+mod common;
 
 mod api {
+    mod bounds;
+    mod examples;
+    mod finalizer;
+    mod identity;
+    mod immutable;
     mod schema;
+    mod stands;
+    mod status;
+    mod without_mutating;
+    mod world;
 }

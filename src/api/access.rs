@@ -33,8 +33,8 @@ use super::Condition;
     printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = 1, description = "Why access is asked for")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("spec.endTime must be later than spec.startTime"))]
-#[x_kube(validation = Rule::new("!has(oldSelf.revoke) || (has(self.revoke) && self.revoke == oldSelf.revoke)").message("spec.revoke cannot be taken back or changed; make a new request"))]
+#[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("must be later than spec.startTime").field_path(".endTime").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!has(oldSelf.revoke) || (has(self.revoke) && self.revoke == oldSelf.revoke)").message("cannot be taken back or changed; make a new request").field_path(".revoke").reason(Reason::FieldValueForbidden))]
 pub struct InstanceAccessSpec {
     /// Who asks. Filled in at admission from the caller's authenticated identity, and checked there: leave it out. On
     /// Kubernetes below 1.36 write here what `kubectl auth whoami -o yaml` shows.
@@ -149,7 +149,7 @@ pub struct SubjectName {
 /// Which instance is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.instanceId), has(self.nodeName), has(self.tags)].filter(x, x).size() == 1").message("spec.target must have exactly one of instanceId, nodeName and tags"))]
+#[x_kube(validation = Rule::new("[has(self.instanceId), has(self.nodeName), has(self.tags)].filter(x, x).size() == 1").message("must have exactly one of instanceId, nodeName and tags"))]
 pub struct Target {
     /// The EC2 instance's id, for example i-0123456789abcdef0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,8 +232,8 @@ pub struct Revoke {
 /// What became of a request. Only the operator writes it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(oldSelf.grant) || has(self.grant)").message("status.grant is written once"))]
-#[x_kube(validation = Rule::new("!has(oldSelf.endTime) || (has(self.endTime) && self.endTime == oldSelf.endTime)").message("status.endTime is written once"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.grant) || has(self.grant)").message("is written once").field_path(".grant").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!has(oldSelf.endTime) || (has(self.endTime) && self.endTime == oldSelf.endTime)").message("is written once").field_path(".endTime").reason(Reason::FieldValueForbidden))]
 pub struct InstanceAccessStatus {
     /// The metadata.generation that this status is about; -1 before the operator has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -327,8 +327,8 @@ pub struct PolicyVerdict {
 /// The permission that a request became.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.id == oldSelf.id && self.startTime == oldSelf.startTime").message("status.grant is written once"))]
-#[x_kube(validation = Rule::new("self.expirationTime <= oldSelf.expirationTime").message("status.grant.expirationTime may only move earlier"))]
+#[x_kube(validation = Rule::new("self.id == oldSelf.id && self.startTime == oldSelf.startTime").message("is written once").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("self.expirationTime <= oldSelf.expirationTime").message("may only move earlier").field_path(".expirationTime").reason(Reason::FieldValueForbidden))]
 pub struct Grant {
     /// The grant's id, the same in the audit trail.
     #[schemars(length(min = 1, max = 64))]

@@ -77,7 +77,7 @@ fn immutable_but_revoke(
         rule: format!(
             "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
         ),
-        message: Some(format!("spec.{field} is immutable; delete the request and make a new one")),
+        message: Some("is immutable; delete the request and make a new one".to_owned()),
         // Forbidden, not invalid: the API server quotes what it calls invalid, and the old key is nobody's business.
         reason: Some("FieldValueForbidden".to_owned()),
         field_path: Some(format!(".{field}")),
@@ -85,9 +85,13 @@ fn immutable_but_revoke(
     })
 }
 
-/// Nothing is nullable, and numbers have Kubernetes' formats only.
+/// Nothing is nullable, and kubectl explain breaks the lines.
 fn tidy(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    if let Some(description) = &mut schema.description {
+        let paragraphs: Vec<String> = description.split("\n\n").map(|it| it.replace('\n', " ")).collect();
+        *description = paragraphs.join("\n\n");
+    }
     if let Some(properties) = schema.properties.as_mut() {
         properties.values_mut().for_each(tidy);
     }

@@ -29,7 +29,7 @@ use super::{Condition, ConnectionMethod, KeyDelivery, KeyType};
     printcolumn(name = "Problem", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "What is wrong with it")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.effect != 'Allow' || has(self.ttl)").message("spec.ttl is required of an Allow policy: {defaultSeconds, maxSeconds}"))]
+#[x_kube(validation = Rule::new("self.effect != 'Allow' || has(self.ttl)").message("is required of an Allow policy: {defaultSeconds, maxSeconds}").field_path(".ttl").reason(Reason::FieldValueRequired))]
 #[x_kube(validation = Rule::new("self.effect != 'Deny' || !(has(self.ttl) || has(self.keys) || has(self.reason) || has(self.ticket) || has(self.approval) || has(self.windows) || has(self.limits) || has(self.delegates) || has(self.conditions))").message("a Deny policy has subjects, namespaces, targets, osUsers, connectionMethods and keyDelivery only: what else it held would narrow it in silence"))]
 pub struct InstanceAccessPolicySpec {
     /// Allow, or Deny: a Deny that matches wins over every Allow.
@@ -126,7 +126,7 @@ pub struct PolicySubject {
 /// The instances that a policy is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.accounts) || has(self.regions) || has(self.instanceIds) || has(self.instanceTags) || has(self.vpcIds)").message("spec.targets must say which instances; for all of them write instanceIds: [\"*\"]"))]
+#[x_kube(validation = Rule::new("has(self.accounts) || has(self.regions) || has(self.instanceIds) || has(self.instanceTags) || has(self.vpcIds)").message("must say which instances; for all of them write instanceIds: [\"*\"]"))]
 pub struct PolicyTargets {
     /// AWS accounts, or ["*"].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -222,7 +222,7 @@ impl PolicyConnectionMethod {
 /// How long access may last, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.defaultSeconds <= self.maxSeconds").message("ttl.defaultSeconds must not exceed ttl.maxSeconds"))]
+#[x_kube(validation = Rule::new("self.defaultSeconds <= self.maxSeconds").message("must not exceed maxSeconds").field_path(".defaultSeconds").reason(Reason::FieldValueForbidden))]
 pub struct PolicyTtl {
     /// For a request that names no ttlSeconds.
     #[schemars(range(min = 120, max = 604_800))]

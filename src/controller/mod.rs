@@ -83,6 +83,13 @@ struct Shared {
     health: Health,
 }
 
+impl Shared {
+    /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
+    fn is_stopping(&self) -> bool {
+        !self.may_push.load(Ordering::Acquire)
+    }
+}
+
 /// Whether the controller is there, and whether it can do its work.
 #[derive(Clone)]
 pub struct Health {
@@ -108,11 +115,6 @@ impl Health {
     /// Whether the timers still turn.
     pub fn is_live(&self, now: Timestamp) -> bool {
         crate::domain::time::since(now, *self.beat.borrow()) < Duration::from_secs(60)
-    }
-
-    async fn policies_listed(&self) {
-        // The sender lives in self, so the channel cannot be closed.
-        let _ = self.policies_listed.subscribe().wait_for(|listed| *listed).await;
     }
 }
 

@@ -41,8 +41,11 @@ enum Step {
     Gone,
 }
 
-/// Lets a request have its turn; if it has one already, that one looks again.
+/// Lets a request have its turn; if it has one already, that one looks again. After the word to stop, nobody has.
 pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
+    if shared.is_stopping() {
+        return;
+    }
     {
         let mut state = slot.lock();
         if state.running {
@@ -63,18 +66,16 @@ pub fn wake_all(shared: &Arc<Shared>) {
 }
 
 async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
-    // Before every policy was seen, a refusal would be a lie.
-    shared.health.policies_listed().await;
     let mut steps = 0;
     loop {
         let (plan, object, was_gone) = {
             let mut state = slot.lock();
             state.dirty = false;
             let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &state) };
-            if plan.is_empty() || steps >= STEPS_MAX {
+            if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
                 let again = plan.look_again.map(|(_, time)| time);
                 let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
-                if steps >= STEPS_MAX {
+                if steps >= STEPS_MAX && !shared.is_stopping() {
                     shared.metrics.count_restless_turn();
                     tracing::error!(uid = %slot.uid, "a turn did not come to rest");
                 }
@@ -188,7 +189,7 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
     match effect {
         Effect::LookUpInstance { place, query } => look_up_instance(shared, slot, place, query),
         Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id),
-        Effect::Push(permit) => push(shared, slot, permit),
+        Effect::Push(permit) => push(shared, slot, object, permit),
         Effect::StopPush => {
             let mut state = slot.lock();
             if let Some(push) = state.push.take() {
@@ -240,9 +241,14 @@ fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_i
     });
 }
 
-fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
+fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, permit: PushPermit) {
     let started = (shared.clock)();
     let mut state = slot.lock();
+    // The request changed while the record was made durable: it may be revoked. The permit is dropped, which is a
+    // refusal, and the next question is asked of what the request is now.
+    if state.gone || super::slots::is_newer(&state.object, object) {
+        return;
+    }
     state.sight.push.started(started);
     let (shared_, slot_) = (Arc::clone(shared), Arc::clone(slot));
     let task = shared.tasks.spawn(async move {

@@ -288,3 +288,6 @@ pub fn bounded(mut text: String, length_max: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

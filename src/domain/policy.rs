@@ -98,10 +98,11 @@ pub struct Admission {
     pub ttl_seconds: i32,
 }
 
-/// All policies of the cluster, in the order of precedence.
+/// All policies of the cluster, in the order of precedence. The default is the set that nobody has seen yet.
 #[derive(Clone, Debug, Default)]
 pub struct PolicySet {
     policies: Vec<Arc<Policy>>,
+    seen: bool,
 }
 
 impl Policy {
@@ -331,7 +332,13 @@ impl PolicySet {
             let priority = |policy: &Policy| policy.spec.priority.unwrap_or_default();
             priority(b).cmp(&priority(a)).then_with(|| a.pin.name.cmp(&b.pin.name))
         });
-        Self { policies }
+        Self { policies, seen: true }
+    }
+
+    /// Whether the cluster's policies were read. Until then nothing is refused, granted or taken back for their sake:
+    /// an end by the clock or by the requester does not wait for them.
+    pub fn is_seen(&self) -> bool {
+        self.seen
     }
 
     /// The policies, in the order of precedence.

@@ -199,3 +199,85 @@ pub fn was_answered(failure: &Failure) -> bool {
         FailureClass::Retry | FailureClass::Bug => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn failure(class: FailureClass) -> Failure {
+        Failure { class, code: "X".into(), message: "x".into() }
+    }
+
+    #[test]
+    fn a_key_is_readable_for_a_minute_after_the_last_push_that_may_have_landed() {
+        let mut push = PushSight::default();
+        assert_eq!(push.readable_until(), None);
+        push.started(at(0));
+        assert_eq!(push.readable_until(), None, "what waits is not there yet");
+        push.unsent();
+        assert_eq!((push.readable_until(), push.is_under_way()), (None, false));
+        push.started(at(1));
+        push.failed(at(2), failure(FailureClass::Throttled), true);
+        assert_eq!(push.readable_until(), None, "AWS said no");
+        push.started(at(3));
+        push.landed(at(5), "a".into());
+        assert_eq!(push.readable_until(), Some(at(65)));
+        push.started(at(6));
+        push.failed(at(16), failure(FailureClass::Retry), false);
+        assert_eq!(push.readable_until(), Some(at(86)), "it may land still");
+        push.started(at(17));
+        push.landed(at(18), "b".into());
+        assert_eq!(push.readable_until(), Some(at(86)), "an earlier bound does not shorten a later one");
+        push.started(at(30));
+        push.stopped(at(31));
+        assert_eq!((push.readable_until(), push.is_under_way()), (Some(at(101)), false));
+        push.stopped(at(90));
+        assert_eq!(push.readable_until(), Some(at(101)), "nothing was under way");
+    }
+
+    #[test]
+    fn a_landing_forgets_failures_and_keeps_the_first_request_id() {
+        let mut push = PushSight::default();
+        push.failed(at(0), failure(FailureClass::Bug), false);
+        push.failed(at(1), failure(FailureClass::Bug), false);
+        assert_eq!(push.failure().map(|(time, _, count)| (time, count)), Some((at(1), 2)));
+        push.landed(at(2), "a".into());
+        push.landed(at(3), "b".repeat(1000));
+        assert!(push.failure().is_none());
+        assert_eq!((push.landed_count(), push.first_request_id(), push.landed_time()), (2, Some("a"), Some(at(3))));
+        assert_eq!(push.request_id().unwrap().chars().count(), 128, "the CRD's bound");
+    }
+
+    #[test]
+    fn a_look_keeps_what_it_found_through_failures() {
+        let mut look = Look::default();
+        look.started();
+        assert!(look.is_under_way());
+        look.answered(at(0), Ok(7));
+        look.started();
+        look.answered(at(1), Err(failure(FailureClass::Retry)));
+        look.answered(at(2), Err(failure(FailureClass::Retry)));
+        assert_eq!(look.seen(), Some((at(0), &7)));
+        assert_eq!(look.failure().map(|(time, _, count)| (time, count)), Some((at(2), 2)));
+        look.answered(at(3), Ok(8));
+        assert_eq!((look.seen(), look.failure().is_some(), look.is_under_way()), (Some((at(3), &8)), false, false));
+    }
+
+    #[test]
+    fn only_a_clear_no_proves_that_nothing_landed() {
+        for (class, answered) in [
+            (FailureClass::Throttled, true),
+            (FailureClass::Refused, true),
+            (FailureClass::Invalid, true),
+            (FailureClass::Gone, true),
+            (FailureClass::Retry, false),
+            (FailureClass::Bug, false),
+        ] {
+            assert_eq!(was_answered(&failure(class)), answered, "{class:?}");
+        }
+    }
+}

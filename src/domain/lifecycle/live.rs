@@ -63,6 +63,10 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
         }
+        if !self.world.policies.is_seen() {
+            self.silent = true;
+            return;
+        }
         if self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec)) {
             // Immutable, says the CRD: so somebody has changed the CRD. What was granted was another spec (I4).
             let why = "the spec is not the one that was granted; make a new request";

@@ -103,6 +103,10 @@ impl<'a> Draft<'a> {
             );
         }
         self.wake(Deadline::GiveUp, end_time.map_or(give_up_time, |end_time| end_time.min(give_up_time)));
+        if !self.world.policies.is_seen() {
+            self.silent = true;
+            return;
+        }
         let asked = match self.asked() {
             Ok(asked) => asked,
             Err(mut findings) => {

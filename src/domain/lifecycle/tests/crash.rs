@@ -16,9 +16,9 @@ enum Turn {
 const TURNS: [Turn; 6] =
     [Turn::Nothing, Turn::Revoked, Turn::Deleted, Turn::PolicyGone, Turn::Denied, Turn::AuditFails];
 
-/// Lives through `turn` a minute and a half after the request; pushes take as long as they may.
+/// Lives through `turn` a minute after the request; pushes take as long as they may.
 fn live(life: &mut Life, turn: Turn) {
-    life.run_until(at(90));
+    life.run_until(at(60));
     match turn {
         Turn::Nothing => {}
         Turn::Revoked => life.revoke(),
@@ -27,7 +27,7 @@ fn live(life: &mut Life, turn: Turn) {
         Turn::Denied => life.change_policies(false, |policies| policies.push(policy("no", PolicyEffect::Deny))),
         Turn::AuditFails => life.audit_works = false,
     }
-    life.run_until(at(240));
+    life.run_until(at(150));
     life.heals_and_ends();
 }
 
@@ -40,11 +40,11 @@ fn fates() -> [Fate; 4] {
     ]
 }
 
-/// A grant of five minutes, on which nobody has put the finalizer yet.
+/// A short grant, on which nobody has put the finalizer yet.
 fn short() -> Life {
     world().with(|request| {
         request.metadata.finalizers = None;
-        request.spec.ttl_seconds = Some(300);
+        request.spec.ttl_seconds = Some(200);
     })
 }
 
@@ -79,8 +79,7 @@ fn a_grant_and_its_end_survive_a_crash_after_every_step() {
             }
         }
     }
-    eprintln!("{crashes} crashes");
-    assert!(crashes > 1000, "only {crashes} crashes");
+    assert!(crashes > 600, "only {crashes} crashes");
 }
 
 #[test]

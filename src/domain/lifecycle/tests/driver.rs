@@ -3,13 +3,14 @@
 //! It may crash after any step (its `Sight` and its queue are lost; what has left for AWS lands all the same), see the
 //! object late, lose a race for it, and be slow. Time is a number that only [`Life`] moves.
 
+mod invariants;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
 use crate::domain::cloud::Failure;
-use crate::domain::digest::grant_id;
 use crate::domain::key::PublicKey;
 use crate::domain::sight::was_answered;
 
@@ -104,7 +105,7 @@ impl Life {
             object: Some(object),
             lagging: false,
             policies,
-            compiled: RefCell::default(),
+            compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
             instances,
             endpoints: vec![endpoint()],
@@ -553,130 +554,6 @@ impl Life {
         }
         self.now = self.now.max(time);
         self.settle();
-    }
-
-    // --- what must hold -------------------------------------------------------------------------------------------
-
-    fn redeem(&mut self, instance_id: &str, key: &PublicKey) {
-        let status = self.status();
-        let grant = status.grant.as_ref().expect("I2: a push without a grant");
-        assert!(condition::is_true(&status.conditions, ConditionType::Approved), "I2: a push without approval");
-        assert!(status.revocation.is_none(), "I2: a push after the end was begun\n{}", self.log());
-        assert!(plus(plus(self.now, PUSH_TIMEOUT), KEY_WINDOW) <= grant.expiration_time.0, "I1: too late a push");
-        assert_eq!(status.instance.as_ref().map(|facts| facts.instance_id.as_str()), Some(instance_id));
-        assert_eq!(status.key.as_ref().map(|facts| facts.fingerprint.as_str()), Some(key.fingerprint()));
-        self.redeemed += 1;
-        let intended = self
-            .records
-            .iter()
-            .filter(|(_, record)| {
-                matches!(record.kind, RecordKind::GrantIntended | RecordKind::PushIntended)
-                    && record.grant_id.as_deref() == Some(&grant.id)
-            })
-            .count();
-        assert!(self.redeemed <= intended, "I5: a push without its record\n{}", self.log());
-        self.note("push left");
-    }
-
-    fn is_readable(&self) -> bool {
-        self.keys.iter().any(|key| key.from <= self.now && self.now < key.until)
-    }
-
-    /// I1 to I6, as far as one moment can show them.
-    pub fn invariants(&mut self) {
-        let now = self.now;
-        let Some(object) = &self.object else {
-            assert!(self.finalizer_stripped || !self.is_readable(), "I6: the object is gone and a key readable\n{}", self.log());
-            return;
-        };
-        let status = object.status.clone().unwrap_or_default();
-        let holds = |type_| condition::is_true(&status.conditions, type_);
-        if let Some(grant) = &status.grant {
-            let expiration = grant.expiration_time.0;
-            for key in self.keys.iter().filter(|key| key.until > now) {
-                assert!(key.until <= expiration, "I1: a key is readable until {}, promised was {expiration}\n{}", key.until, self.log());
-            }
-            assert!(self.promise.is_none_or(|promise| expiration <= promise), "I3: the end moved later\n{}", self.log());
-            self.promise = Some(expiration);
-            assert_eq!(grant.id, grant_id(UID, status.spec_digest.as_deref().unwrap()), "I3");
-            self.grants.insert(grant.id.clone());
-            assert_eq!(self.grants.len(), 1, "I3: two grants");
-            for time in [grant.start_time.0, expiration] {
-                assert_eq!(time, whole_second(time));
-            }
-            assert!(self.records.iter().any(|(_, record)| record.kind == RecordKind::GrantIntended), "I5: a grant without record");
-        } else {
-            assert!(self.promise.is_none(), "I3: the grant is gone");
-        }
-        if holds(ConditionType::Ended) && !holds(ConditionType::Denied) {
-            assert!(!self.is_readable(), "I1: ended, and a key is readable\n{}", self.log());
-            let end = status.end_time.as_ref().expect("an end has a time").0;
-            assert!(end <= now && end == whole_second(end));
-            if status.grant.is_some() && status.audit.is_some() {
-                assert!(self.records.iter().any(|(_, record)| record.kind == RecordKind::Ended), "I5: a pointer to no record");
-            }
-        }
-        assert!(!(holds(ConditionType::Approved) && holds(ConditionType::Denied)), "approved and denied");
-        // What is said for ever.
-        let is_over = holds(ConditionType::Ended) || holds(ConditionType::Denied);
-        for said in &self.stuck {
-            let found = condition::find(&status.conditions, said.type_).map(|found| (found.status, &found.reason));
-            assert_eq!(found, Some((said.status, &said.reason)), "I3: {:?} was for ever\n{}", said.type_, self.log());
-        }
-        self.stuck = status
-            .conditions
-            .iter()
-            .filter(|condition| {
-                condition.status == ConditionStatus::True
-                    && matches!(condition.type_, ConditionType::Approved | ConditionType::Denied | ConditionType::Ended)
-                    || is_over
-            })
-            .cloned()
-            .collect();
-        for condition in &status.conditions {
-            assert!(condition.message.chars().count() <= 2048 && !condition.message.is_empty());
-            assert!(!condition.message.contains(KEY_BODY), "{}", condition.message);
-            assert_eq!(condition.last_transition_time.0, whole_second(condition.last_transition_time.0));
-        }
-    }
-
-    fn is_bounded(&self, record: &Record) {
-        let text = serde_json::to_string(record).unwrap();
-        assert!(!text.contains(KEY_BODY), "key material in the trail: {text}");
-        assert!(text.len() < 32 << 10, "a record of {} bytes", text.len());
-    }
-
-    /// Everything heals; whatever was granted must come to its end, with its record, and what was deleted must go.
-    pub fn heals_and_ends(&mut self) {
-        self.fate = Fate::Lands { queue: Duration::ZERO, flight: Duration::ZERO };
-        (self.look_failure, self.look_delay, self.pace, self.lagging, self.audit_works) =
-            (None, Duration::ZERO, Duration::ZERO, false, true);
-        self.sync();
-        self.settle();
-        // Out of the audit trail's retry.
-        self.run_until(plus(self.now, AUDIT_RETRY));
-        let Some(grant) = self.status().grant else {
-            if self.object.as_ref().is_some_and(|object| object.metadata.deletion_timestamp.is_some()) {
-                panic!("deleted before it was granted, and still there\n{}", self.log());
-            }
-            return;
-        };
-        self.run_until(grant.expiration_time.0.max(plus(self.now, AUDIT_RETRY)));
-        if let Some(object) = &self.object {
-            assert!(object.metadata.deletion_timestamp.is_none(), "I6: deleted, and still there\n{}", self.log());
-            let status = self.status();
-            assert!(condition::is_true(&status.conditions, ConditionType::Ended), "I6: no end\n{}", self.log());
-            assert!(status.audit.is_some(), "I5: the end's record is missing");
-            assert!(status.revocation.is_some_and(|revocation| revocation.key_window_closed_time.is_some()));
-        }
-        let ended = self.records.iter().rev().find(|(_, record)| record.kind == RecordKind::Ended);
-        let (_, ended) = ended.unwrap_or_else(|| panic!("I5: an end without record\n{}", self.log()));
-        assert!(ended.cause.is_some() && ended.end_time.is_some() && ended.grant_id.is_some());
-        assert!(self.landed <= self.redeemed);
-    }
-
-    pub fn landed(&self) -> usize {
-        self.landed
     }
 }
 

@@ -10,6 +10,7 @@ mod histories;
 mod hostile;
 mod live;
 mod over;
+mod unseen;
 
 use std::sync::Arc;
 

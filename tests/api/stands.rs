@@ -1,0 +1,25 @@
+//! The admission policies as the API server keeps them.
+
+use instance_access::admission;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::world::world;
+use crate::common::{kubectl, operator_account};
+
+#[tokio::test]
+async fn the_api_server_keeps_the_policies_as_they_are_written() {
+    let world = world().await;
+    let yaml = admission::yaml(&operator_account(), true);
+    let mut seen = 0;
+    for ours in serde_yaml::Deserializer::from_str(&yaml) {
+        let ours = Value::deserialize(ours).unwrap();
+        let (kind, name) = (ours["kind"].as_str().unwrap(), ours["metadata"]["name"].as_str().unwrap());
+        let live = kubectl(world.lab, "admin", &["get", kind, name, "-o", "json"]).await.unwrap();
+        let live: Value = serde_json::from_str(&live).unwrap();
+        // No default is left to the server, so that whoever compares the two needs to know none.
+        assert_eq!(live["spec"], ours["spec"], "{kind} {name}");
+        seen += 1;
+    }
+    assert_eq!(seen, 6, "three policies, three bindings");
+}

@@ -1,0 +1,202 @@
+//! Tables made from the code: the fields of both resources, and the flags of the command line.
+
+use clap::CommandFactory;
+use instance_access::{api, config::CommandLine};
+use serde_json::Value;
+
+use super::{read, root};
+
+/// Set to write the tables anew.
+const UPDATE: &str = "UPDATE_DOCS";
+
+/// Compares what stands between the markers of a page with what should, or writes it there.
+#[track_caller]
+fn stands(file: &str, name: &str, expected: &str) {
+    let page = read(file);
+    let (begin, end) = (format!("<!-- generated: {name} -->\n"), format!("<!-- end of {name} -->"));
+    let start = page.find(&begin).unwrap_or_else(|| panic!("{file} has no line {begin}")) + begin.len();
+    let length = page[start..].find(&end).unwrap_or_else(|| panic!("{file} has no line {end}"));
+    let expected = format!("\n{}\n", expected.trim_end().to_owned() + "\n");
+    if std::env::var_os(UPDATE).is_some() {
+        let written = format!("{}{expected}{}", &page[..start], &page[start + length..]);
+        if written != page {
+            std::fs::write(root().join(file), written).unwrap();
+        }
+        return;
+    }
+    assert!(page[start..start + length] == expected, "{file}: {name} is stale; run {UPDATE}=1 cargo test --test docs");
+}
+
+/// Makes a text fit for a cell.
+fn cell(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|").replace('<', "&lt;")
+}
+
+fn number(value: &Value) -> Option<i64> {
+    #[expect(clippy::cast_possible_truncation, reason = "bounds are whole numbers below 2^53")]
+    value.as_i64().or_else(|| value.as_f64().map(|float| float as i64))
+}
+
+fn span(schema: &Value, min: &str, max: &str, unit: &str) -> Option<String> {
+    match (number(&schema[min]), number(&schema[max])) {
+        (Some(min), Some(max)) if min == max => Some(format!("{min}{unit}")),
+        (Some(min), Some(max)) => Some(format!("{min} to {max}{unit}")),
+        (None, Some(max)) => Some(format!("at most {max}{unit}")),
+        (Some(min), None) => Some(format!("at least {min}{unit}")),
+        (None, None) => None,
+    }
+}
+
+/// A field's type and bounds, in words.
+fn kind(schema: &Value) -> String {
+    if let Some(values) = schema["enum"].as_array() {
+        let values: Vec<String> = values.iter().filter_map(Value::as_str).map(|value| format!("`{value}`")).collect();
+        return values.join(", ");
+    }
+    let with = |name: &str, bound: Option<String>| bound.map_or_else(|| name.to_owned(), |bound| format!("{name}, {bound}"));
+    match schema["type"].as_str() {
+        Some("string") if schema["format"] == "date-time" => "time (RFC 3339)".to_owned(),
+        Some("string") => {
+            let text = with("string", span(schema, "minLength", "maxLength", " characters"));
+            match schema["pattern"].as_str() {
+                Some(pattern) => format!("{text}, `{pattern}`"),
+                None => text,
+            }
+        }
+        Some("integer") => with("integer", span(schema, "minimum", "maximum", "")),
+        Some("boolean") => "boolean".to_owned(),
+        Some("array") => {
+            let items = &schema["items"];
+            let what = if items["type"] == "object" { "objects".to_owned() } else { kind(items) };
+            with(&format!("list of {what}"), span(schema, "minItems", "maxItems", " items"))
+        }
+        Some("object") => match &schema["additionalProperties"] {
+            Value::Object(_) => {
+                let values = kind(&schema["additionalProperties"]);
+                with(&format!("map to {values}"), span(schema, "minProperties", "maxProperties", " entries"))
+            }
+            _ => "object".to_owned(),
+        },
+        other => panic!("a schema of type {other:?}"),
+    }
+}
+
+/// One row a field, depth first.
+fn rows(path: &str, schema: &Value, table: &mut String) {
+    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        let must = if required.contains(&name.as_str()) { " **required**" } else { "" };
+        let description = field["description"].as_str().unwrap_or_else(|| panic!("{path} has no description"));
+        let kind = kind(field).replace('|', "\\|");
+        table.push_str(&format!("| `{path}` | {kind}{must} | {} |\n", cell(description)));
+        rows(&path, field, table);
+        if field["items"]["type"] == "object" {
+            rows(&format!("{path}[]"), &field["items"], table);
+        }
+    }
+}
+
+/// What the API server refuses beyond types and bounds.
+fn rules(path: &str, schema: &Value, list: &mut Vec<(String, String)>) {
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        if let Some(message) = rule["message"].as_str() {
+            list.push((path.to_owned(), cell(message)));
+        }
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        rules(&format!("{path}.{name}"), field, list);
+    }
+    if schema["items"].is_object() {
+        rules(&format!("{path}[]"), &schema["items"], list);
+    }
+}
+
+/// The two custom resources, as (kind, schema).
+pub fn schemas() -> Vec<(String, Value)> {
+    let schema = |crd| {
+        let crd = serde_json::to_value(&crd).unwrap();
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+        (kind, crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone())
+    };
+    api::crds().into_iter().map(schema).collect()
+}
+
+#[test]
+fn the_reference_has_every_field_as_the_crds_have_it() {
+    for (kind, schema) in schemas() {
+        for part in ["spec", "status"] {
+            let schema = &schema["properties"][part];
+            let mut text = String::from("| field | type and bounds | meaning |\n|---|---|---|\n");
+            rows(part, schema, &mut text);
+            let mut list = Vec::new();
+            rules(part, schema, &mut list);
+            if !list.is_empty() {
+                text.push_str("\nThe API server refuses, besides:\n\n");
+                for (path, message) in list {
+                    text.push_str(&format!("- `{path}`: {message}\n"));
+                }
+            }
+            stands("docs/reference.md", &format!("{kind} {part}"), &text);
+        }
+    }
+}
+
+/// One row a flag or argument, below a heading for each command.
+fn flags(command: &clap::Command, path: &str, text: &mut String) {
+    let arguments: Vec<&clap::Arg> =
+        command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
+    let is_leaf = command.get_subcommands().next().is_none();
+    if is_leaf {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        text.push_str(&format!("### `{path}`\n\n{}\n\n", cell(&about)));
+        if arguments.is_empty() {
+            text.push_str("No flags.\n\n");
+        } else {
+            text.push_str("| flag | environment variable | default | meaning |\n|---|---|---|---|\n");
+        }
+    }
+    for arg in &arguments {
+        let values: Vec<String> = arg.get_value_names().into_iter().flatten().map(|name| format!("{name}")).collect();
+        let takes = arg.get_action().takes_values();
+        let value = if takes && !values.is_empty() { format!(" {}", values.join(" ")) } else { String::new() };
+        let flag = match arg.get_long() {
+            Some(long) => format!("--{long}{value}"),
+            None => format!("{}…", value.trim()),
+        };
+        let env = arg.get_env().map_or_else(String::new, |env| format!("`{}`", env.to_string_lossy()));
+        let default: Vec<String> =
+            arg.get_default_values().iter().filter(|_| takes).map(|value| format!("`{}`", value.to_string_lossy())).collect();
+        let mut meaning = cell(&arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default());
+        let possible: Vec<String> =
+            arg.get_possible_values().iter().filter(|_| takes).map(|value| format!("`{}`", value.get_name())).collect();
+        if !possible.is_empty() {
+            meaning.push_str(&format!(" One of {}.", possible.join(", ")));
+        }
+        text.push_str(&format!("| `{flag}` | {env} | {} | {meaning} |\n", default.join(" ")));
+    }
+    if is_leaf && !arguments.is_empty() {
+        text.push('\n');
+    }
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        flags(command, &format!("{path} {}", command.get_name()), text);
+    }
+}
+
+#[test]
+fn the_table_of_flags_is_what_the_command_line_takes() {
+    let command = CommandLine::command();
+    let mut text = String::new();
+    flags(&command, "instance-access", &mut text);
+    stands("docs/configuration.md", "flags", &text);
+}
+
+#[test]
+fn every_flag_of_the_controller_is_an_environment_variable() {
+    let command = CommandLine::command();
+    let controller = command.find_subcommand("controller").unwrap();
+    for arg in controller.get_arguments().filter(|arg| arg.get_id() != "help") {
+        let expected = format!("INSTANCE_ACCESS_{}", arg.get_long().unwrap().replace('-', "_").to_uppercase());
+        assert_eq!(arg.get_env().map(|env| env.to_string_lossy().into_owned()), Some(expected));
+    }
+}
