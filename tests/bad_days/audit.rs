@@ -80,10 +80,11 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     // Ends need no room.
     stand.merge("alice", "revoked", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
     stand.until("revoked", "RevocationPending", &["spec.revoke was set: done"]).await?;
-    let ended = stand.ended_well("short", &short).await?;
+    let (ended, taken_back) = tokio::join!(stand.ended_well("short", &short), stand.ended_well("revoked", &revoked));
+    let ended = ended?;
+    taken_back?;
     let missing = ended.status.as_ref().context("status")?.audit.is_none();
     anyhow::ensure!(missing, "the end points at a record that a full disk cannot hold");
-    stand.ended_well("revoked", &revoked).await?;
     anyhow::ensure!(stand.pushes(&held_id).is_empty(), "a key was pushed without a record");
     anyhow::ensure!(std::fs::metadata(stand.controller.audit())?.len() == full, "something was written to a full disk");
     stand.controller.verify(&[]).await?;

@@ -102,7 +102,7 @@ async fn look_ups_that_aws_refuses_for_a_while_say_why_and_heal() -> Outcome {
         row("throttled", FaultKind::Throttle, 9, "Throttled", &["AWS asks to wait", "RequestLimitExceeded"]),
         row("server-error", FaultKind::ServerError(503), 9, "AwsUnavailable", passing),
         row("reset", FaultKind::Drop, 9, "AwsUnavailable", passing),
-        row("garbage", FaultKind::Garbage, 9, "AwsUnavailable", passing),
+        row("garbage", FaultKind::Garbage, 3, "AwsUnavailable", passing),
         row("denied", FaultKind::Deny, 1, "AccessDenied", somebody),
         row("expired", FaultKind::ExpiredCredentials, 1, "AccessDenied", somebody),
         row("signature", FaultKind::BadSignature, 1, "AccessDenied", somebody),

@@ -36,7 +36,7 @@ pub type Outcome = anyhow::Result<()>;
 pub type Day = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// Whom the controller is.
-const OPERATOR: (&str, &str) = ("instance-access", "controller");
+const OPERATOR: (&str, &str) = ("instance-access", "operator");
 /// Where people ask.
 pub const NAMESPACE: &str = "team";
 /// How long something may take that takes moments on a machine of its own.
@@ -98,6 +98,7 @@ impl Stand {
         let Special { disk, env, crds } = special;
         let crd_yaml = tell(&["crds"]).await?;
         apply(&lab, &crds.map_or(crd_yaml.clone(), |change| change(crd_yaml))).await?;
+        apply(&lab, include_str!("../../../examples/operator-rbac.yaml")).await?;
         apply(&lab, RIGHTS).await?;
         let kubeconfig = lab.kubeconfig_for_service_account(OPERATOR.0, OPERATOR.1).await?;
         apply(&lab, &tell(&["admission", "--operator-service-account", &format!("{}/{}", OPERATOR.0, OPERATOR.1)]).await?)
@@ -239,29 +240,11 @@ pub async fn apply(lab: &Lab, yaml: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the operator and people may do.
+/// What people may do: the door is open, policy decides.
 const RIGHTS: &str = r#"
 apiVersion: v1
 kind: Namespace
 metadata: {name: team}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: operator}
-rules:
-- {apiGroups: [instanceaccess.dev], resources: [instanceaccesses], verbs: [get, list, watch, update, patch]}
-- {apiGroups: [instanceaccess.dev], resources: [instanceaccesses/status, instanceaccesspolicies/status], verbs: [get, update, patch]}
-- {apiGroups: [instanceaccess.dev], resources: [instanceaccesspolicies], verbs: [get, list, watch]}
-- {apiGroups: [""], resources: [nodes], verbs: [get, list, watch]}
-- {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
-- {apiGroups: [admissionregistration.k8s.io], resources: ["*"], verbs: [get, list, watch]}
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update, patch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: operator}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: operator}
-subjects: [{kind: ServiceAccount, name: controller, namespace: instance-access}]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
