@@ -1,7 +1,176 @@
-//! Stub.
-/// Stub.
-#[derive(Clone, Debug)]
-pub struct ServiceAccount;
-impl std::str::FromStr for ServiceAccount { type Err = String; fn from_str(_: &str) -> Result<Self, String> { Ok(Self) } }
-/// Stub.
-pub fn yaml(_: &ServiceAccount, _: bool) -> String { String::new() }
+//! The admission policies: who asks is filled in and checked inside the API server, without a webhook.
+//!
+//! ```text
+//! create ──▶ mutating: requester and finalizer are filled in ──▶ CRD: shape ──▶ validating: requester is the caller
+//! status ──────────────────────────────────────────────────────────────────────▶ validating: caller is the operator
+//! ```
+//! They are YAML, embedded byte for byte, with one parameter: the operator's service account. Who is right is for the
+//! API server to judge.
+//!
+//! # Caveats
+//! `MutatingAdmissionPolicy` is v1 from Kubernetes 1.36 on. Below that the client fills `spec.requester` in, and the
+//! same validation holds.
+
+use std::{fmt, str::FromStr};
+
+/// Fills in `spec.requester` and the finalizer.
+const MUTATING: &str = include_str!("mutating.yaml");
+/// Checks `spec.requester`, the finalizer, and who writes status.
+const VALIDATING: &str = include_str!("validating.yaml");
+/// What stands for the operator's namespace in both.
+const NAMESPACE_PLACE: &str = "OPERATOR_NAMESPACE";
+/// What stands for the name of the operator's service account in both.
+const NAME_PLACE: &str = "OPERATOR_NAME";
+/// Longest DNS label: a namespace. Source: RFC 1123, as Kubernetes reads it.
+const LABEL_LENGTH_MAX: usize = 63;
+/// Longest DNS subdomain: a service account's name. Source: as above.
+const SUBDOMAIN_LENGTH_MAX: usize = 253;
+
+/// A service account by full name, `namespace/name`. It holds nothing that YAML or CEL could misread.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceAccount {
+    namespace: String,
+    name: String,
+}
+
+impl ServiceAccount {
+    /// Makes one of its two parts.
+    ///
+    /// # Errors
+    /// If one of them is not a name that Kubernetes takes.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, ServiceAccountError> {
+        if !is_dns_label(namespace) {
+            return Err(ServiceAccountError::Namespace { namespace: namespace.to_owned() });
+        }
+        if name.len() > SUBDOMAIN_LENGTH_MAX || !name.split('.').all(is_dns_label_of_any_length) {
+            return Err(ServiceAccountError::Name { name: name.to_owned() });
+        }
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The user name under which the API server knows it.
+    pub fn username(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for ServiceAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl FromStr for ServiceAccount {
+    type Err = ServiceAccountError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (namespace, name) =
+            text.split_once('/').ok_or_else(|| ServiceAccountError::Form { text: text.to_owned() })?;
+        Self::new(namespace, name)
+    }
+}
+
+/// Why a text is no service account's full name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServiceAccountError {
+    /// There is no slash in it.
+    #[error("{text:?} is not of the form NAMESPACE/NAME, for example instance-access/operator")]
+    Form {
+        /// What was given.
+        text: String,
+    },
+    /// What stands before the slash is no namespace.
+    #[error("{namespace:?} is no namespace: 1 to 63 of a-z, 0-9 and -, with neither end a -")]
+    Namespace {
+        /// What was given.
+        namespace: String,
+    },
+    /// What stands behind the slash is no service account's name.
+    #[error("{name:?} is no service account's name: 1 to 253 of a-z, 0-9, - and ., in parts with neither end a -")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+}
+
+fn is_dns_label(text: &str) -> bool {
+    text.len() <= LABEL_LENGTH_MAX && is_dns_label_of_any_length(text)
+}
+
+fn is_dns_label_of_any_length(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// Returns the policies and their bindings as (file name, YAML stream), in the order in which they are applied.
+///
+/// `mutating`: whether the one that fills in is among them; Kubernetes below 1.36 does not know its kind.
+pub fn manifests(operator: &ServiceAccount, mutating: bool) -> Vec<(&'static str, String)> {
+    let rendered = |text: &str| text.replace(NAMESPACE_PLACE, &operator.namespace).replace(NAME_PLACE, &operator.name);
+    let validating = ("validating-admission-policies.yaml", rendered(VALIDATING));
+    if mutating { vec![validating, ("mutating-admission-policy.yaml", rendered(MUTATING))] } else { vec![validating] }
+}
+
+/// Returns the policies and their bindings as one YAML stream, for `kubectl apply -f -`.
+pub fn yaml(operator: &ServiceAccount, mutating: bool) -> String {
+    let streams: Vec<String> = manifests(operator, mutating).into_iter().map(|(_, yaml)| yaml).collect();
+    streams.join("---\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(text: &str) {
+        let account = text.parse::<ServiceAccount>();
+        assert!(account.is_err(), "{text:?} was taken as {account:?}");
+    }
+
+    #[test]
+    fn a_service_account_that_could_break_out_of_cel_or_yaml_is_refused() {
+        for text in [
+            "", "/", "a", "a/", "/b", "a/b/c", "A/b", "a/B", "a.b/c", "a b/c", "a/b c", "a/b'", "a/b\"", "a'||true||'/b",
+            "a/b\n", "a\n/b", "a/b:c", "a:b/c", "-a/b", "a-/b", "a/-b", "a/b-", "a/b..c", "a/.b", "a/b.", "a/ü", "a/$b",
+            "a/b\\", "a/*", "*/b", "a/b#",
+        ] {
+            refused(text);
+        }
+        refused(&format!("{}/b", "a".repeat(64)));
+        refused(&format!("a/{}", "b".repeat(254)));
+    }
+
+    #[test]
+    fn a_service_account_is_known_by_its_user_name() {
+        let account: ServiceAccount = "instance-access/operator.v1-2".parse().unwrap();
+        assert_eq!((account.namespace(), account.name()), ("instance-access", "operator.v1-2"));
+        assert_eq!(account.to_string(), "instance-access/operator.v1-2");
+        assert_eq!(account.username(), "system:serviceaccount:instance-access:operator.v1-2");
+    }
+
+    #[test]
+    fn the_policies_name_the_operator_and_nothing_stays_open() {
+        let account = ServiceAccount::new("access", "broker").unwrap();
+        let yaml = yaml(&account, true);
+        assert!(!yaml.contains("OPERATOR"), "{yaml}");
+        // One in the mutating policy, one for the finalizer, two for status.
+        assert_eq!(yaml.matches("system:serviceaccount:access:broker").count(), 4, "{yaml}");
+        assert!(yaml.contains(crate::api::FINALIZER));
+    }
+
+    #[test]
+    fn without_the_mutating_policy_nothing_is_of_its_kind() {
+        let yaml = yaml(&ServiceAccount::new("access", "broker").unwrap(), false);
+        assert!(!yaml.contains("kind: Mutating") && yaml.contains("kind: Validating"), "{yaml}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, core::{Reason, Rule}};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -51,8 +51,9 @@ pub struct InstanceAccessSpec {
     /// The public key to let in: ssh-ed25519, or ssh-rsa with 2048 or 4096 bits, in OpenSSH's one-line form or as an
     /// SSH2 (RFC 4716) block. Never a private key.
     #[schemars(length(min = 1, max = 8192))]
-    #[x_kube(validation = Rule::new("!self.contains('PRIVATE KEY') && !self.contains('PuTTY-User-Key-File')").message("this is a private key: treat it as compromised, make a new pair with ssh-keygen -t ed25519, and give the .pub file"))]
-    #[x_kube(validation = Rule::new("!self.startsWith('ecdsa-') && !self.startsWith('sk-') && !self.startsWith('ssh-dss')").message("EC2 Instance Connect takes ssh-rsa (2048 or 4096 bits) and ssh-ed25519 only, no ECDSA, sk- or DSA keys; make one with ssh-keygen -t ed25519"))]
+    #[x_kube(validation = forbidden(&format!("!({KEY_IS_PRIVATE})"), "this is a private key: treat it as compromised, make a new pair with ssh-keygen -t ed25519, and give the .pub file"))]
+    #[x_kube(validation = forbidden(&format!("!({KEY_IS_UNDELIVERABLE})"), "EC2 Instance Connect takes ssh-rsa (2048 or 4096 bits) and ssh-ed25519 only, no ECDSA, sk- or DSA keys; make one with ssh-keygen -t ed25519"))]
+    #[x_kube(validation = forbidden(&format!("({KEY_IS_PUBLIC}) || ({KEY_IS_UNDELIVERABLE}) || ({KEY_IS_PRIVATE})"), "this is no public key in OpenSSH's or RFC 4716's form; give the one line of a .pub file, ssh-ed25519 AAAA… or ssh-rsa AAAA…"))]
     pub ssh_public_key: String,
     /// How to reach the instance. Left out: method Auto, port 22.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +61,7 @@ pub struct InstanceAccessSpec {
     /// When the key is pushed: Continuous (all the time that the grant lives) or OnConnect (when a client connects to
     /// the gateway). Left out: Continuous.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "KeyDelivery")]
     pub key_delivery: Option<KeyDelivery>,
     /// How long access is asked for, in seconds: 120 to 604800. The clock starts at the grant, not at the request.
     /// Left out: what the policy gives by default.
@@ -89,6 +91,19 @@ pub struct InstanceAccessSpec {
     pub revoke: Option<Revoke>,
 }
 
+/// How OpenSSH's line and an RFC 4716 block begin, for the types that EC2 Instance Connect takes.
+const KEY_IS_PUBLIC: &str = r"self.matches('^[ \\r\\n]*((ssh-rsa|ssh-ed25519)[ \\t]|---- BEGIN SSH2 PUBLIC KEY ----)')";
+/// The other types that a `.pub` file may hold.
+const KEY_IS_UNDELIVERABLE: &str = r"self.matches('^[ \\r\\n]*(ecdsa-|sk-|ssh-dss)')";
+/// The armour of a private key, PuTTY's words, and both of them as base64: what must not even reach etcd. A public key's
+/// comment may say "private key" in small letters.
+const KEY_IS_PRIVATE: &str = r"self.contains('PRIVATE KEY') || self.matches('(?i)--[ ]*(begin|end)[a-z0-9\\s]*private\\s*key|putty-user-key-file|private-lines:|private-mac:') || self.contains('b3BlbnNzaC1rZXktdjE') || self.matches('LS0tLS1CRUdJTi(BPUEVO|BSU0Eg|BQUklW|BFTkNS|BFQyB|BEU0Eg)')";
+
+/// A rule whose refusal does not repeat the value: the API server quotes what it calls invalid, in answers and logs.
+fn forbidden(rule: &str, message: &str) -> Rule {
+    Rule::new(rule).message(message).reason(Reason::FieldValueForbidden)
+}
+
 /// An authenticated identity, as the API server knows it (`UserInfo`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -106,7 +121,7 @@ pub struct Identity {
     pub groups: Vec<String>,
     /// What else the authenticator said of the user.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64), schema_with = "extra_schema")]
+    #[schemars(schema_with = "extra_schema")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -174,6 +189,7 @@ pub struct Connection {
     /// Auto, Direct, or Endpoint (through an EC2 Instance Connect Endpoint). Left out: Auto, which takes the public IPv4
     /// address, else an endpoint, else IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ConnectionMethod")]
     pub method: Option<ConnectionMethod>,
     /// The port of sshd. Left out: 22.
     #[serde(default, skip_serializing_if = "Option::is_none")]

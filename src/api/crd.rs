@@ -4,7 +4,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool, ValidationRule,
 };
 use kube::CustomResourceExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{InstanceAccess, InstanceAccessPolicy};
 
@@ -16,6 +16,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         for version in &mut crd.spec.versions {
             if let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
                 tidy(root);
+                root.title = None; // schemars' own; the kind says it
                 // A new object reads as in progress for kstatus until the operator has looked at it.
                 if let Some(status) = property(root, "status") {
                     status.default = Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSON(
@@ -34,16 +35,34 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![access, policy]
 }
 
-/// Returns all CRDs as one YAML stream, as it stands in `crds/` and as `instance-access crds` prints it.
+/// Returns all CRDs as (plural name, YAML), as each stands in `crds/` and as `instance-access crds` prints it.
 pub fn crds_yaml() -> Vec<(String, String)> {
     crds()
         .into_iter()
         .map(|crd| {
             let name = crd.spec.names.plural.clone();
+            let mut crd = serde_json::to_value(&crd).expect("a CRD is plain data");
+            whole_numbers(&mut crd);
             let yaml = serde_yaml::to_string(&crd).expect("a CRD is plain data");
             (name, yaml)
         })
         .collect()
+}
+
+/// Writes 120.0 as 120, as the API server does: a CRD's bounds are floating-point numbers in Rust.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            if let Some(float) = number.as_f64().filter(|it| it.fract() == 0.0 && it.abs() < 2f64.powi(53)) {
+                #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
+                let whole = float as i64;
+                *number = whole.into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
 }
 
 fn property<'a>(schema: &'a mut JSONSchemaProps, name: &str) -> Option<&'a mut JSONSchemaProps> {
@@ -59,6 +78,9 @@ fn immutable_but_revoke(
             "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
         ),
         message: Some(format!("spec.{field} is immutable; delete the request and make a new one")),
+        // Forbidden, not invalid: the API server quotes what it calls invalid, and the old key is nobody's business.
+        reason: Some("FieldValueForbidden".to_owned()),
+        field_path: Some(format!(".{field}")),
         ..ValidationRule::default()
     })
 }
