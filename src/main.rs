@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use instance_access::audit::{self, Begin, Expectation, Limits, Sinks, Trail};
+use instance_access::audit::{self, Expectation};
 use instance_access::config::{AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, VerifyArgs};
 use instance_access::{admission, api};
 
@@ -77,7 +77,8 @@ fn controller(args: ControllerArgs) -> Outcome {
 async fn run(args: ControllerArgs) -> Outcome {
     use instance_access::aws::{Cloud, LookupLimits, PushLimits, SdkCloud};
     use instance_access::clock;
-    use instance_access::controller::{Controller, Parts};
+    use instance_access::audit::Sinks;
+    use instance_access::controller::{Controller, Parts, Records};
     use instance_access::domain::lifecycle::Settings;
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
@@ -90,11 +91,11 @@ async fn run(args: ControllerArgs) -> Outcome {
         .await
         .map_err(|error| format!("--listen {listen}: {error}; give another address"))?;
     let sinks = Sinks { file: audit_file, stdout: audit_stdout };
-    let (trail, opened) = Trail::open(sinks, Limits::default(), Begin { now: clock(), known_head: None }).await?;
-    if let Some(torn) = &opened.torn {
-        tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
-    }
-    tracing::info!(sequence = opened.head.sequence, digest = opened.head.digest, "opened the audit trail");
+    let records = Arc::new(Records::default());
+    let opening = {
+        let (records, clock, stop) = (Arc::clone(&records), Arc::clone(&clock), stop.clone());
+        tokio::spawn(async move { records.open(sinks, &clock, &stop).await })
+    };
     let cloud = SdkCloud::load().await;
     let region = cloud.region();
     if region.is_none() {
@@ -108,23 +109,36 @@ async fn run(args: ControllerArgs) -> Outcome {
         cloud: Arc::new(cloud) as Arc<dyn Cloud>,
         push_limits: PushLimits { rate_per_second_max, ..PushLimits::default() },
         lookup_limits: LookupLimits::default(),
-        trail: trail.clone(),
+        records: Arc::clone(&records),
         clock: Arc::clone(&clock),
         settings: Settings { region },
         metrics: Arc::clone(&metrics),
     });
-    let (health, refresh) = (controller.health(), controller.refresh_metrics());
-    let server = tokio::spawn(instance_access::server::serve(listener, health, clock, metrics, refresh, stop.clone()));
+    let health = controller.health();
+    let server = tokio::spawn(instance_access::server::serve(listener, health, clock, metrics, stop.clone()));
     let running = tokio::spawn(controller.run(stop.clone()));
     tracing::info!(%listen, "started");
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("told to stop"),
-        _ = tokio::signal::ctrl_c() => tracing::info!("told to stop"),
-    }
+    let refused = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = tokio::signal::ctrl_c() => None,
+        Some(error) = refused(opening) => Some(error),
+    };
+    tracing::info!("stopping");
     stop.cancel();
     running.await?;
     server.await?;
-    trail.close().await;
+    records.close().await;
     tracing::info!("stopped");
-    Ok(())
+    refused.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Waits for an audit trail that can never be opened; one that is open, or may yet be, is nothing to stop for.
+#[cfg(feature = "aws")]
+async fn refused(
+    opening: tokio::task::JoinHandle<Result<(), instance_access::audit::OpenError>>,
+) -> Option<instance_access::audit::OpenError> {
+    match opening.await {
+        Ok(outcome) => outcome.err(),
+        Err(_) => None,
+    }
 }

@@ -19,14 +19,11 @@ pub async fn serve(
     health: Health,
     clock: Clock,
     metrics: Arc<Metrics>,
-    refresh: impl Fn() + Send + Sync + 'static,
     stop: CancellationToken,
 ) {
-    let refresh = Arc::new(refresh);
     let live = { let health = health.clone(); move || said(health.is_live(clock()), "live", "the timers stand still") };
     let ready = move || said(health.is_ready(), "ready", "the lists of requests and policies have not been read yet");
     let page = move || {
-        refresh();
         (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             metrics.page(),

@@ -1,18 +1,21 @@
 //! Logs and metrics. Labels are bounded: never a user, an instance, a namespace or an object's name.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::EndCause;
+use crate::audit;
+use crate::aws::{LookupStats, PushStats};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -60,11 +63,90 @@ pub struct Metrics {
     restless_turns: Counter,
     undecodable: Gauge,
     undecodable_uids: Mutex<HashSet<String>>,
-    requests: Gauge,
-    grants_live: Gauge,
-    pushes: Family<Outcome, Gauge>,
-    lookups: Family<Outcome, Gauge>,
-    audit: Family<Outcome, Gauge>,
+    source: Arc<OnceLock<Source>>,
+}
+
+/// What other rooms count, read when the page is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    /// The pacer's counts.
+    pub pushes: PushStats,
+    /// The batcher's counts.
+    pub lookups: LookupStats,
+    /// The trail's counts.
+    pub audit: audit::Stats,
+    /// Requests in the cluster.
+    pub requests: usize,
+    /// Grants that have not ended.
+    pub grants_live: usize,
+}
+
+type Source = Box<dyn Fn() -> Reading + Send + Sync>;
+
+/// Asks the other rooms at each scrape.
+struct Rooms(Arc<OnceLock<Source>>);
+
+impl std::fmt::Debug for Rooms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rooms")
+    }
+}
+
+impl Collector for Rooms {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Some(source) = self.0.get() else { return Ok(()) };
+        let Reading { pushes, lookups, audit, requests, grants_live } = source();
+        let outcomes = [
+            ("delivered", pushes.delivered),
+            ("failed", pushes.failed),
+            ("throttled", pushes.throttled),
+            ("unsure", pushes.unsure),
+            ("too_late", pushes.too_late),
+            ("fenced", pushes.fenced),
+            ("withdrawn", pushes.withdrawn),
+            ("turned_away", pushes.turned_away),
+        ];
+        counters(&mut encoder, "pushes", "Pushes of keys, by outcome; throttled and unsure ones are among the failed", &outcomes)?;
+        let outcomes = [
+            ("asked", lookups.asked),
+            ("calls", lookups.calls),
+            ("failed", lookups.failed),
+            ("throttled", lookups.throttled),
+            ("turned_away", lookups.turned_away),
+        ];
+        counters(&mut encoder, "lookups", "Look-ups at EC2: questions asked, calls made of them, and how those went", &outcomes)?;
+        let outcomes = [
+            ("appended", audit.appended),
+            ("failed", audit.failed),
+            ("refused", audit.refused),
+            ("copy_dropped", audit.copies_dropped),
+        ];
+        counters(&mut encoder, "audit_records", "Audit records, by outcome", &outcomes)?;
+        gauge(&mut encoder, "pushes_waiting", "Pushes that wait their turn", pushes.waiting)?;
+        gauge(&mut encoder, "pushes_in_flight", "Pushes under way", pushes.in_flight)?;
+        gauge(&mut encoder, "lookups_waiting", "Look-ups that wait their turn", lookups.waiting)?;
+        gauge(&mut encoder, "audit_records_queued", "Audit records that wait to be durable", audit.queue_records as u64)?;
+        gauge(&mut encoder, "requests", "Requests in the cluster", requests as u64)?;
+        gauge(&mut encoder, "grants_live", "Grants that have not ended", grants_live as u64)
+    }
+}
+
+fn counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    outcomes: &[(&'static str, u64)],
+) -> Result<(), std::fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Counter)?;
+    for (outcome, value) in outcomes {
+        ConstCounter::new(*value).encode(family.encode_family(&Outcome { outcome })?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), std::fmt::Error> {
+    let encoder = encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)
 }
 
 impl Default for Metrics {
@@ -91,16 +173,8 @@ impl Default for Metrics {
         registry.register("restless_turns", "Turns that did not come to rest: a bug, report it", restless_turns.clone());
         let undecodable = Gauge::default();
         registry.register("undecodable_objects", "Objects that cannot be decoded and are left alone", undecodable.clone());
-        let requests = Gauge::default();
-        registry.register("requests", "Requests in the cluster", requests.clone());
-        let grants_live = Gauge::default();
-        registry.register("grants_live", "Grants that have not ended", grants_live.clone());
-        let pushes = Family::<Outcome, Gauge>::default();
-        registry.register("pushes", "Pushes of keys since the start, by outcome; waiting and in_flight are now", pushes.clone());
-        let lookups = Family::<Outcome, Gauge>::default();
-        registry.register("lookups", "Look-ups at EC2 since the start, by outcome; waiting is now", lookups.clone());
-        let audit = Family::<Outcome, Gauge>::default();
-        registry.register("audit_records", "Audit records since the start, by outcome; queued is now", audit.clone());
+        let source = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(Rooms(Arc::clone(&source))));
         Self {
             registry,
             grants,
@@ -112,17 +186,9 @@ impl Default for Metrics {
             restless_turns,
             undecodable,
             undecodable_uids: Mutex::default(),
-            requests,
-            grants_live,
-            pushes,
-            lookups,
-            audit,
+            source,
         }
     }
-}
-
-fn gauge(family: &Family<Outcome, Gauge>, outcome: &'static str, value: u64) {
-    family.get_or_create(&Outcome { outcome }).set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 impl Metrics {
@@ -185,42 +251,35 @@ impl Metrics {
         }
     }
 
-    /// How many requests there are, and how many grants live.
-    pub fn observe_requests(&self, requests: usize, live: usize) {
-        self.requests.set(i64::try_from(requests).unwrap_or(i64::MAX));
-        self.grants_live.set(i64::try_from(live).unwrap_or(i64::MAX));
+    /// Says where to read what other rooms count. The first word stands.
+    pub fn read_from(&self, source: impl Fn() -> Reading + Send + Sync + 'static) {
+        // A second controller in one process would be a bug of main's, and counting the first is right then.
+        let _ = self.source.set(Box::new(source));
     }
+}
 
-    /// Takes over what the pacer counted.
-    pub fn observe_pushes(&self, stats: &crate::aws::PushStats) {
-        gauge(&self.pushes, "delivered", stats.delivered);
-        gauge(&self.pushes, "failed", stats.failed);
-        gauge(&self.pushes, "throttled", stats.throttled);
-        gauge(&self.pushes, "unsure", stats.unsure);
-        gauge(&self.pushes, "too_late", stats.too_late);
-        gauge(&self.pushes, "fenced", stats.fenced);
-        gauge(&self.pushes, "withdrawn", stats.withdrawn);
-        gauge(&self.pushes, "turned_away", stats.turned_away);
-        gauge(&self.pushes, "waiting", stats.waiting);
-        gauge(&self.pushes, "in_flight", stats.in_flight);
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Takes over what the batcher counted.
-    pub fn observe_lookups(&self, stats: &crate::aws::LookupStats) {
-        gauge(&self.lookups, "asked", stats.asked);
-        gauge(&self.lookups, "calls", stats.calls);
-        gauge(&self.lookups, "failed", stats.failed);
-        gauge(&self.lookups, "throttled", stats.throttled);
-        gauge(&self.lookups, "turned_away", stats.turned_away);
-        gauge(&self.lookups, "waiting", stats.waiting);
-    }
-
-    /// Takes over what the trail counted.
-    pub fn observe_audit(&self, stats: &crate::audit::Stats) {
-        gauge(&self.audit, "appended", stats.appended);
-        gauge(&self.audit, "failed", stats.failed);
-        gauge(&self.audit, "refused", stats.refused);
-        gauge(&self.audit, "queued", stats.queue_records as u64);
-        gauge(&self.audit, "commits", stats.commits);
+    #[test]
+    fn the_page_has_counters_with_the_ecosystems_names_and_labels_that_are_bounded() {
+        let metrics = Metrics::default();
+        metrics.read_from(|| Reading { pushes: PushStats { delivered: 7, ..PushStats::default() }, ..Reading::default() });
+        metrics.count_end(EndCause::Expired, Duration::from_millis(30));
+        metrics.undecodable("a");
+        metrics.undecodable("a");
+        let page = metrics.page();
+        for line in [
+            "instance_access_pushes_total{outcome=\"delivered\"} 7",
+            "instance_access_ends_total{cause=\"Expired\"} 1",
+            "instance_access_end_lateness_seconds_bucket{le=\"0.05\"} 1",
+            "instance_access_undecodable_objects 1",
+            "instance_access_grants_live 0",
+        ] {
+            assert!(page.lines().any(|found| found == line), "no {line} in\n{page}");
+        }
+        metrics.decodable("a");
+        assert!(metrics.page().contains("instance_access_undecodable_objects 0"));
     }
 }

@@ -9,6 +9,7 @@
 
 mod events;
 mod policies;
+mod records;
 mod slots;
 mod timers;
 mod turn;
@@ -25,13 +26,13 @@ use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::Trail;
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
 use crate::domain::lifecycle::Settings;
 use crate::domain::policy::PolicySet;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Reading};
 
+pub use records::Records;
 use slots::Slots;
 use timers::Timers;
 use write::Writer;
@@ -52,7 +53,7 @@ pub struct Parts {
     /// How fast instances are looked up.
     pub lookup_limits: LookupLimits,
     /// The audit trail.
-    pub trail: Trail,
+    pub records: Arc<Records>,
     /// The wall clock.
     pub clock: Clock,
     /// The operator's own place.
@@ -67,7 +68,7 @@ struct Shared {
     writer: Writer,
     lookups: Lookups,
     pushes: Pushes,
-    trail: Trail,
+    records: Arc<Records>,
     clock: Clock,
     settings: Settings,
     metrics: Arc<Metrics>,
@@ -123,7 +124,7 @@ pub struct Controller {
 impl Controller {
     /// Puts a controller together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, cloud, push_limits, lookup_limits, trail, clock, settings, metrics } = parts;
+        let Parts { client, cloud, push_limits, lookup_limits, records, clock, settings, metrics } = parts;
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
         let fence = {
@@ -136,7 +137,7 @@ impl Controller {
             pushes: Pushes::new(cloud, push_limits, Arc::clone(&clock), fence),
             events: events::Events::new(client.clone(), Arc::clone(&metrics)),
             client,
-            trail,
+            records,
             clock,
             settings,
             metrics,
@@ -148,23 +149,23 @@ impl Controller {
             since_time,
             health: Health::new(since_time),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        let rooms = Arc::downgrade(&shared);
+        shared.metrics.read_from(move || {
+            rooms.upgrade().map_or_else(Reading::default, |shared| Reading {
+                pushes: shared.pushes.stats(),
+                lookups: shared.lookups.stats(),
+                audit: shared.records.stats(),
+                requests: shared.slots.len(),
+                grants_live: shared.slots.live_len(),
+            })
+        });
+        Self { shared }
     }
 
     /// Whether it is there and can work; for the probes.
     pub fn health(&self) -> Health {
         self.shared.health.clone()
-    }
-
-    /// What it counts only when it is asked; for the metrics page.
-    pub fn refresh_metrics(&self) -> impl Fn() + Send + Sync + 'static {
-        let shared = Arc::clone(&self.shared);
-        move || {
-            shared.metrics.observe_pushes(&shared.pushes.stats());
-            shared.metrics.observe_lookups(&shared.lookups.stats());
-            shared.metrics.observe_audit(&shared.trail.stats());
-            shared.metrics.observe_requests(shared.slots.len(), shared.slots.live_len());
-        }
     }
 
     /// Runs until it is cancelled, then lets running turns finish.

@@ -285,7 +285,7 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
         return Ok(receipt.clone());
     }
     let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
-    let outcome = tokio::time::timeout(bound, shared.trail.append(value, (shared.clock)())).await;
+    let outcome = tokio::time::timeout(bound, shared.records.append(value, (shared.clock)())).await;
     match outcome {
         Ok(Ok(receipt)) => {
             slot.lock().last_record = Some((hash, receipt.clone()));
