@@ -90,6 +90,8 @@ async fn run(args: ControllerArgs) -> Outcome {
     let listener = tokio::net::TcpListener::bind(listen)
         .await
         .map_err(|error| format!("--listen {listen}: {error}; give another address"))?;
+    // With port 0 the system chose one, and whoever asked for that reads here which.
+    let listen = listener.local_addr()?;
     let sinks = Sinks { file: audit_file, stdout: audit_stdout };
     let records = Arc::new(Records::default());
     let opening = {

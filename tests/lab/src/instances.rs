@@ -149,6 +149,8 @@ pub(crate) struct Fleet {
     subnet_id: String,
     endpoint_id: String,
     machines: Mutex<BTreeMap<String, Machine>>,
+    /// Held while an instance is made: its name and addresses are taken from how many there are.
+    making: tokio::sync::Mutex<()>,
 }
 
 impl Fleet {
@@ -168,7 +170,7 @@ impl Fleet {
             // sshd's own; it is gone after every boot.
             fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/sshd")?;
         }
-        Ok(Self { workspace, standin, port, vpc_id, subnet_id, endpoint_id, machines: Mutex::default() })
+        Ok(Self { workspace, standin, port, vpc_id, subnet_id, endpoint_id, machines: Mutex::default(), making: tokio::sync::Mutex::default() })
     }
 
     pub fn endpoint_id(&self) -> &str {
@@ -189,6 +191,7 @@ impl Fleet {
 
     /// Makes an instance, and starts it if it is to run.
     pub async fn launch(&self, launch: Launch) -> anyhow::Result<Instance> {
+        let making = self.making.lock().await;
         let name = launch.name;
         let number = self.machines().len();
         anyhow::ensure!(!self.machines().contains_key(&name), "there is an instance {name} already");
@@ -228,6 +231,7 @@ impl Fleet {
         self.standin.put_instance(instance.description());
         let machine = Machine { instance, addresses, public: public_ip, sshd: None, config, environment };
         self.machines().insert(name.clone(), machine);
+        drop(making);
         if launch.running { self.start(&name).await } else { Ok(self.instance(&name)) }
     }
 

@@ -65,6 +65,16 @@ async fn a_login_needs_a_key_that_the_metadata_offers() {
 }
 
 #[tokio::test]
+async fn instances_launched_at_once_have_addresses_of_their_own() {
+    let lab = Lab::start(Options::aws_only().instances([])).await.unwrap();
+    let launches = ["web-1", "web-2", "web-3", "web-4"].map(|name| lab.launch_instance(Launch::new(name)));
+    let launched = futures::future::try_join_all(launches).await.unwrap();
+    let addresses: std::collections::BTreeSet<_> = launched.iter().map(Instance::address).collect();
+    assert_eq!(addresses.len(), launched.len(), "{launched:?}");
+    lab.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_stopped_instance_has_no_process_left_and_starts_again() {
     let (lab, web, key) = one_instance().await;
     let left = lab.ssh_login(&key, &web, "nohup setsid sleep 600 >/dev/null 2>&1 &").await.unwrap();

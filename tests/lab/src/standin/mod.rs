@@ -287,6 +287,11 @@ impl StandIn {
         self.shared.faults.set(fault);
     }
 
+    /// The faults that are still to act: one that has acted its times is gone.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.shared.faults.list()
+    }
+
     /// Takes all faults away.
     pub fn clear_faults(&self) {
         self.shared.faults.clear();

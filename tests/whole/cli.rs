@@ -1,0 +1,71 @@
+//! What a person types, and reads.
+
+use lab::ssh::{self, Output};
+use tokio::process::Command;
+
+use crate::controller::PROGRAM;
+
+async fn said(arguments: &[&str]) -> Output {
+    let mut program = Command::new(PROGRAM);
+    ssh::run(program.args(arguments).env_clear().env("COLUMNS", "100")).await.unwrap()
+}
+
+pub async fn help_says_what_there_is_and_where_settings_come_from() {
+    let help = said(&["--help"]).await;
+    assert!(help.success());
+    insta::assert_snapshot!(help.stdout, @"
+    Declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
+
+    People ask for access by creating an InstanceAccess; the controller checks policy, delivers their
+    public key with EC2 Instance Connect, writes an audited status with the expiry, and takes access
+    back when the time is over.
+
+    Usage: instance-access <COMMAND>
+
+    Commands:
+      controller  Run the controller
+      crds        Print the CustomResourceDefinitions, for kubectl apply
+      admission   Print the admission policies, for kubectl apply
+      audit       Look at an audit trail
+      help        Print this message or the help of the given subcommand(s)
+
+    Options:
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+    ");
+    let controller = said(&["controller", "--help"]).await.stdout;
+    for word in ["KUBECONFIG", "AWS_REGION", "RUST_LOG", "[env: INSTANCE_ACCESS_AUDIT_FILE=]", "[default: 0.0.0.0:8080]"] {
+        assert!(controller.contains(word), "no {word} in {controller}");
+    }
+}
+
+pub async fn a_mistake_on_the_command_line_names_its_remedy() {
+    for (arguments, words) in [
+        (&["controller"][..], "--audit-file"),
+        (&["controller", "--audit-file", "a", "--pushes-per-second", "0"], "1..=1000"),
+        (&["controller", "--audit-file", "a", "--listen", "nowhere"], "--listen <ADDRESS:PORT>"),
+        (&["admission", "--operator-service-account", "no-slash"], "no-slash"),
+        (&["audit", "verify", "--head", "1:abc", "f"], "SEQUENCE:DIGEST"),
+        (&["audit", "verify", "/no/such/trail"], "/no/such/trail"),
+    ] {
+        let refused = said(arguments).await;
+        assert!(!refused.success() && refused.stderr.contains(words), "{arguments:?}: {refused:?}");
+    }
+}
+
+pub async fn what_is_printed_for_kubectl_is_all_there() {
+    let crds = said(&["crds"]).await.stdout;
+    let names: Vec<&str> = crds.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
+    assert_eq!(names, ["instanceaccesses.instanceaccess.dev", "instanceaccesspolicies.instanceaccess.dev"]);
+    let kinds = |yaml: &str| yaml.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned).collect::<Vec<_>>();
+    let admission = said(&["admission", "--operator-service-account", "ops/broker"]).await.stdout;
+    assert!(admission.contains("system:serviceaccount:ops:broker") && !admission.contains("OPERATOR_NAME"));
+    let mutating = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
+    let validating = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+    assert_eq!(kinds(&admission), [&validating[..], &validating, &mutating].concat());
+    let older = said(&["admission", "--operator-service-account", "ops/broker", "--without-mutating"]).await.stdout;
+    assert_eq!(kinds(&older), [validating, validating].concat());
+}

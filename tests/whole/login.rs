@@ -1,0 +1,149 @@
+//! A grant that nobody disturbs: in, in again with a later key, and out.
+
+use jiff::Timestamp;
+use lab::standin::Outcome;
+use serde_json::json;
+
+use crate::history::{condition, conditions, text, time};
+use crate::request::{EXPIRATION, KEY_WINDOW, seconds};
+use crate::stand::{END_BOUND, kinds, shared};
+
+pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
+    let stand = shared().await;
+    let web = stand.lab.instance("web-1");
+    let request = stand.request("alice", "look").applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(conditions(&granted), "Approved=True AdmittedByPolicy, Active=True Granted, Reconciling=False Granted");
+    assert_eq!(text(&granted, "/spec/requester/username"), "alice");
+    assert_eq!(text(&granted, "/status/policy/name"), "developers");
+    assert_eq!(text(&granted, "/status/connection/method"), "Direct");
+    assert_eq!(text(&granted, "/status/connection/address"), web.public_ip.unwrap().to_string());
+    assert_eq!(text(&granted, "/status/key/fingerprint"), request.fingerprint());
+    let (start, expiration) = (time(&granted, "/status/grant/startTime").unwrap(), time(&granted, EXPIRATION).unwrap());
+    assert_eq!(seconds(start, expiration), 120.0);
+    request.gets_in().await;
+    let columns = request.kubectl(&["get", "ia", "look"]).await;
+    let columns: Vec<Vec<&str>> = columns.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(columns[0], ["NAME", "INSTANCE", "USER", "POLICY", "STATUS", "EXPIRES", "AGE"]);
+    assert_eq!(columns[1][..6], ["look", &web.id, "alice", "developers", "Granted", text(&granted, EXPIRATION)]);
+
+    // The first key has faded, and only one pushed later can open the door. The last one leaves 70 s before the end.
+    request.is_pushed(2, END_BOUND).await;
+    let pushes = request.pushes();
+    let gap = seconds(pushes[0].time, pushes[1].time);
+    assert!((44.0..50.0).contains(&gap), "{gap} s between two pushes");
+    let first_key_gone = pushes[0].time + KEY_WINDOW;
+    request.until("outlives its first key", END_BOUND, |_| jiff::Timestamp::now() > first_key_gone).await;
+    request.gets_in().await;
+
+    let ended = request.ends("Expired").await;
+    assert_eq!(conditions(&ended), "Approved=True AdmittedByPolicy, Active=False Expired, Ended=True Expired");
+    assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
+    assert_eq!(text(&ended, "/status/revocation/cause"), "Expired");
+    request.is_locked_out().await;
+
+    let pushes = request.pushes();
+    assert!(pushes.iter().all(|push| push.outcome == Outcome::Ok && push.os_user.as_deref() == Some("ec2-user")), "{pushes:?}");
+    assert_eq!(ended["status"]["key"]["pushes"], pushes.len());
+    assert_eq!(text(&ended, "/status/key/firstRequestId"), pushes[0].request_id);
+    assert_eq!(text(&ended, "/status/key/lastRequestId"), pushes.last().unwrap().request_id);
+
+    let versions = request.versions().iter().map(|version| conditions(&version.object)).collect::<Vec<_>>();
+    let created = &request.versions()[0].object;
+    assert_eq!(created["status"], json!({"observedGeneration": -1}), "kstatus must see it as in progress");
+    assert_eq!(created["metadata"]["finalizers"], json!(["instanceaccess.dev/end-grant"]));
+    assert_eq!(versions.len(), 4, "one create and three writes of status: {versions:#?}");
+
+    let records = stand.records(&request.uid);
+    let mut expected = vec!["GrantIntended", "Granted"];
+    expected.extend(vec!["PushIntended"; pushes.len() - 1]);
+    expected.push("Ended");
+    assert_eq!(kinds(&records), expected);
+    let joined = |kind: &str| records.iter().find(|line| line["record"]["kind"] == kind).map(|line| text(line, "/record/requestId"));
+    assert_eq!(joined("Granted"), Some(pushes[0].request_id.as_str()));
+    assert_eq!(joined("Ended"), Some(pushes.last().unwrap().request_id.as_str()));
+    assert!(records.iter().all(|line| text(line, "/record/requester/username") == "alice"));
+    request.keeps_its_promises().await;
+
+    let events = request.kubectl(&["get", "events.events.k8s.io", "-o", "json"]).await;
+    let events: serde_json::Value = serde_json::from_str(&events).unwrap();
+    let mine = events["items"].as_array().unwrap().iter().filter(|event| text(event, "/regarding/uid") == request.uid);
+    let mut reasons: Vec<&str> = mine.map(|event| text(event, "/reason")).collect();
+    reasons.sort();
+    assert_eq!(reasons, ["Expired", "Granted"]);
+}
+
+pub async fn the_owner_of_a_private_instance_is_told_the_tunnel_to_it() {
+    let stand = shared().await;
+    let db = stand.lab.instance("db-1");
+    let request = stand.request("bob", "private").on(&db).applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(text(&granted, "/status/connection/method"), "Endpoint");
+    assert_eq!(text(&granted, "/status/connection/endpointId"), stand.lab.endpoint_id());
+    assert_eq!(text(&granted, "/status/connection/address"), db.private_ip.to_string());
+    let port = match stand.lab.ssh_port() {
+        22 => String::new(),
+        port => format!(" --remote-port {port}"),
+    };
+    let expected = format!(
+        "ssh -o ProxyCommand='aws ec2-instance-connect open-tunnel --instance-id {id} --region us-west-2{port} --max-tunnel-duration 120' ec2-user@{id}",
+        id = db.id
+    );
+    assert_eq!(text(&granted, "/status/connection/command"), expected);
+    request.ends("Expired").await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn a_private_instance_is_served_directly_to_whoever_asks_for_that() {
+    let stand = shared().await;
+    let db = stand.lab.instance("db-1");
+    let connection = json!({"method": "Direct", "port": stand.lab.ssh_port()});
+    let request = stand.request("bob", "private-direct").on(&db).with(json!({"connection": connection})).applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(text(&granted, "/status/connection/address"), db.private_ip.to_string());
+    assert_eq!(text(&granted, "/status/connection/method"), "Direct");
+    request.gets_in().await;
+    request.revoke("done").await;
+    request.ends("Revoked").await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn a_start_time_to_come_is_waited_for() {
+    let stand = shared().await;
+    let start = Timestamp::from_second(Timestamp::now().as_second() + 15).unwrap();
+    let request = stand.request("alice", "later").with(json!({"startTime": start.to_string()})).applied().await;
+    let scheduled = request.becomes("Scheduled").await;
+    assert_eq!(conditions(&scheduled), "Approved=True AdmittedByPolicy, Active=False Scheduled, Reconciling=True Scheduled");
+    assert!(request.pushes().is_empty());
+    let granted = request.becomes("Granted").await;
+    let late = seconds(start, time(&granted, "/status/grant/startTime").unwrap());
+    assert!((0.0..10.0).contains(&late), "granted {late} s after startTime");
+    request.ends("Expired").await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn an_end_time_cuts_the_grant_short() {
+    let stand = shared().await;
+    let end = Timestamp::from_second(Timestamp::now().as_second() + 100).unwrap();
+    let request = stand.request("alice", "short").with(json!({"endTime": end.to_string(), "ttlSeconds": 3600})).applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(time(&granted, EXPIRATION), Some(end));
+    request.ends("Expired").await;
+    request.is_locked_out().await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn an_end_time_that_leaves_no_time_ends_the_request_without_a_push() {
+    let stand = shared().await;
+    let now = Timestamp::now().as_second();
+    for (name, seconds, words) in [("past", -60, "is past"), ("no-time", 30, "no time left for access")] {
+        let end = Timestamp::from_second(now + seconds).unwrap();
+        let request = stand.request("alice", name).with(json!({"endTime": end.to_string()})).applied().await;
+        let ended = request.ends("Expired").await;
+        let (_, _, message) = condition(&ended, "Ended").unwrap();
+        assert!(message.contains(words), "{message}");
+        assert!(ended["status"].get("grant").is_none());
+        assert!(request.pushes().is_empty());
+        request.keeps_its_promises().await;
+    }
+}

@@ -1,0 +1,86 @@
+//! The API server away at the worst moment, and labs side by side. Each on stands of its own.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use lab::poll;
+
+use crate::history::{condition, text, time};
+use crate::request::{EXPIRATION, seconds};
+use crate::stand::{BOUND, Stand, kinds, shared, until_time};
+
+pub async fn an_end_is_recorded_on_time_while_the_api_server_is_away_and_told_once_it_is_back() {
+    let stand = Stand::start("away").await;
+    let request = stand.request("alice", "look").applied().await;
+    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
+    until_time(expiration - SignedDuration::from_secs(8)).await;
+    stand.lab.stop_api_server();
+    let ended = stand.record(&request.uid, "Ended", BOUND).await;
+    let late = seconds(expiration, time(&ended, "/time").unwrap());
+    assert!((0.0..2.0).contains(&late), "the end was recorded {late} s late");
+    request.is_locked_out().await;
+    stand.lab.start_api_server().await.unwrap();
+    let ended = request.ends("Expired").await;
+    assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
+    assert_eq!(kinds(&request.records()).iter().filter(|kind| **kind == "Ended").count(), 1);
+    let stored = stand.metric("instance_access_status_writes_total{outcome=\"stored\"}").await;
+    assert_eq!(stored, 3.0, "three writes of status for one grant, also through an outage");
+    request.keeps_its_promises().await;
+    end(stand).await;
+}
+
+pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_grant_all_the_same() {
+    let stand = Stand::start("frozen").await;
+    let request = stand.request("alice", "look").applied().await;
+    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
+    until_time(expiration - SignedDuration::from_secs(5)).await;
+    stand.lab.freeze_api_server().unwrap();
+    stand.record(&request.uid, "Ended", BOUND).await;
+    stand.kill_controller().await;
+    stand.restart_api_server().await;
+    assert!(condition(&request.newest(), "Ended").is_none(), "the status was stored after all");
+    stand.start_controller().await;
+    let ended = request.ends("Expired").await;
+    assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
+    let records = request.records();
+    let ends = records.iter().filter(|line| line["record"]["kind"] == "Ended");
+    assert!(ends.clone().count() >= 1 && ends.clone().all(|line| line["record"]["endTime"] == ended["status"]["endTime"]), "{records:?}");
+    request.is_locked_out().await;
+    request.keeps_its_promises().await;
+    end(stand).await;
+}
+
+pub async fn two_labs_at_once_do_not_disturb_each_other() {
+    let (here, there) = (shared().await, Stand::start("other").await);
+    let (mine, yours) = (here.request("alice", "twin"), there.request("alice", "twin"));
+    let (mine, yours) = tokio::join!(mine.applied(), yours.applied());
+    let (granted, other) = tokio::join!(mine.becomes("Granted"), yours.becomes("Granted"));
+    assert_ne!(text(&granted, "/status/instance/instanceId"), text(&other, "/status/instance/instanceId"));
+    assert_ne!(text(&granted, "/status/grant/id"), text(&other, "/status/grant/id"));
+    mine.gets_in().await;
+    yours.gets_in().await;
+    let strangers = |stand: &Stand, fingerprint: String| {
+        let journal = stand.lab.standin().journal();
+        journal.iter().any(|entry| entry.key_fingerprint.as_deref() == Some(&fingerprint))
+    };
+    assert!(!strangers(here, yours.fingerprint()) && !strangers(&there, mine.fingerprint()), "a key went astray");
+
+    there.kill_controller().await;
+    let (lost, audit) = (there.lab.dir().to_owned(), there.audit.clone());
+    drop(yours);
+    end(there).await;
+    let swept = poll::until_ok("a lab without processes", BOUND, || match lab::processes(&lost) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?} of {}", audit.display())),
+    });
+    swept.await.unwrap();
+    mine.ends("Expired").await;
+    assert!(mine.pushes().len() >= 2);
+    mine.keeps_its_promises().await;
+}
+
+/// Ends a stand; killing and waiting for the killed blocks.
+async fn end(stand: Stand) {
+    let ended = tokio::task::spawn_blocking(|| drop(stand));
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("a lab that ends").expect("no panic");
+}

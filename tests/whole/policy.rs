@@ -1,0 +1,84 @@
+//! A policy's change of mind, each in a namespace of its own.
+
+use serde_json::json;
+
+use crate::history::{condition, stage, text};
+use crate::request::Request;
+use crate::stand::{Stand, policy, shared};
+
+/// A grant under a policy and in a namespace of its own.
+async fn granted<'a>(stand: &'a Stand, name: &str) -> Request<'a> {
+    stand.namespace(name).await;
+    stand.policy(&policy(name, name, json!({}))).await;
+    let request = stand.request("alice", "look").within(name).applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(text(&granted, "/status/policy/name"), name);
+    request
+}
+
+/// It is taken back, with these words in its status.
+async fn is_taken_back(request: &Request<'_>, words: &str) {
+    let ended = request.ends("Revoked").await;
+    assert_eq!(text(&ended, "/status/revocation/cause"), "PolicyChanged");
+    let told = request.versions().iter().any(|version| {
+        condition(&version.object, "Active").is_some_and(|(_, _, message)| message.contains(words))
+    });
+    assert!(told, "no status said {words:?}: {:?}", condition(&ended, "Ended"));
+    request.is_locked_out().await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn a_policy_edited_so_that_it_no_longer_admits_a_grant_ends_it() {
+    let stand = shared().await;
+    let request = granted(stand, "edited").await;
+    stand.policy(&policy("edited", "edited", json!({"osUsers": ["ops"]}))).await;
+    is_taken_back(&request, "policy edited no longer admits this").await;
+}
+
+pub async fn a_deleted_policy_ends_its_grants() {
+    let stand = shared().await;
+    let request = granted(stand, "dropped").await;
+    stand.kubectl_ok("admin", &["delete", "instanceaccesspolicy", "dropped"]).await;
+    is_taken_back(&request, "policy dropped was deleted").await;
+}
+
+pub async fn a_deny_that_is_added_ends_what_it_matches() {
+    let stand = shared().await;
+    let request = granted(stand, "denied-later").await;
+    let deny = json!({"effect": "Deny", "ttl": null, "reason": null, "osUsers": ["*"]});
+    stand.policy(&policy("nobody", "denied-later", deny)).await;
+    is_taken_back(&request, "policy nobody denies this").await;
+    let message = stand.request("alice", "again").within("denied-later").applied().await.is_denied("DeniedByPolicy").await;
+    assert!(message.contains("nobody"), "{message}");
+}
+
+pub async fn an_edit_that_still_admits_a_grant_leaves_it_alone() {
+    let stand = shared().await;
+    let request = granted(stand, "tightened").await;
+    let versions = request.versions().len();
+    stand.policy(&policy("tightened", "tightened", json!({"ttl": {"defaultSeconds": 120, "maxSeconds": 600}}))).await;
+    let longer = stand.request("alice", "longer").within("tightened").with(json!({"ttlSeconds": 3600})).applied().await;
+    let message = longer.is_denied("DeniedByPolicy").await;
+    assert!(message.contains("600"), "{message}");
+    assert_eq!((stage(&request.newest()), request.versions().len()), ("Granted", versions));
+    request.ends("Expired").await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn a_broken_pattern_is_told_by_its_policy_and_the_others_go_on() {
+    let stand = shared().await;
+    stand.namespace("broken").await;
+    stand.apply(&policy("broken", "broken", json!({"reason": {"required": true, "pattern": "(?<="}, "priority": 100}))).await;
+    let wait = ["wait", "--for", "condition=Ready=false", "--timeout", "60s", "instanceaccesspolicy/broken"];
+    stand.kubectl_ok("admin", &wait).await;
+    let said = stand.kubectl_ok("admin", &["get", "instanceaccesspolicy", "broken", "-o", "jsonpath={.status.conditions[0].message}"]).await;
+    assert!(said.contains("spec.reason.pattern"), "{said}");
+    let message = stand.request("alice", "look").within("broken").applied().await.is_denied("DeniedByPolicy").await;
+    assert!(message.contains("broken"), "{message}");
+    stand.policy(&policy("whole", "broken", json!({}))).await;
+    let request = stand.request("alice", "again").within("broken").applied().await;
+    request.becomes("Granted").await;
+    request.delete().await;
+    request.goes().await;
+    request.keeps_its_promises().await;
+}

@@ -1,0 +1,153 @@
+//! `kill -9` between every two steps of a grant: it goes on, ends on time, and is one grant.
+//!
+//! All on one stand, in turns: each kills the controller while it holds the stand, asserts that it died where it was
+//! meant to, starts it again, and waits for the end beside the others, whose kills it has to survive as well.
+
+use std::time::Duration;
+
+use lab::ssh::Output;
+use lab::standin::{Api, Fault, FaultKind};
+use lab::{Instance, poll};
+use tokio::sync::MutexGuard;
+
+use crate::history::{condition, stage, text, time};
+use crate::request::{EXPIRATION, Request};
+use crate::stand::{BOUND, END_BOUND, Stand, breakable, kinds};
+
+/// Longer than a kill takes, and shorter than what the controller takes for a lost call.
+const SLOW: Duration = Duration::from_secs(6);
+
+/// A request for an instance of its own, on which the first call of the kind meets a fault.
+async fn asked<'a>(stand: &'a Stand, name: &str, fault: Option<(Api, &str, FaultKind)>) -> (Instance, Request<'a>) {
+    let host = stand.instance(name).await;
+    let is_faulty = fault.is_some();
+    if let Some((api, action, kind)) = fault {
+        stand.lab.standin().set_fault(Fault::new(kind).on(api).action(action).instance(&host.id).times(1));
+    }
+    let request = stand.request("alice", name).on(&host).applied().await;
+    if is_faulty {
+        stand.is_struck().await;
+    }
+    (host, request)
+}
+
+/// The grant goes on, and ends on time, whatever the others do to the controller meanwhile.
+async fn goes_on_and_ends(request: &Request<'_>, guard: MutexGuard<'_, ()>) {
+    request.becomes("Granted").await;
+    drop(guard);
+    request.gets_in().await;
+    let ended = request.ends("Expired").await;
+    assert_eq!(time(&ended, "/status/endTime"), time(&ended, EXPIRATION));
+    request.is_locked_out().await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn killed_between_the_record_and_the_status_of_a_grant_it_grants_once() {
+    let (stand, guard) = breakable().await;
+    let slow = (Api::Ec2, "DescribeInstances", FaultKind::Slow(SLOW));
+    let (_, request) = asked(stand, "recorded", Some(slow)).await;
+    stand.lab.freeze_api_server().unwrap();
+    stand.record(&request.uid, "GrantIntended", BOUND).await;
+    stand.kill_controller().await;
+    stand.restart_api_server().await;
+    assert!(request.newest().pointer("/status/grant").is_none(), "the status was stored after all: {}", request.newest());
+    assert!(request.pushes().is_empty());
+    stand.start_controller().await;
+    goes_on_and_ends(&request, guard).await;
+}
+
+pub async fn killed_between_the_status_and_the_push_it_pushes() {
+    let (stand, guard) = breakable().await;
+    let (_, request) = asked(stand, "stored", Some((Api::Eic, "SendSSHPublicKey", FaultKind::Slow(SLOW)))).await;
+    request.becomes("Granting").await;
+    stand.kill_controller().await;
+    assert!(!request.is_key_active());
+    stand.start_controller().await;
+    goes_on_and_ends(&request, guard).await;
+}
+
+pub async fn killed_between_the_push_and_its_answer_it_grants_on() {
+    let (stand, guard) = breakable().await;
+    let (_, request) = asked(stand, "pushed", Some((Api::Eic, "SendSSHPublicKey", FaultKind::SlowAnswer(SLOW)))).await;
+    request.becomes("Granting").await;
+    stand.kill_controller().await;
+    assert!(request.is_key_active());
+    assert_eq!(stage(&request.newest()), "Granting");
+    stand.start_controller().await;
+    goes_on_and_ends(&request, guard).await;
+}
+
+pub async fn killed_while_granted_it_pushes_on_and_says_nothing_new() {
+    let (stand, guard) = breakable().await;
+    let (_, request) = asked(stand, "granted", None).await;
+    request.becomes("Granted").await;
+    let pushes = request.pushes().len();
+    stand.kill_controller().await;
+    stand.start_controller().await;
+    request.is_pushed(pushes + 1, BOUND).await;
+    goes_on_and_ends(&request, guard).await;
+    let stages: Vec<String> = request.versions().iter().map(|version| stage(&version.object).to_owned()).collect();
+    let first = stages.iter().position(|stage| stage == "Granted").unwrap();
+    assert!(stages[first..].iter().all(|stage| stage == "Granted" || stage == "Expired"), "{stages:?}");
+}
+
+pub async fn killed_while_a_revocation_is_pending_it_pushes_no_more_and_ends() {
+    let (stand, guard) = breakable().await;
+    let (_, request) = asked(stand, "revoking", None).await;
+    request.becomes("Granted").await;
+    request.revoke("while it is killed").await;
+    let pending = request.becomes("RevocationPending").await;
+    let pushes = request.pushes().len();
+    stand.kill_controller().await;
+    stand.start_controller().await;
+    drop(guard);
+    let ended = request.ends("Revoked").await;
+    assert!(time(&ended, EXPIRATION) <= time(&pending, EXPIRATION));
+    assert_eq!(request.pushes().len(), pushes);
+    request.is_locked_out().await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets_it_go() {
+    let (stand, guard) = breakable().await;
+    let (_, request) = asked(stand, "released", None).await;
+    request.becomes("Granted").await;
+    // Without this right it may end the request, and not let it go.
+    let binding = ["delete", "clusterrolebinding", "instance-access-operator-finalizers"];
+    stand.kubectl_ok("admin", &binding).await;
+    let question = ["auth", "can-i", "patch", "instanceaccesses.instanceaccess.dev"];
+    let operator = ["--as=system:serviceaccount:instance-access:controller", "-n", "team"];
+    poll::until("a right taken away", BOUND, || async {
+        let Output { stdout, .. } = stand.kubectl("admin", &[&question[..], &operator[..]].concat()).await;
+        if stdout.trim() == "no" { Ok(()) } else { Err(stdout) }
+    })
+    .await
+    .unwrap();
+    request.delete().await;
+    drop(guard);
+    let is_ended = |object: &serde_json::Value| condition(object, "Ended").is_some_and(|(_, reason, _)| reason == "Released");
+    request.until("is released", END_BOUND, is_ended).await;
+
+    let guard = stand.breaking().await;
+    stand.kill_controller().await;
+    assert!(request.versions().last().is_some_and(|version| !version.gone), "it went without the right to let it go");
+    stand.kubectl_ok("admin", &["apply", "-f", stand.lab.dir().join("rbac.yaml").to_str().unwrap()]).await;
+    stand.start_controller().await;
+    drop(guard);
+    request.goes().await;
+    assert!(!request.is_key_active());
+    assert_eq!(kinds(&request.records()).iter().filter(|kind| **kind == "Ended").count(), 1);
+    request.keeps_its_promises().await;
+}
+
+pub async fn told_to_stop_it_ends_at_once_and_pushes_nothing_more() {
+    let (stand, guard) = breakable().await;
+    let (_, request) = asked(stand, "stopping", Some((Api::Ec2, "DescribeInstances", FaultKind::Slow(SLOW)))).await;
+    let status = stand.controller().await.terminate(Duration::from_secs(20)).await.unwrap();
+    assert!(status.success(), "{status}");
+    assert!(request.pushes().is_empty(), "pushed after SIGTERM");
+    assert_ne!(stage(&request.newest()), "Granted");
+    stand.start_controller().await;
+    goes_on_and_ends(&request, guard).await;
+    assert_eq!(text(&request.newest(), "/status/revocation/cause"), "Expired");
+}
