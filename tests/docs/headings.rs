@@ -81,7 +81,10 @@ fn every_reason_for_a_policy_that_is_not_ready_has_a_heading_in_the_runbook() {
 
 #[test]
 fn every_kind_of_audit_record_has_a_heading() {
-    has("docs/audit.md", variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]));
+    has(
+        "docs/audit.md",
+        variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]),
+    );
 }
 
 #[test]
@@ -107,7 +110,12 @@ fn every_test_that_the_pages_name_is_there() {
                 continue; // a metric
             }
             named += 1;
-            assert!(sources.contains(&format!("fn {}(", &found[1])), "{}: there is no test {}", path.display(), &found[1]);
+            assert!(
+                sources.contains(&format!("fn {}(", &found[1])),
+                "{}: there is no test {}",
+                path.display(),
+                &found[1]
+            );
         }
     }
     assert!(named > 10, "the pages name only {named} tests");
@@ -146,7 +154,10 @@ fn the_runbook_quotes_the_operator_and_the_admission_policies_word_for_word() {
             }
             quoted += 1;
             for piece in heading.split(['…', ':']).map(str::trim).filter(|piece| piece.len() > 4) {
-                assert!(sources.contains(piece), "the runbook's heading {heading:?} quotes {piece:?}, which nothing in src says");
+                assert!(
+                    sources.contains(piece),
+                    "the runbook's heading {heading:?} quotes {piece:?}, which nothing in src says"
+                );
             }
         }
     }

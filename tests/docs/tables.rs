@@ -59,7 +59,8 @@ fn kind(schema: &Value) -> String {
         let values: Vec<String> = values.iter().filter_map(Value::as_str).map(|value| format!("`{value}`")).collect();
         return values.join(", ");
     }
-    let with = |name: &str, bound: Option<String>| bound.map_or_else(|| name.to_owned(), |bound| format!("{name}, {bound}"));
+    let with =
+        |name: &str, bound: Option<String>| bound.map_or_else(|| name.to_owned(), |bound| format!("{name}, {bound}"));
     match schema["type"].as_str() {
         Some("string") if schema["format"] == "date-time" => "time (RFC 3339)".to_owned(),
         Some("string") => {
@@ -173,8 +174,12 @@ fn table_of_flags(command: &clap::Command) -> String {
             None => format!("{}…", value.trim()),
         };
         let env = arg.get_env().map_or_else(String::new, |env| format!("`{}`", env.to_string_lossy()));
-        let mut default: Vec<String> =
-            arg.get_default_values().iter().filter(|_| takes).map(|value| format!("`{}`", value.to_string_lossy())).collect();
+        let mut default: Vec<String> = arg
+            .get_default_values()
+            .iter()
+            .filter(|_| takes)
+            .map(|value| format!("`{}`", value.to_string_lossy()))
+            .collect();
         if arg.is_required_set() {
             default.push("**required**".to_owned());
         }
@@ -240,7 +245,8 @@ fn the_table_of_metrics_names_all_of_them_and_no_others() {
         .map(|found| format!("{}{}", &found[1], if &found[2] == "counter" { "_total" } else { "" }))
         .collect();
     let text = read("docs/configuration.md");
-    let rows: String = text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
+    let rows: String =
+        text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
     let name = Regex::new(r"`(instance_access_\w+)").unwrap();
     let told: BTreeSet<String> = name.captures_iter(&rows).map(|found| found[1].to_owned()).collect();
     assert_eq!(served, told);
