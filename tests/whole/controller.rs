@@ -24,7 +24,7 @@ pub struct Controller {
 impl Controller {
     /// Starts it; returns when it is ready.
     pub async fn start(lab: &Lab, audit: &Path, log: &Path) -> anyhow::Result<Self> {
-        let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "controller").await?;
+        let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "operator").await?;
         let file = File::options().create(true).append(true).open(log)?;
         let begin = usize::try_from(file.metadata()?.len())?;
         let mut command = Command::new(PROGRAM);
