@@ -26,7 +26,7 @@ bench: setup
 	@cargo bench --bench grants
 
 crds:
-	@UPDATE_CRDS=1 cargo test --test api the_crds
+	@UPDATE_CRDS=1 cargo test --test api the_files_in_crds
 
 lint:
 	@cargo fmt --all --check

@@ -5,13 +5,17 @@
 //! status ──────────────────────────────────────────────────────────────────────▶ validating: caller is the operator
 //! ```
 //! They are YAML, embedded byte for byte, with one parameter: the operator's service account. Who is right is for the
-//! API server to judge.
+//! API server to judge; whether they stand as they are shipped, [`findings`] says.
 //!
 //! # Caveats
 //! `MutatingAdmissionPolicy` is v1 from Kubernetes 1.36 on. Below that the client fills `spec.requester` in, and the
 //! same validation holds.
 
+mod stand;
+
 use std::{fmt, str::FromStr};
+
+pub use stand::findings;
 
 /// Fills in `spec.requester` and the finalizer.
 const MUTATING: &str = include_str!("mutating.yaml");
@@ -116,9 +120,15 @@ fn is_dns_label_of_any_length(text: &str) -> bool {
 ///
 /// `mutating`: whether the one that fills in is among them; Kubernetes below 1.36 does not know its kind.
 pub fn manifests(operator: &ServiceAccount, mutating: bool) -> Vec<(&'static str, String)> {
-    let rendered = |text: &str| text.replace(NAMESPACE_PLACE, &operator.namespace).replace(NAME_PLACE, &operator.name);
-    let validating = ("validating-admission-policies.yaml", rendered(VALIDATING));
-    if mutating { vec![validating, ("mutating-admission-policy.yaml", rendered(MUTATING))] } else { vec![validating] }
+    let mut manifests = vec![("validating-admission-policies.yaml", rendered(VALIDATING, operator))];
+    if mutating {
+        manifests.push(("mutating-admission-policy.yaml", rendered(MUTATING, operator)));
+    }
+    manifests
+}
+
+fn rendered(text: &str, operator: &ServiceAccount) -> String {
+    text.replace(NAMESPACE_PLACE, &operator.namespace).replace(NAME_PLACE, &operator.name)
 }
 
 /// Returns the policies and their bindings as one YAML stream, for `kubectl apply -f -`.

@@ -3,6 +3,8 @@
 //! A field's doc comment is its `kubectl explain` text. Every string and list has a bound; nothing is nullable; nothing
 //! here decides anything.
 
+#![allow(clippy::duplicated_attributes, reason = "rust-clippy#13238: each printcolumn has a type of its own")]
+
 mod access;
 mod condition;
 mod crd;

@@ -11,8 +11,10 @@ use tokio::sync::Semaphore;
 use crate::api::InstanceAccess;
 use crate::telemetry::Metrics;
 
-/// Events under way at once; further ones are dropped and counted, since a flood of hints must not slow a grant.
-const UNDER_WAY_MAX: usize = 64;
+/// Events that wait or are under way; further ones are dropped and counted, since a flood of hints is none.
+const PLACES_MAX: usize = 1000;
+/// Events under way at once: a third of what grants may write at once, which they must not slow.
+const UNDER_WAY_MAX: usize = 4;
 /// The longest that one may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest note that the API server takes, in bytes.
@@ -22,6 +24,7 @@ const NOTE_BYTES_MAX: usize = 1000;
 pub struct Events {
     recorder: Recorder,
     places: Arc<Semaphore>,
+    senders: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -29,7 +32,8 @@ impl Events {
     /// Makes a sender.
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
         let reporter = Reporter { controller: "instanceaccess.dev/controller".to_owned(), instance: None };
-        Self { recorder: Recorder::new(client, reporter), places: Arc::new(Semaphore::new(UNDER_WAY_MAX)), metrics }
+        let (places, senders) = (Arc::new(Semaphore::new(PLACES_MAX)), Arc::new(Semaphore::new(UNDER_WAY_MAX)));
+        Self { recorder: Recorder::new(client, reporter), places, senders, metrics }
     }
 
     /// Sends one, if there is room.
@@ -48,9 +52,11 @@ impl Events {
         };
         let reference = object.object_ref(&());
         let recorder = self.recorder.clone();
+        let senders = Arc::clone(&self.senders);
         let metrics = Arc::clone(&self.metrics);
         tokio::spawn(async move {
             let _place = place;
+            let Ok(_sender) = senders.acquire_owned().await else { return };
             match tokio::time::timeout(TIMEOUT, recorder.publish(&event, &reference)).await {
                 Ok(Ok(())) => metrics.count_event("sent"),
                 Ok(Err(error)) => {

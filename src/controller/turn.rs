@@ -18,7 +18,7 @@ use crate::telemetry::chain;
 
 use super::Shared;
 use super::slots::{Slot, State};
-use super::write::{Lane, WriteError};
+use super::write::WriteError;
 
 /// Longest wait for one record to be durable: beyond it the sink counts as sick.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -138,7 +138,7 @@ fn rest(shared: &Arc<Shared>, slot: &Arc<Slot>, state: &mut State, again: Option
 }
 
 async fn carry_out(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &Arc<InstanceAccess>, plan: Plan) -> Step {
-    let lane = if plan.before.contains(&Effect::StopPush) { Lane::End } else { Lane::Grant };
+    let lane = plan.lane();
     let mut plan = plan;
     let mut object = Arc::clone(object);
     let mut receipt = None;

@@ -1,6 +1,6 @@
 //! Writes to the API server: status with the resourceVersion that was decided on, and our finalizer.
 //!
-//! Two lanes: ends never queue behind grants.
+//! Three lanes: ends never queue behind grants, and neither behind a flood of refusals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::api::{FINALIZER, GROUP, InstanceAccess, InstanceAccessStatus, VERSION};
+use crate::domain::lifecycle::Lane;
 use crate::telemetry::Metrics;
 
 /// The longest that one write may take: the API server gives up a PUT after 34 s, and a sick one should not hold a lane.
@@ -19,6 +20,9 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const GRANT_WRITES_MAX: usize = 12;
 /// Writes of ends at once, besides those.
 const END_WRITES_MAX: usize = 12;
+/// Writes at once that tell people no, or to wait, besides those. A third of a grant's share: whoever floods us with
+/// requests that nobody admits should wait for his answers, and nobody else.
+const WORD_WRITES_MAX: usize = 4;
 
 /// Why a write did not happen, or may not have.
 #[derive(Debug, thiserror::Error)]
@@ -40,20 +44,12 @@ pub enum WriteError {
     Refused(#[source] Box<kube::Error>),
 }
 
-/// Which lane a write takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// Everything on the way to a grant, and during it.
-    Grant,
-    /// An end.
-    End,
-}
-
 /// The writer.
 pub struct Writer {
     client: Client,
     grants: Semaphore,
     ends: Semaphore,
+    words: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -64,6 +60,7 @@ impl Writer {
             client,
             grants: Semaphore::new(GRANT_WRITES_MAX),
             ends: Semaphore::new(END_WRITES_MAX),
+            words: Semaphore::new(WORD_WRITES_MAX),
             metrics,
         }
     }
@@ -153,6 +150,7 @@ impl Writer {
         let lane = match lane {
             Lane::Grant => &self.grants,
             Lane::End => &self.ends,
+            Lane::Word => &self.words,
         };
         let _place = lane.acquire().await.expect("the lanes are never closed");
         self.request(request, &None).await

@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn everything_else_counts() {
-        let changes: [(&str, fn(&mut InstanceAccessSpec)); 19] = [
+        type Change = fn(&mut InstanceAccessSpec);
+        let changes: [(&str, Change); 19] = [
             ("nothing", |_| {}),
             ("subject", |spec| spec.subject = Some(SubjectName { username: "bob".into() })),
             ("instanceId", |spec| spec.target.instance_id = Some("i-0123456789abcdef1".into())),

@@ -255,7 +255,7 @@ impl Policy {
             findings.push(format!("allows osUsers {}", shown(&spec.os_users)));
         }
         if let Some(methods) = &spec.connection_methods
-            && !(question.method == ConnectionMethod::Auto && !methods.is_empty())
+            && (question.method != ConnectionMethod::Auto || methods.is_empty())
             && !methods.iter().any(|method| method.is(question.method))
         {
             let names: Vec<String> = methods.iter().map(|method| format!("{method:?}")).collect();

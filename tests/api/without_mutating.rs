@@ -1,6 +1,6 @@
 //! Below Kubernetes 1.36: nothing is filled in, and the same checks hold.
 
-use instance_access::api::FINALIZER;
+use instance_access::{admission, api::FINALIZER};
 use lab::{Lab, Options};
 use serde_json::{Value, json};
 
@@ -43,5 +43,16 @@ async fn where_nothing_is_filled_in_the_client_says_who_it_is_and_cannot_lie() {
     refused(alice.patch(&object, &json!({"metadata": {"finalizers": null}})).await, words);
     refused(admin.patch_status(&object, &json!({"status": {"observedGeneration": 1}})).await, "may write status");
     operator.patch(&object, &json!({"metadata": {"finalizers": null}})).await.unwrap();
+
+    // What the operator sees of its own protection.
+    let seen = async || admission::findings(&operator.client(), &operator_account()).await.unwrap();
+    assert_eq!(seen().await, [""; 0]);
+    let weaker = r#"{"spec": {"validationActions": ["Audit"]}}"#;
+    let binding = ["validatingadmissionpolicybinding", "requests.instanceaccess.dev"];
+    kubectl(&lab, "admin", &[&["patch"], &binding[..], &["--type=merge", "-p", weaker]].concat()).await.unwrap();
+    let name = "ValidatingAdmissionPolicyBinding requests.instanceaccess.dev";
+    assert_eq!(seen().await, [format!("{name} is not as it was shipped")]);
+    kubectl(&lab, "admin", &[&["delete"], &binding[..]].concat()).await.unwrap();
+    assert_eq!(seen().await, [format!("{name} is missing")]);
     lab.shutdown().await.unwrap();
 }

@@ -83,3 +83,32 @@ fn every_reason_for_a_policy_that_is_not_ready_has_a_heading_in_the_runbook() {
 fn every_kind_of_audit_record_has_a_heading() {
     has("docs/audit.md", variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]));
 }
+
+#[test]
+fn every_test_that_the_pages_name_is_there() {
+    let mut sources = String::new();
+    let mut folders = vec![super::root().join("src"), super::root().join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    // A name of four words or more is a test's.
+    let test = Regex::new(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
+    let mut named = 0;
+    for path in super::pages() {
+        for found in test.captures_iter(&std::fs::read_to_string(&path).unwrap()) {
+            if found[1].starts_with("instance_access_") {
+                continue; // a metric
+            }
+            named += 1;
+            assert!(sources.contains(&format!("fn {}(", &found[1])), "{}: there is no test {}", path.display(), &found[1]);
+        }
+    }
+    assert!(named > 10, "the pages name only {named} tests");
+}

@@ -1,7 +1,13 @@
 //! Tables made from the code: the fields of both resources, and the flags of the command line.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use clap::CommandFactory;
+use instance_access::api::EndCause;
+use instance_access::telemetry::{Metrics, Reading};
 use instance_access::{api, config::CommandLine};
+use regex::Regex;
 use serde_json::Value;
 
 use super::{read, root};
@@ -67,13 +73,13 @@ fn kind(schema: &Value) -> String {
         Some("boolean") => "boolean".to_owned(),
         Some("array") => {
             let items = &schema["items"];
-            let what = if items["type"] == "object" { "objects".to_owned() } else { kind(items) };
-            with(&format!("list of {what}"), span(schema, "minItems", "maxItems", " items"))
+            let list = with("list", span(schema, "minItems", "maxItems", " items"));
+            format!("{list}; each: {}", kind(items))
         }
         Some("object") => match &schema["additionalProperties"] {
             Value::Object(_) => {
-                let values = kind(&schema["additionalProperties"]);
-                with(&format!("map to {values}"), span(schema, "minProperties", "maxProperties", " entries"))
+                let map = with("map", span(schema, "minProperties", "maxProperties", " entries"));
+                format!("{map}; each value: {}", kind(&schema["additionalProperties"]))
             }
             _ => "object".to_owned(),
         },
@@ -112,6 +118,9 @@ fn rules(path: &str, schema: &Value, list: &mut Vec<(String, String)>) {
     }
 }
 
+/// How the rules end that make a field immutable, one a field.
+const IMMUTABLE: &str = "is immutable; delete the request and make a new one";
+
 /// The two custom resources, as (kind, schema).
 pub fn schemas() -> Vec<(String, Value)> {
     let schema = |crd| {
@@ -133,7 +142,13 @@ fn the_reference_has_every_field_as_the_crds_have_it() {
             rules(part, schema, &mut list);
             if !list.is_empty() {
                 text.push_str("\nThe API server refuses, besides:\n\n");
-                for (path, message) in list {
+                let (fixed, others): (Vec<_>, Vec<_>) = list.into_iter().partition(|(_, message)| message.contains(IMMUTABLE));
+                if !fixed.is_empty() {
+                    let words = fixed.iter().filter_map(|(_, message)| message.split_whitespace().next());
+                    let fields: Vec<String> = words.map(|field| format!("`{field}`")).collect();
+                    text.push_str(&format!("- a change of one of {}: {IMMUTABLE}\n", fields.join(", ")));
+                }
+                for (path, message) in others {
                     text.push_str(&format!("- `{path}`: {message}\n"));
                 }
             }
@@ -142,21 +157,15 @@ fn the_reference_has_every_field_as_the_crds_have_it() {
     }
 }
 
-/// One row a flag or argument, below a heading for each command.
-fn flags(command: &clap::Command, path: &str, text: &mut String) {
-    let arguments: Vec<&clap::Arg> =
-        command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
-    let is_leaf = command.get_subcommands().next().is_none();
-    if is_leaf {
-        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        text.push_str(&format!("### `{path}`\n\n{}\n\n", cell(&about)));
-        if arguments.is_empty() {
-            text.push_str("No flags.\n\n");
-        } else {
-            text.push_str("| flag | environment variable | default | meaning |\n|---|---|---|---|\n");
-        }
-    }
-    for arg in &arguments {
+/// The flags and arguments of a command, but for those that every command has.
+fn arguments(command: &clap::Command) -> Vec<&clap::Arg> {
+    command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect()
+}
+
+/// A table with one row a flag or argument.
+fn table_of_flags(command: &clap::Command) -> String {
+    let mut text = String::from("| flag | environment variable | default | meaning |\n|---|---|---|---|\n");
+    for arg in arguments(command) {
         let values: Vec<String> = arg.get_value_names().into_iter().flatten().map(|name| format!("{name}")).collect();
         let takes = arg.get_action().takes_values();
         let value = if takes && !values.is_empty() { format!(" {}", values.join(" ")) } else { String::new() };
@@ -165,21 +174,34 @@ fn flags(command: &clap::Command, path: &str, text: &mut String) {
             None => format!("{}…", value.trim()),
         };
         let env = arg.get_env().map_or_else(String::new, |env| format!("`{}`", env.to_string_lossy()));
-        let default: Vec<String> =
+        let mut default: Vec<String> =
             arg.get_default_values().iter().filter(|_| takes).map(|value| format!("`{}`", value.to_string_lossy())).collect();
+        if arg.is_required_set() {
+            default.push("**required**".to_owned());
+        }
         let mut meaning = cell(&arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default());
         let possible: Vec<String> =
             arg.get_possible_values().iter().filter(|_| takes).map(|value| format!("`{}`", value.get_name())).collect();
+        if !meaning.ends_with('.') {
+            meaning.push('.'); // clap takes the last one off
+        }
         if !possible.is_empty() {
             meaning.push_str(&format!(" One of {}.", possible.join(", ")));
         }
         text.push_str(&format!("| `{flag}` | {env} | {} | {meaning} |\n", default.join(" ")));
     }
-    if is_leaf && !arguments.is_empty() {
-        text.push('\n');
+    text
+}
+
+/// A heading and a table for each command that does something.
+fn commands(command: &clap::Command, path: &str, text: &mut String) {
+    if command.get_subcommands().next().is_none() {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        let table = if arguments(command).is_empty() { "No flags.\n".to_owned() } else { table_of_flags(command) };
+        text.push_str(&format!("### `{path}`\n\n{}\n\n{table}\n", cell(&about)));
     }
     for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
-        flags(command, &format!("{path} {}", command.get_name()), text);
+        commands(command, &format!("{path} {}", command.get_name()), text);
     }
 }
 
@@ -187,8 +209,10 @@ fn flags(command: &clap::Command, path: &str, text: &mut String) {
 fn the_table_of_flags_is_what_the_command_line_takes() {
     let command = CommandLine::command();
     let mut text = String::new();
-    flags(&command, "instance-access", &mut text);
+    commands(&command, "instance-access", &mut text);
     stands("docs/configuration.md", "flags", &text);
+    let controller = command.find_subcommand("controller").unwrap();
+    stands("README.md", "flags of the controller", &table_of_flags(controller));
 }
 
 #[test]
@@ -199,4 +223,26 @@ fn every_flag_of_the_controller_is_an_environment_variable() {
         let expected = format!("INSTANCE_ACCESS_{}", arg.get_long().unwrap().replace('-', "_").to_uppercase());
         assert_eq!(arg.get_env().map(|env| env.to_string_lossy().into_owned()), Some(expected));
     }
+}
+
+#[test]
+fn the_table_of_metrics_names_all_of_them_and_no_others() {
+    let metrics = Metrics::default();
+    metrics.read_from(Reading::default);
+    // A family shows nothing before its first count.
+    metrics.count_end(EndCause::Expired, Duration::ZERO);
+    metrics.count_status_write("stored");
+    metrics.count_event("sent");
+    metrics.count_watch_error("instanceaccesses");
+    let kind = Regex::new(r"(?m)^# TYPE (instance_access_\w+) (\w+)$").unwrap();
+    let page = metrics.page();
+    let served: BTreeSet<String> = kind
+        .captures_iter(&page)
+        .map(|found| format!("{}{}", &found[1], if &found[2] == "counter" { "_total" } else { "" }))
+        .collect();
+    let text = read("docs/configuration.md");
+    let rows: String = text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
+    let name = Regex::new(r"`(instance_access_\w+)").unwrap();
+    let told: BTreeSet<String> = name.captures_iter(&rows).map(|found| found[1].to_owned()).collect();
+    assert_eq!(served, told);
 }

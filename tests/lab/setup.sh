@@ -45,10 +45,11 @@ packages() {
   have_program sshd || missing+=(openssh-server)
   have_program ssh || missing+=(openssh-client)
   have_program curl || missing+=(curl)
+  have_program jq || missing+=(jq)
   have_program setpriv && have_program flock || missing+=(util-linux)
   have_nss_wrapper || missing+=(libnss-wrapper)
   if ((${#missing[@]} == 0)); then
-    say 'sshd, ssh, curl and nss_wrapper are installed'
+    say 'sshd, ssh, curl, jq and nss_wrapper are installed'
     return
   fi
   have_program apt-get || die "missing: ${missing[*]} (Debian's names); install them with this system's package manager, then run this again"

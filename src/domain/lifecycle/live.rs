@@ -328,6 +328,8 @@ impl<'a> Draft<'a> {
         let record = Record {
             request_id: push.request_id().map(str::to_owned),
             pushes: Some(push.landed_count()),
+            // Each try has a record of its own, also where nothing landed between them: one that nobody answered may have.
+            message: push.failure().map(|(_, failure, failures)| format!("try {} after {}", failures + 1, failure.code)),
             ..self.record(RecordKind::PushIntended)
         };
         self.audit(true, record);

@@ -127,6 +127,17 @@ pub enum Effect {
     },
 }
 
+/// Which writes a plan's status queues with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// An end.
+    End,
+    /// A grant, from its first write on.
+    Grant,
+    /// A word to somebody who has no grant: a refusal, or why it takes longer. It never stands before a grant.
+    Word,
+}
+
 /// Why the shell must look again, and until when it may rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Deadline {
@@ -172,11 +183,8 @@ pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan
     if !lives {
         return Plan::default();
     }
-    if let Some(failed) = sight.audit_failed_time
-        && now < plus(failed, AUDIT_RETRY)
-    {
-        let look_again = Some((Deadline::Retry, plus(failed, AUDIT_RETRY)));
-        return Plan { look_again, ..Plan::default() };
+    if let Some(again) = draft.audit_retry_time() {
+        return Plan { look_again: Some((Deadline::Retry, again)), ..Plan::default() };
     }
     draft.end(EndCause::Released, "the request vanished from the API server while its grant lived");
     for effect in &mut draft.before {
@@ -191,6 +199,17 @@ impl Plan {
     /// Whether there is nothing to do but wait.
     pub fn is_empty(&self) -> bool {
         self.before.is_empty() && self.status.is_none() && self.after.is_empty()
+    }
+
+    /// Which queue the status takes: nobody's refusal delays another's grant, and no grant delays an end.
+    pub fn lane(&self) -> Lane {
+        if self.before.contains(&Effect::StopPush) {
+            Lane::End
+        } else if self.status.as_ref().is_none_or(|status| status.grant.is_some()) {
+            Lane::Grant
+        } else {
+            Lane::Word
+        }
     }
 
     /// Puts the receipt of the newest record that was made durable into the status that is about to be stored; `None`,

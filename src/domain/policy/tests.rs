@@ -366,7 +366,8 @@ fn each_field_of_a_policy_does_what_its_doc_says() {
 #[test]
 fn a_deny_denies_what_it_matches_and_nothing_else() {
     #[rustfmt::skip]
-    let rows: &[(bool, fn(&mut InstanceAccessPolicySpec), fn(&mut Ask))] = &[
+    type Row = (bool, fn(&mut InstanceAccessPolicySpec), fn(&mut Ask));
+    let rows: &[Row] = &[
         (true, |_| {}, |_| {}),
         (true, |p| p.os_users = vec!["*".into()], |_| {}),
         (true, |p| labels(p, &[("env", "dev")]), |_| {}),
@@ -421,7 +422,8 @@ fn the_highest_priority_that_admits_decides_and_a_tie_goes_by_name() {
 fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
     let broken = |change: fn(&mut InstanceAccessPolicySpec)| policy(allow("a-broken"), change);
     #[rustfmt::skip]
-    let rows: &[(&str, &str, fn(&mut InstanceAccessPolicySpec))] = &[
+    type Row = (&'static str, &'static str, fn(&mut InstanceAccessPolicySpec));
+    let rows: &[Row] = &[
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(false, Some("("))),
         ("InvalidPattern", "spec.ticket.pattern", |p| p.ticket = text(false, Some("(?=x)"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some(r"(x)\1"))),
@@ -481,7 +483,7 @@ fn a_refusal_names_the_nearest_misses() {
     insta::assert_snapshot!(refusal(&[], &ask()), @"no policy admits alice as ec2-user on i-0123456789abcdef0: no policy is for this requester in namespace team-a; ask whoever writes the InstanceAccessPolicies");
     let oncall = policy(allow("prod-oncall"), |spec| spec.os_users = vec!["ops".into(), "ec2-user".into()]);
     let root = ask().with(|ask| ask.os_user = "root".into());
-    insta::assert_snapshot!(refusal(&[oncall.clone()], &root), @"no policy admits alice as root on i-0123456789abcdef0; nearest is prod-oncall, which allows osUsers ops, ec2-user");
+    insta::assert_snapshot!(refusal(std::slice::from_ref(&oncall), &root), @"no policy admits alice as root on i-0123456789abcdef0; nearest is prod-oncall, which allows osUsers ops, ec2-user");
     let strict = policy(allow("a-strict"), |spec| {
         spec.reason = text(true, None);
         labels(spec, &[("env", "prod")]);

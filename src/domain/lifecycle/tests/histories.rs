@@ -23,6 +23,8 @@ enum Turn {
     Fate(Fate),
     LookFails(Option<FailureClass>, u64),
     Audit(bool),
+    CrashBeforePoliciesAreRead,
+    PoliciesRead,
     State(InstanceState),
     Tag(&'static str),
     Gone(bool),
@@ -62,6 +64,8 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         4 => any_fate().prop_map(Turn::Fate),
         2 => (prop::option::of(any_class()), 0..20_000u64).prop_map(|(class, delay)| Turn::LookFails(class, delay)),
         2 => any::<bool>().prop_map(Turn::Audit),
+        1 => Just(Turn::CrashBeforePoliciesAreRead),
+        1 => Just(Turn::PoliciesRead),
         2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
             .prop_map(Turn::State),
         1 => prop::sample::select(vec!["dev", "prod"]).prop_map(Turn::Tag),
@@ -104,6 +108,11 @@ fn happen(life: &mut Life, turn: &Turn) {
             life.look_delay = Duration::from_millis(*delay);
         }
         Turn::Audit(works) => life.audit_works = *works,
+        Turn::CrashBeforePoliciesAreRead => {
+            life.crash();
+            life.policies_read = false;
+        }
+        Turn::PoliciesRead => life.policies_read = true,
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
             instance.tags.insert("env".into(), (*value).into());
@@ -117,7 +126,7 @@ fn cases() -> u32 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_the_invariants_hold(
@@ -140,10 +149,8 @@ proptest! {
             life.crash();
         }
         for turn in &turns {
-            if let Turn::Gone(_) | Turn::State(_) | Turn::Tag(_) = turn {
-                if life.instances.is_empty() {
-                    life.instances = vec![Arc::new(instance())];
-                }
+            if matches!(turn, Turn::State(_) | Turn::Tag(_)) && life.instances.is_empty() {
+                life.instances = vec![Arc::new(instance())];
             }
             happen(&mut life, turn);
         }

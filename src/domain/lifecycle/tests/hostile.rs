@@ -34,7 +34,7 @@ fn fractions_of_seconds_never_reach_the_status() {
     life.fate = Fate::Lands { queue: Duration::from_millis(7), flight: Duration::from_millis(77) };
     life = life.until(60);
     assert_eq!(life.expiration(), at(300));
-    life.now = life.now + jiff::SignedDuration::from_millis(1);
+    life.now += jiff::SignedDuration::from_millis(1);
     life.revoke();
     life.settle();
     life.heals_and_ends();
@@ -112,17 +112,7 @@ fn a_private_key_shows_nowhere() {
 
 #[test]
 fn a_permit_is_of_no_use_a_second_too_late() {
-    let mut life = world();
-    life.look_delay = seconds(0);
-    let plans = [0, 1].map(|_| {
-        let mut other = world();
-        other.settle();
-        other.crash();
-        other.reconcile();
-        other.ask()
-    });
-    drop(plans);
-    life.settle();
+    let life = world().settled();
     let not_after = last_push_time(life.expiration());
     assert_eq!(not_after, at(530));
     let push = || {

@@ -111,7 +111,8 @@ fn a_push_that_nobody_answers_is_tried_again() {
 
 #[test]
 fn an_instance_that_goes_is_told_when_it_is_seen_and_gets_no_key() {
-    let states: [(fn(&mut Life), &str); 5] = [
+    type Change = fn(&mut Life);
+    let states: [(Change, &str); 5] = [
         (|life| life.change_instance(|instance| instance.state = InstanceState::Stopped), "InstanceNotRunning Reconciling=True"),
         (|life| life.change_instance(|instance| instance.state = InstanceState::Stopping), "InstanceNotRunning Reconciling=True"),
         (|life| life.change_instance(|instance| instance.state = InstanceState::Terminated), "InstanceTerminated Stalled=True"),

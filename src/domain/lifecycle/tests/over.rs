@@ -171,7 +171,8 @@ fn revoked_and_deleted_at_once_is_one_end() {
 
 #[test]
 fn a_policy_that_no_longer_admits_takes_access_back() {
-    let changes: [(fn(&mut Vec<InstanceAccessPolicy>), &str); 10] = [
+    type Change = fn(&mut Vec<InstanceAccessPolicy>);
+    let changes: [(Change, &str); 10] = [
         (Vec::clear, "policy developers was deleted"),
         (|policies| policies[0].metadata.uid = Some("another".into()), "policy developers was deleted"),
         (|policies| policies[0].spec.subjects.clear(), "is not for this requester"),

@@ -19,3 +19,41 @@ fn before_the_policies_were_read_an_end_by_the_requester_goes_on() {
     let status = plan(&revoked, &Sight::new(at(0))).status.unwrap();
     assert_eq!(condition::active_reason(&status), Some("Revoked"));
 }
+
+#[test]
+fn before_the_policies_were_read_a_grant_is_neither_pushed_nor_taken_back_and_its_clock_goes_on() {
+    let mut life = world().until(100);
+    let landed = life.landed();
+    life.crash();
+    life.policies_read = false;
+    life.policies.clear();
+    let mut life = life.until(400);
+    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    assert_eq!(life.landed(), landed);
+    life.until(600).shows("Approved=True Active=False/Expired Ended=True/Expired");
+    life = world().until(100);
+    life.crash();
+    life.policies_read = false;
+    life.delete();
+    life.settle();
+    life.shows("Approved=True Active=True/RevocationPending Reconciling=True");
+    assert_eq!(life.until(170).object, None);
+}
+
+#[test]
+fn a_request_that_vanished_while_its_grant_lived_owes_the_record_of_its_end() {
+    let mut life = world().until(100);
+    let object = life.object.clone().unwrap();
+    let plan = vanished(at(100), &object, &Sight::new(at(0)));
+    assert!(matches!(&plan.before[..], [Effect::StopPush, Effect::Audit { required: true, record }] if record.kind == RecordKind::Ended));
+    assert!(plan.status.is_none() && plan.after.is_empty());
+    let mut failing = Sight::new(at(0));
+    failing.audit_failed_time = Some(at(98));
+    let wait = vanished(at(100), &object, &failing);
+    assert!(wait.is_empty() && wait.look_again == Some((Deadline::Retry, at(103))));
+    // Of a clock that was stepped back.
+    failing.audit_failed_time = Some(at(4000));
+    assert!(!vanished(at(100), &object, &failing).is_empty());
+    life = life.until(700);
+    assert!(vanished(at(700), life.object.as_ref().unwrap(), &Sight::new(at(0))).is_empty());
+}

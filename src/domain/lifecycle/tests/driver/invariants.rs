@@ -98,6 +98,7 @@ impl Life {
         self.fate = Fate::Lands { queue: Duration::ZERO, flight: Duration::ZERO };
         (self.look_failure, self.look_delay, self.pace, self.lagging, self.audit_works) =
             (None, Duration::ZERO, Duration::ZERO, false, true);
+        self.policies_read = true;
         self.sync();
         self.settle();
         // Out of the audit trail's retry.

@@ -1,0 +1,284 @@
+//! The API server is away, hangs, forgets its history, or is busy with somebody else.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use kube::config::Kubeconfig;
+use lab::standin::{Api, Fault, FaultKind};
+use serde_json::{Value, json};
+
+use crate::days;
+use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, expiration, shared};
+
+pub fn days() -> Vec<(&'static str, Day)> {
+    days![
+        a_grant_ends_in_time_and_on_record_while_the_api_server_is_away,
+        a_grant_is_made_once_though_the_api_server_goes_away_in_the_middle,
+        a_controller_that_starts_while_the_api_server_is_away_waits_for_it,
+        a_watch_that_expired_misses_nothing,
+        a_busy_neighbour_who_edits_the_request_all_the_time_neither_stops_nor_doubles_the_grant,
+        a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_status_from_saying_so,
+        an_object_that_cannot_be_read_is_counted_and_the_others_go_on,
+    ]
+}
+
+/// Waits until the trail has so many records of a kind for a request, whatever the API server does.
+async fn until_recorded(stand: &Stand, object: &instance_access::api::InstanceAccess, kind: &str) -> Outcome {
+    lab::poll::until_ok(&format!("a record {kind}"), SOON, || match stand.controller.recorded(object, kind) {
+        0 => Err("none"),
+        _ => Ok(()),
+    })
+    .await
+}
+
+/// Checks that one grant was made. An intention that no write followed is told again; it is always the same grant.
+fn granted_once(stand: &Stand, object: &instance_access::api::InstanceAccess) -> Outcome {
+    let records = stand.controller.records(object);
+    let grant = object.status.as_ref().and_then(|status| status.grant.as_ref()).context("a grant")?;
+    let intended = records.iter().filter(|record| record["kind"] == "GrantIntended").count();
+    anyhow::ensure!((1..20).contains(&intended), "{intended} intentions");
+    anyhow::ensure!(stand.controller.recorded(object, "Granted") == 1, "told twice");
+    anyhow::ensure!(records.iter().all(|record| record["grantId"] == grant.id.as_str()), "two grants: {records:#?}");
+    Ok(())
+}
+
+async fn a_grant_ends_in_time_and_on_record_while_the_api_server_is_away() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let (one, two) = (stand.running(), stand.running());
+    stand.ask(Ask::new("stopped").instance(&one).ends_in(85)).await?;
+    stand.ask(Ask::new("frozen").instance(&two).ends_in(105)).await?;
+    let first = stand.until_granted("stopped").await?;
+    let second = stand.until_granted("frozen").await?;
+
+    // Gone over the end of the first.
+    let before = Duration::try_from(expiration(&first)?.duration_since(Timestamp::now()))?;
+    tokio::time::sleep(before.saturating_sub(Duration::from_secs(3))).await;
+    stand.lab.stop_api_server();
+    until_recorded(&stand, &first, "Ended").await?;
+    let late = Timestamp::now().duration_since(expiration(&first)?);
+    anyhow::ensure!((0..5).contains(&late.as_secs()), "the end was recorded {late:?} late");
+    anyhow::ensure!(stand.lab.standin().active_keys(&one, "ec2-user").is_empty(), "a key is readable after the end");
+    stand.lab.start_api_server().await?;
+    let object = stand.until("stopped", "Expired", &["the grant's time was over"]).await?;
+    stand.ended_in_fact(&object, &one).await?;
+    let status = object.status.as_ref().context("status")?;
+    anyhow::ensure!(status.end_time.as_ref().map(|time| time.0) == Some(expiration(&object)?), "endTime is the end");
+    anyhow::ensure!(stand.controller.recorded(&object, "Ended") == 1, "one end, one record");
+
+    // Hanging over the end of the second.
+    let before = Duration::try_from(expiration(&second)?.duration_since(Timestamp::now())).unwrap_or_default();
+    tokio::time::sleep(before.saturating_sub(Duration::from_secs(2))).await;
+    stand.lab.freeze_api_server()?;
+    until_recorded(&stand, &second, "Ended").await?;
+    let late = Timestamp::now().duration_since(expiration(&second)?);
+    anyhow::ensure!((0..5).contains(&late.as_secs()), "the end was recorded {late:?} late");
+    stand.lab.thaw_api_server()?;
+    let other = stand.until("frozen", "Expired", &[]).await?;
+    stand.ended_in_fact(&other, &two).await?;
+    anyhow::ensure!(stand.controller.recorded(&other, "Ended") == 1, "one end, one record");
+    stand.controller.verify(&[&object, &other]).await?;
+    Ok(())
+}
+
+async fn a_grant_is_made_once_though_the_api_server_goes_away_in_the_middle() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    // Gone between the look-up and the first write: the look-up takes long enough to stop the API server under it.
+    let one = stand.running();
+    let slow = |api| Fault::new(FaultKind::Slow(Duration::from_secs(4))).on(api).times(1);
+    stand.lab.standin().set_fault(slow(Api::Ec2).instance(&one));
+    let first = stand.ask(Ask::new("looked-up").instance(&one)).await?;
+    stand.lab.stop_api_server();
+    until_recorded(&stand, &first, "GrantIntended").await?;
+    anyhow::ensure!(stand.pushes(&one).is_empty(), "a key was pushed for a grant that no status holds");
+    stand.lab.start_api_server().await?;
+    let first = stand.until_granted("looked-up").await?;
+
+    // Hanging while the key is being pushed.
+    let two = stand.running();
+    stand.lab.standin().set_fault(slow(Api::Eic).instance(&two));
+    let second = stand.ask(Ask::new("pushed").instance(&two)).await?;
+    stand.until("pushed", "Granting", &[]).await?;
+    stand.lab.freeze_api_server()?;
+    lab::poll::until_ok("the push", SOON, || if stand.pushes(&two).is_empty() { Err("none") } else { Ok(()) }).await?;
+    until_recorded(&stand, &second, "Granted").await?;
+    stand.lab.thaw_api_server()?;
+    let second = stand.until_granted("pushed").await?;
+    for (object, id) in [(&first, &one), (&second, &two)] {
+        granted_once(&stand, object)?;
+        anyhow::ensure!(stand.pushes(id).len() == 1, "{} pushes", stand.pushes(id).len());
+    }
+    stand.controller.verify(&[&first, &second]).await?;
+    Ok(())
+}
+
+async fn a_controller_that_starts_while_the_api_server_is_away_waits_for_it() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let (one, two) = (stand.running(), stand.running());
+    stand.ask(Ask::new("before").instance(&one).with("ttlSeconds", json!(600))).await?;
+    let before = stand.until_granted("before").await?;
+    stand.controller.kill();
+    stand.ask(Ask::new("meanwhile").instance(&two)).await?;
+    stand.lab.stop_api_server();
+    stand.controller.start()?;
+    let pages = async || {
+        let live = stand.controller.page("/livez").await.map_err(|error| format!("{error:#}"))?;
+        let ready = stand.controller.page("/readyz").await.map_err(|error| format!("{error:#}"))?;
+        if (live.0, ready.0) == (200, 503) { Ok(ready.1) } else { Err(format!("{live:?}, {ready:?}")) }
+    };
+    let why = lab::poll::until("it to live, and not to be ready", SOON, pages).await?;
+    anyhow::ensure!(why.contains("have not been read"), "/readyz says {why:?}");
+    stand.lab.start_api_server().await?;
+    stand.controller.until_ready().await?;
+    stand.until_granted("meanwhile").await?;
+    let same = stand.get("before").await?;
+    let grant = |object: &instance_access::api::InstanceAccess| object.status.as_ref().and_then(|it| it.grant.clone());
+    anyhow::ensure!(grant(&same) == grant(&before), "the grant changed: {:?}", grant(&same));
+    anyhow::ensure!(stand.controller.death().is_none(), "the controller died");
+    stand.controller.verify(&[&same]).await?;
+    Ok(())
+}
+
+async fn a_watch_that_expired_misses_nothing() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let ids = [stand.running(), stand.running(), stand.running()];
+    stand.ask(Ask::new("kept").instance(&ids[0])).await?;
+    stand.ask(Ask::new("vanishing").instance(&ids[1])).await?;
+    stand.until_granted("kept").await?;
+    stand.until_granted("vanishing").await?;
+    // While the controller hears nothing: one comes, one is revoked; and history is forgotten up to now.
+    let pid = stand.controller.pid().context("it runs")?.to_string();
+    let signal = async |name: &str| {
+        let mut kill = tokio::process::Command::new("kill");
+        let output = lab::ssh::run(kill.args([name, &pid])).await?;
+        anyhow::ensure!(output.success(), "kill {name}: {}", output.stderr);
+        anyhow::Ok(())
+    };
+    signal("-STOP").await?;
+    stand.merge("alice", "vanishing", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
+    let last = stand.ask(Ask::new("new").instance(&ids[2])).await?;
+    let revision: i64 = last.metadata.resource_version.context("a version")?.parse()?;
+    compact(&stand, revision).await?;
+    stand.lab.stop_api_server();
+    stand.lab.start_api_server().await?;
+    signal("-CONT").await?;
+    stand.until_granted("new").await?;
+    stand.until("vanishing", "RevocationPending", &["spec.revoke was set: done", "readable by the host until"]).await?;
+    stand.until_granted("kept").await?;
+    Ok(())
+}
+
+/// Makes etcd forget what was before a revision.
+async fn compact(stand: &Stand, revision: i64) -> Outcome {
+    let kubeconfig = Kubeconfig::read_from(stand.lab.kubeconfig("admin")?)?;
+    let server = kubeconfig.clusters[0].cluster.as_ref().and_then(|it| it.server.clone()).context("a server")?;
+    let host = server.trim_start_matches("https://").split(':').next().context("a host")?.to_owned();
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-sSf", "--noproxy", "*", "-X", "POST", "--data-raw"]);
+    curl.arg(json!({"revision": revision.to_string(), "physical": true}).to_string());
+    let done = lab::ssh::run(curl.arg(format!("http://{host}:2379/v3/kv/compaction"))).await?;
+    anyhow::ensure!(done.success(), "compaction: {}{}", done.stdout, done.stderr);
+    Ok(())
+}
+
+async fn a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_status_from_saying_so() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    stand.ask(Ask::new("edited-to-the-end").instance(&id).ends_in(85)).await?;
+    let end = expiration(&stand.until_granted("edited-to-the-end").await?)?;
+    let before = Duration::try_from(end.duration_since(Timestamp::now()))?;
+    tokio::time::sleep(before.saturating_sub(Duration::from_secs(2))).await;
+    let edits = async |who: &str| {
+        for number in 0..150 {
+            let label = json!({"metadata": {"labels": {who: number.to_string()}}});
+            stand.merge(who, "edited-to-the-end", label).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (alice, bob, ended) = tokio::join!(edits("alice"), edits("bob"), stand.ended_well("edited-to-the-end", &id));
+    alice?;
+    bob?;
+    stand.controller.verify(&[&ended?]).await?;
+    Ok(())
+}
+
+async fn a_busy_neighbour_who_edits_the_request_all_the_time_neither_stops_nor_doubles_the_grant() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    let slow = |api| Fault::new(FaultKind::Slow(Duration::from_secs(1))).on(api).instance(&id).times(1);
+    stand.lab.standin().set_fault(slow(Api::Ec2));
+    stand.lab.standin().set_fault(slow(Api::Eic));
+    stand.ask(Ask::new("edited").instance(&id)).await?;
+    let edits = async {
+        for number in 0..150 {
+            let label = json!({"metadata": {"labels": {"edit": number.to_string()}}});
+            stand.merge("bob", "edited", label).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (edits, object) = tokio::join!(edits, stand.until_granted("edited"));
+    edits?;
+    let object = object?;
+    granted_once(&stand, &object)?;
+    anyhow::ensure!(stand.pushes(&id).len() == 1, "{} pushes", stand.pushes(&id).len());
+    Ok(())
+}
+
+/// Lets the API server store what cannot be read: a login that is a number, a priority that is a word.
+fn relaxed(yaml: String) -> String {
+    let mut relaxed = String::new();
+    for document in yaml.split("---\n").filter(|it| !it.trim().is_empty()) {
+        let mut crd: Value = serde_yaml::from_str(document).expect("a CRD is YAML");
+        let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+        let fields = crd.pointer_mut(spec).expect("a CRD has a schema");
+        for field in ["osUser", "priority"] {
+            if fields.get(field).is_some() {
+                fields[field] = json!({"x-kubernetes-int-or-string": true});
+            }
+        }
+        relaxed.push_str(&format!("---\n{}", serde_yaml::to_string(&crd).expect("it was YAML")));
+    }
+    relaxed
+}
+
+async fn an_object_that_cannot_be_read_is_counted_and_the_others_go_on() -> Outcome {
+    let stand = Stand::own(Special { crds: Some(relaxed), ..Special::default() }).await?;
+    let id = stand.running();
+    let broken = async |stand: &Stand| stand.controller.metric("instance_access_undecodable_objects").await;
+    anyhow::ensure!(broken(&stand).await? == 0.0, "some object is undecodable before any was stored");
+    // One that comes through the watch, and, after a restart, through the list.
+    let mut ask = Ask::new("unreadable").instance(&id);
+    ask.spec["osUser"] = json!(42);
+    stand.client("alice").await?;
+    let sent = stand.create("alice", &ask).await;
+    anyhow::ensure!(sent.is_err(), "our own types read it");
+    let policy = "apiVersion: instanceaccess.dev/v1alpha1\nkind: InstanceAccessPolicy\nmetadata: {name: unreadable}\nspec:\n  \
+                  effect: Allow\n  priority: high\n  subjects: [{kind: Group, name: developers}]\n  namespaces: [team]\n  \
+                  targets: {instanceIds: ['*']}\n  osUsers: ['*']\n  ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
+    crate::stand::apply(&stand.lab, policy).await?;
+    for round in ["watched", "listed"] {
+        lab::poll::until("two undecodable objects", SOON, async || match broken(&stand).await {
+            Ok(count) if count == 2.0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await?;
+        let log = stand.controller.log_of("cannot be decoded");
+        anyhow::ensure!(log.contains("unreadable"), "the log does not name it: {log}");
+        stand.ask(Ask::new(&format!("beside-{round}")).instance(&id)).await?;
+        stand.until_granted(&format!("beside-{round}")).await?;
+        stand.controller.kill();
+        stand.controller.start()?;
+        stand.controller.until_ready().await?;
+    }
+    // An unreadable policy that may be a Deny denies everything, since nobody knows what it forbids.
+    crate::stand::apply(&stand.lab, &policy.replace("Allow", "Deny").replace("unreadable", "unreadable-deny").replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", "")).await?;
+    lab::poll::until("a third", SOON, async || match broken(&stand).await {
+        Ok(count) if count == 3.0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await?;
+    stand.ask(Ask::new("under-deny").instance(&id)).await?;
+    stand.until_denied("under-deny", "DeniedByPolicy", &["unreadable-deny"]).await?;
+    stand.controller.verify(&[]).await?;
+    Ok(())
+}

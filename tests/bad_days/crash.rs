@@ -1,0 +1,81 @@
+//! kill -9 under load.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::days;
+use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, is, shown};
+
+pub fn days() -> Vec<(&'static str, Day)> {
+    days![fifty_requests_survive_a_kill_in_the_middle_each_granted_once]
+}
+
+/// The records of one kind, as (uid of the request, id of the grant).
+fn records(stand: &Stand, kind: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(stand.controller.audit()).unwrap_or_default();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let of_kind = lines.map(|line| line["record"].clone()).filter(|record| record["kind"] == kind);
+    of_kind.map(|record| (text(&record["request"]["uid"]), text(&record["grantId"]))).collect()
+}
+
+async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let ids: Vec<String> = (0..50).map(|_| stand.running()).collect();
+    let asks = ids.iter().enumerate().map(|(number, id)| stand.ask(Ask::new(&format!("load-{number}")).instance(id)));
+    let asks = futures::future::join_all(asks);
+    // Twice: once while grants are being made, once while they are being told.
+    let kills = async {
+        for (kind, count) in [("GrantIntended", 5), ("Granted", 15)] {
+            lab::poll::until_ok(&format!("{count} records {kind}"), SOON, || match records(&stand, kind).len() {
+                few if few < count => Err(few),
+                _ => Ok(()),
+            })
+            .await?;
+            stand.controller.kill();
+            if kind == "Granted" {
+                // As if the last write had been torn by the crash.
+                let mut audit = std::fs::File::options().append(true).open(stand.controller.audit())?;
+                audit.write_all(br#"{"sequence":"#)?;
+            }
+            stand.controller.start()?;
+        }
+        anyhow::Ok(())
+    };
+    let (asked, killed) = tokio::join!(asks, kills);
+    killed?;
+    for asked in asked {
+        asked?;
+    }
+    let all = async || {
+        let objects = stand.list().await.map_err(|error| format!("{error:#}"))?;
+        match objects.iter().find(|object| is(object, "Active", "True").is_err()) {
+            None if objects.len() == 50 => Ok(objects),
+            None => Err(format!("{} requests", objects.len())),
+            Some(object) => Err(format!("{:?}: {}", object.metadata.name, shown(object))),
+        }
+    };
+    let objects = lab::poll::until("all fifty to be granted", SOON, all).await?;
+
+    let mut grants: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (uid, grant) in records(&stand, "GrantIntended") {
+        grants.entry(uid).or_default().insert(grant);
+    }
+    let told = records(&stand, "Granted");
+    for object in &objects {
+        let uid = object.metadata.uid.as_deref().context("a uid")?;
+        let id = &object.status.as_ref().and_then(|status| status.grant.as_ref()).context("a grant")?.id;
+        // An intention may be written twice, before and after the crash; it is the same one.
+        anyhow::ensure!(grants.get(uid) == Some(&BTreeSet::from([id.clone()])), "{:?}, {id}", grants.get(uid));
+        anyhow::ensure!(told.iter().any(|(told, _)| told == uid), "{:?} was never told", object.metadata.name);
+    }
+    anyhow::ensure!(grants.len() == 50, "{} grants", grants.len());
+    let said = stand.controller.verify(&objects.iter().collect::<Vec<_>>()).await?;
+    anyhow::ensure!(said.contains("3 segments"), "{said}");
+    let torn = std::fs::read_dir(stand.lab.dir())?.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("torn"));
+    anyhow::ensure!(torn.count() >= 1, "the torn end was not set aside");
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Who may not, and rules with mistakes in them.
+
+use kube::Api;
+use kube::api::DeleteParams;
+use instance_access::api::InstanceAccessPolicy;
+use serde_json::json;
+
+use crate::days;
+use crate::stand::{Ask, Day, Outcome, SOON, Stand, apply, shared};
+
+pub fn days() -> Vec<(&'static str, Day)> {
+    days![
+        without_a_policy_nobody_gets_in_and_learns_nothing_of_our_instances,
+        a_deny_wins_over_every_allow,
+        a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on,
+        what_this_version_cannot_enforce_admits_nothing,
+        a_policy_that_names_no_such_policy_is_told,
+    ]
+}
+
+/// Waits until a policy says whether it is in force; returns what it says.
+async fn ready(stand: &Stand, name: &str, wanted: &str) -> anyhow::Result<(String, String)> {
+    let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
+    let what = format!("policy {name} to be Ready={wanted}");
+    lab::poll::until(&what, SOON, async || {
+        let policy = policies.get(name).await.map_err(|error| error.to_string())?;
+        let status = policy.status.unwrap_or_default();
+        let ready = status.conditions.iter().find(|condition| format!("{:?}", condition.type_) == "Ready");
+        match ready {
+            Some(ready) if format!("{:?}", ready.status) == wanted => Ok((ready.reason.clone(), ready.message.clone())),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+/// A policy about carol alone, so that its mistakes are nearest to nobody else's requests.
+fn policy(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: instanceaccess.dev/v1alpha1\nkind: InstanceAccessPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+         subjects: [{{kind: User, name: carol}}]\n  namespaces: [team]\n{rest}"
+    )
+}
+
+async fn without_a_policy_nobody_gets_in_and_learns_nothing_of_our_instances() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    stand.create("mallory", &Ask::new("stranger").instance(&id)).await?;
+    let words = ["no policy admits mallory as ec2-user", "no policy is for this requester in namespace team", "ask"];
+    let object = stand.until_denied("stranger", "DeniedByPolicy", &words).await?;
+    let status = object.status.expect("it is denied");
+    anyhow::ensure!(status.instance.is_none(), "a stranger learnt {:?}", status.instance);
+    anyhow::ensure!(stand.calls(lab::standin::Api::Ec2, &id).is_empty(), "a stranger cost a look-up");
+    // The right person, as somebody whom no policy lets in.
+    stand.ask(Ask::new("as-root").instance(&id).with("osUser", json!("root"))).await?;
+    let words = ["no policy admits alice as root", "nearest is developers, which allows osUsers ec2-user"];
+    stand.until_denied("as-root", "DeniedByPolicy", &words).await?;
+    anyhow::ensure!(stand.pushes(&id).is_empty(), "something was pushed");
+    Ok(())
+}
+
+async fn a_deny_wins_over_every_allow() -> Outcome {
+    let stand = shared().await?;
+    let (open, shut) = (stand.running(), stand.running());
+    let rest = format!("  effect: Deny\n  targets: {{instanceIds: [{shut}]}}\n  osUsers: ['*']\n");
+    apply(&stand.lab, &policy("frozen", &rest)).await?;
+    ready(&stand, "frozen", "True").await?;
+    stand.create("carol", &Ask::new("denied-there").instance(&shut)).await?;
+    stand.create("carol", &Ask::new("allowed-here").instance(&open)).await?;
+    let words = ["policy frozen denies carol as ec2-user", &shut];
+    stand.until_denied("denied-there", "DeniedByPolicy", &words).await?;
+    stand.until_granted("allowed-here").await?;
+    anyhow::ensure!(stand.pushes(&shut).is_empty(), "a denied key was pushed");
+    Ok(())
+}
+
+async fn a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    let allow = "  effect: Allow\n  priority: 1000\n  targets: {instanceIds: ['*']}\n  osUsers: [ops]\n  \
+                 ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
+    apply(&stand.lab, &policy("broken", &format!("{allow}  reason: {{pattern: '^INC-([0-9]+'}}\n"))).await?;
+    let (reason, message) = ready(&stand, "broken", "False").await?;
+    anyhow::ensure!(reason == "InvalidPattern", "{reason}");
+    anyhow::ensure!(message.contains("spec.reason.pattern") && message.contains("unclosed group"), "{message}");
+    // What only the broken one could admit is refused, and told why.
+    let ask = |name: &str, user: &str| {
+        Ask::new(name).instance(&id).with("osUser", json!(user)).with("reason", json!("INC-1"))
+    };
+    stand.create("carol", &ask("by-broken", "ops")).await?;
+    let words = ["broken, which has a mistake", "spec.reason.pattern"];
+    stand.until_denied("by-broken", "DeniedByPolicy", &words).await?;
+    // The others go on, beside it.
+    stand.create("carol", &ask("by-another", "ec2-user")).await?;
+    stand.until_granted("by-another").await?;
+    // Mended, it is in force.
+    apply(&stand.lab, &policy("broken", &format!("{allow}  reason: {{pattern: '^INC-[0-9]+'}}\n"))).await?;
+    ready(&stand, "broken", "True").await?;
+    stand.create("carol", &ask("by-mended", "ops")).await?;
+    stand.until_granted("by-mended").await?;
+    Ok(())
+}
+
+async fn what_this_version_cannot_enforce_admits_nothing() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    let rest = "  effect: Allow\n  targets: {instanceIds: ['*']}\n  osUsers: [dba]\n  \
+                ttl: {defaultSeconds: 600, maxSeconds: 600}\n  limits: {activePerSubject: 1}\n";
+    apply(&stand.lab, &policy("limited", rest)).await?;
+    let (reason, message) = ready(&stand, "limited", "False").await?;
+    anyhow::ensure!(reason == "NotEnforced" && message.contains("spec.limits"), "{reason}: {message}");
+    stand.create("carol", &Ask::new("by-limited").instance(&id).with("osUser", json!("dba"))).await?;
+    stand.until_denied("by-limited", "DeniedByPolicy", &["limited, which has a mistake", "spec.limits"]).await?;
+    let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
+    let _ = policies.delete("limited", &DeleteParams::default()).await?;
+    Ok(())
+}
+
+async fn a_policy_that_names_no_such_policy_is_told() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    stand.ask(Ask::new("by-no-such").instance(&id).with("policyName", json!("no-such"))).await?;
+    let words = ["spec.policyName names no-such", "leave it out to let the operator choose"];
+    stand.until_denied("by-no-such", "DeniedByPolicy", &words).await?;
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! The controller, as a process.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Context;
+use instance_access::api::InstanceAccess;
+use lab::Lab;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Disk, SOON};
+
+/// The real binary, with all that it needs to be started again and again.
+pub struct Controller {
+    env: Mutex<Vec<(OsString, OsString)>>,
+    /// The audit file as the process names it.
+    audit: PathBuf,
+    disk: Option<Disk>,
+    log: PathBuf,
+    listen: SocketAddr,
+    child: Mutex<Option<Child>>,
+}
+
+impl Controller {
+    /// Prepares it.
+    pub fn new(lab: &Lab, kubeconfig: &Path, disk: Option<Disk>, special: Vec<(&str, String)>) -> anyhow::Result<Self> {
+        let mut env: Vec<(OsString, OsString)> = vec![
+            ("KUBECONFIG".into(), kubeconfig.into()),
+            ("PATH".into(), std::env::var_os("PATH").unwrap_or_default()),
+            ("HOME".into(), lab.dir().into()),
+            ("RUST_LOG".into(), "info,instance_access=debug".into()),
+            // So that it goes with the lab, however the test ends.
+            (lab::proc::MARK.into(), lab.dir().into()),
+        ];
+        let aws = lab.aws_env().into_iter().map(|(name, value)| (name.into(), value.into()));
+        env.extend(aws);
+        env.extend(special.into_iter().map(|(name, value)| (name.into(), value.into())));
+        // Free now; that somebody else takes it before we do is unlikely enough.
+        let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let audit = disk.as_ref().map_or(lab.dir(), Disk::dir).join("audit.jsonl");
+        Ok(Self {
+            env: Mutex::new(env),
+            audit,
+            disk,
+            log: lab.dir().join("controller.log"),
+            listen,
+            child: Mutex::default(),
+        })
+    }
+
+    /// Changes its environment; the next start sees it.
+    pub fn set_env(&self, name: &str, value: &str) {
+        self.env.lock().expect("no holder panics").push((name.into(), value.into()));
+    }
+
+    fn command(&self, listen: &str) -> Command {
+        let mut command = self.disk.as_ref().map_or_else(|| Command::new(BINARY), |disk| disk.command(BINARY));
+        command.env_clear().envs(self.env.lock().expect("no holder panics").iter().cloned());
+        command.arg("controller").arg("--audit-file").arg(&self.audit).args(["--listen", listen]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        command
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> anyhow::Result<()> {
+        let mut command = self.command(&self.listen.to_string());
+        command.stderr(File::options().create(true).append(true).open(&self.log)?);
+        *self.child.lock().expect("no holder panics") = Some(command.spawn().context("starting the controller")?);
+        Ok(())
+    }
+
+    /// Starts another one beside it, which is expected to give up: returns what it says.
+    pub async fn start_another(&self) -> anyhow::Result<(Option<i32>, String)> {
+        let mut command = tokio::process::Command::from(self.command("127.0.0.1:0"));
+        let output = tokio::time::timeout(SOON, command.stderr(Stdio::piped()).kill_on_drop(true).output());
+        let output = output.await.context("another controller on the same audit file did not give up")??;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child.lock().expect("no holder panics").take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.lock().expect("no holder panics").as_ref().map(Child::id)
+    }
+
+    /// How it ended, if it did.
+    pub fn death(&self) -> Option<ExitStatus> {
+        self.child.lock().expect("no holder panics").as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
+    /// Waits until it has read the lists.
+    pub async fn until_ready(&self) -> anyhow::Result<()> {
+        let ready = lab::poll::until("the controller to be ready", SOON, async || {
+            if let Some(status) = self.death() {
+                return Ok(Err(anyhow::anyhow!("the controller ended, {status}: {}", self.log_of("error"))));
+            }
+            match self.page("/readyz").await {
+                Ok((200, _)) => Ok(Ok(())),
+                Ok((status, body)) => Err(format!("{status} {body}")),
+                Err(error) => Err(format!("{error:#}")),
+            }
+        });
+        ready.await?
+    }
+
+    /// Reads one of its pages.
+    pub async fn page(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let read = async {
+            let mut stream = TcpStream::connect(self.listen).await?;
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await?;
+            anyhow::Ok(text)
+        };
+        let text = tokio::time::timeout(Duration::from_secs(10), read).await??;
+        let status = text.split_whitespace().nth(1).and_then(|code| code.parse().ok()).context("an HTTP answer")?;
+        Ok((status, text.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())))
+    }
+
+    /// The value of a metric that has no labels.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (_, page) = self.page("/metrics").await?;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+        value.with_context(|| format!("{name} is not among the metrics"))
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// The newest lines of the log that name something.
+    pub fn log_of(&self, name: &str) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(name)).collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+
+    /// The audit file as we name it.
+    pub fn audit(&self) -> PathBuf {
+        self.disk.as_ref().map_or_else(|| self.audit.clone(), |disk| disk.outside(&self.audit))
+    }
+
+    /// The disk that the audit file is on.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("this stand has no disk of its own")
+    }
+
+    /// The audit records of one request, by its uid.
+    pub fn records(&self, object: &InstanceAccess) -> Vec<Value> {
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        let text = std::fs::read_to_string(self.audit()).unwrap_or_default();
+        let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        records.map(|mut line| line["record"].take()).filter(|record| record["request"]["uid"] == uid).collect()
+    }
+
+    /// How many records of a kind one request has.
+    pub fn recorded(&self, object: &InstanceAccess, kind: &str) -> usize {
+        self.records(object).iter().filter(|record| record["kind"] == kind).count()
+    }
+
+    /// Verifies the trail, against the receipts that these requests' statuses hold.
+    pub async fn verify(&self, objects: &[&InstanceAccess]) -> anyhow::Result<String> {
+        let audit = self.audit();
+        let mut arguments = vec!["audit".to_owned(), "verify".to_owned()];
+        for object in objects {
+            let pointer = object.status.as_ref().and_then(|status| status.audit.as_ref()).context("status.audit")?;
+            arguments.extend(["--head".to_owned(), format!("{}:{}", pointer.sequence, pointer.digest)]);
+        }
+        arguments.push(audit.to_str().context("a path in UTF-8")?.to_owned());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        super::tell(&arguments).await
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+const BINARY: &str = env!("CARGO_BIN_EXE_instance-access");

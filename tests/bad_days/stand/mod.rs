@@ -1,0 +1,274 @@
+//! The stand: a real API server, AWS, and the real controller under its own service account.
+
+mod ask;
+mod controller;
+mod disk;
+mod watch;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use instance_access::api::InstanceAccess;
+use jiff::Timestamp;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use lab::standin::{Api, Entry, Instance};
+use lab::{Lab, Options};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+pub use ask::Ask;
+pub use controller::Controller;
+pub use disk::Disk;
+pub use watch::{expiration, is, reason, shown};
+
+/// What a test comes to.
+pub type Outcome = anyhow::Result<()>;
+/// A test.
+pub type Day = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// Whom the controller is.
+const OPERATOR: (&str, &str) = ("instance-access", "operator");
+/// Where people ask.
+pub const NAMESPACE: &str = "team";
+/// How long something may take that takes moments on a machine of its own.
+pub const SOON: Duration = Duration::from_secs(60);
+/// API servers at once, beside the shared one: each takes 300 MiB, and all of a core while it starts.
+static OWN: Semaphore = Semaphore::const_new(3);
+
+/// Everything that a test needs.
+pub struct Stand {
+    pub lab: Lab,
+    pub controller: Controller,
+    pub key: String,
+    people: Mutex<HashMap<String, Client>>,
+    instances: AtomicU32,
+    _place: Option<SemaphorePermit<'static>>,
+}
+
+/// What a stand has that others have not.
+#[derive(Default)]
+pub struct Special {
+    /// The audit file is on this disk.
+    pub disk: Option<Disk>,
+    /// The controller's environment differs so.
+    pub env: Vec<(&'static str, String)>,
+    /// The CRDs are changed so before they are applied.
+    pub crds: Option<fn(String) -> String>,
+}
+
+static SHARED: tokio::sync::Mutex<Option<Arc<Stand>>> = tokio::sync::Mutex::const_new(None);
+
+/// The stand that most tests share.
+pub async fn shared() -> anyhow::Result<Arc<Stand>> {
+    let mut shared = SHARED.lock().await;
+    if shared.is_none() {
+        *shared = Some(Arc::new(Stand::start(Special::default(), None).await?));
+    }
+    Ok(Arc::clone(shared.as_ref().expect("made above")))
+}
+
+/// Ends the shared stand, and says whether its audit trail verifies after all that was done to it.
+pub async fn close_shared() {
+    if let Some(stand) = SHARED.lock().await.take() {
+        match stand.controller.verify(&[]).await {
+            Ok(said) => eprintln!("the shared stand's audit trail: {}", said.lines().next().unwrap_or_default()),
+            Err(error) => panic!("the shared stand's audit trail: {error:#}"),
+        }
+    }
+}
+
+impl Stand {
+    /// A stand for one test alone.
+    pub async fn own(special: Special) -> anyhow::Result<Stand> {
+        let place = OWN.acquire().await?;
+        Stand::start(special, Some(place)).await
+    }
+
+    async fn start(special: Special, place: Option<SemaphorePermit<'static>>) -> anyhow::Result<Stand> {
+        let lab = Lab::start(Options::default().instances([])).await?;
+        let Special { disk, env, crds } = special;
+        let crd_yaml = tell(&["crds"]).await?;
+        apply(&lab, &crds.map_or(crd_yaml.clone(), |change| change(crd_yaml))).await?;
+        apply(&lab, include_str!("../../../examples/operator-rbac.yaml")).await?;
+        apply(&lab, RIGHTS).await?;
+        let kubeconfig = lab.kubeconfig_for_service_account(OPERATOR.0, OPERATOR.1).await?;
+        apply(&lab, &tell(&["admission", "--operator-service-account", &format!("{}/{}", OPERATOR.0, OPERATOR.1)]).await?)
+            .await?;
+        let mut wait = lab.kubectl("admin")?;
+        wait.args(["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
+        succeed(wait).await?;
+        apply(&lab, DEVELOPERS).await?;
+        let key = lab.new_key("alice").await?.public;
+        let controller = Controller::new(&lab, &kubeconfig, disk, env)?;
+        let stand = Stand {
+            lab,
+            controller,
+            key,
+            people: Mutex::default(),
+            instances: AtomicU32::default(),
+            _place: place,
+        };
+        stand.until_admission().await?;
+        stand.controller.start()?;
+        stand.controller.until_ready().await?;
+        Ok(stand)
+    }
+
+    /// Waits until the API server fills in who asks: it takes policies up a moment after they are stored.
+    async fn until_admission(&self) -> anyhow::Result<()> {
+        let probe = Ask::new("probe").instance("i-0123456789abcdef0");
+        lab::poll::until("the admission policies to be in force", SOON, async || {
+            let made = self.dry_run("alice", &probe).await.map_err(|error| error.to_string())?;
+            let requester = made.spec.requester.as_ref().map(|requester| requester.username.as_str());
+            if requester != Some("alice") {
+                return Err(format!("requester is {requester:?}"));
+            }
+            match self.dry_run("alice", &probe.clone().with("requester", json!({"username": "bob"}))).await {
+                Err(_) => Ok(()),
+                Ok(_) => Err("a forged requester is let in".to_owned()),
+            }
+        })
+        .await
+    }
+
+    /// A client of one of the lab's people.
+    pub async fn client(&self, who: &str) -> anyhow::Result<Client> {
+        if let Some(client) = self.people.lock().expect("no holder panics").get(who) {
+            return Ok(client.clone());
+        }
+        let kubeconfig = Kubeconfig::read_from(self.lab.kubeconfig(who)?)?;
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        // A look that hangs on a frozen API server must not hang the test.
+        config.read_timeout = Some(Duration::from_secs(15));
+        let client = Client::try_from(config)?;
+        self.people.lock().expect("no holder panics").insert(who.to_owned(), client.clone());
+        Ok(client)
+    }
+
+    /// An instance that only AWS knows: no sshd stands behind it. `change` makes it what the test needs.
+    pub fn instance(&self, change: impl FnOnce(&mut Instance)) -> String {
+        let number = self.instances.fetch_add(1, Ordering::Relaxed);
+        let [.., high, low] = number.to_be_bytes();
+        let mut instance = Instance {
+            id: format!("i-{}", &uuid::Uuid::new_v4().simple().to_string()[..17]),
+            private_ip: Some(Ipv4Addr::new(10, 0, high, low).into()),
+            public_ip: Some(Ipv4Addr::new(198, 18, high, low).into()),
+            ..Instance::default()
+        };
+        change(&mut instance);
+        let id = instance.id.clone();
+        self.lab.standin().put_instance(instance);
+        id
+    }
+
+    /// A running instance.
+    pub fn running(&self) -> String {
+        self.instance(|_| {})
+    }
+
+    /// The calls of one service that named an instance.
+    pub fn calls(&self, api: Api, instance_id: &str) -> Vec<Entry> {
+        let named = |entry: &Entry| entry.api == api && entry.instance_ids.iter().any(|id| id == instance_id);
+        self.lab.standin().journal().into_iter().filter(named).collect()
+    }
+
+    /// The pushes to an instance, whether they succeeded or not.
+    pub fn pushes(&self, instance_id: &str) -> Vec<Entry> {
+        self.calls(Api::Eic, instance_id)
+    }
+
+    /// Checks what an end promises: on time, no key readable, no push that could outlive it, a record for everything.
+    pub async fn ended_well(&self, name: &str, instance_id: &str) -> anyhow::Result<InstanceAccess> {
+        let object = self.get(name).await?;
+        let expiration = watch::expiration(&object)?;
+        let wait = Duration::try_from(expiration.duration_since(Timestamp::now())).unwrap_or_default();
+        let bound = wait + Duration::from_secs(10);
+        let object = self.until_within(name, "Ended", bound, |object| watch::is(object, "Ended", "True")).await?;
+        let late = Timestamp::now().duration_since(watch::expiration(&object)?);
+        anyhow::ensure!(late.as_secs() < 5, "{name} ended {late:?} late in status");
+        self.ended_in_fact(&object, instance_id).await?;
+        Ok(object)
+    }
+
+    /// What was true at the end, whenever status came to say so.
+    pub async fn ended_in_fact(&self, object: &InstanceAccess, instance_id: &str) -> anyhow::Result<()> {
+        let expiration = watch::expiration(object)?;
+        for push in self.pushes(instance_id) {
+            let latest = expiration - jiff::SignedDuration::from_secs(60);
+            anyhow::ensure!(push.time <= latest, "a push at {} for a grant until {expiration}", push.time);
+        }
+        let keys = self.lab.standin().active_keys(instance_id, "ec2-user");
+        anyhow::ensure!(keys.is_empty(), "a key is readable after the end: {keys:?}");
+        let end = object.status.as_ref().and_then(|status| status.end_time.as_ref()).context("no endTime")?;
+        anyhow::ensure!(end.0 <= expiration, "endTime {} is after {expiration}", end.0);
+        Ok(())
+    }
+}
+
+/// Runs the product to its end and returns what it prints.
+pub async fn tell(arguments: &[&str]) -> anyhow::Result<String> {
+    let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_instance-access"));
+    program.args(arguments);
+    succeed(program).await
+}
+
+async fn succeed(mut command: tokio::process::Command) -> anyhow::Result<String> {
+    let output = lab::ssh::run(&mut command).await?;
+    anyhow::ensure!(output.success(), "{command:?}: {}{}", output.stdout, output.stderr);
+    Ok(output.stdout)
+}
+
+/// `kubectl apply`, as the administrator.
+pub async fn apply(lab: &Lab, yaml: &str) -> anyhow::Result<()> {
+    let mut kubectl = lab.kubectl("admin")?;
+    kubectl.args(["apply", "--server-side", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = kubectl.kill_on_drop(true).spawn()?;
+    let mut stdin = child.stdin.take().context("a piped stdin")?;
+    stdin.write_all(yaml.as_bytes()).await?;
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    anyhow::ensure!(output.status.success(), "kubectl apply: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// What people may do: the door is open, policy decides.
+const RIGHTS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: people}
+rules:
+- {apiGroups: [instanceaccess.dev], resources: [instanceaccesses], verbs: ["*"]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: people}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: people}
+subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
+"#;
+
+/// Who may get what, unless a test adds to it.
+const DEVELOPERS: &str = r#"
+apiVersion: instanceaccess.dev/v1alpha1
+kind: InstanceAccessPolicy
+metadata: {name: developers}
+spec:
+  effect: Allow
+  subjects: [{kind: Group, name: developers}]
+  namespaces: [team]
+  targets: {instanceIds: ["*"]}
+  osUsers: [ec2-user]
+  ttl: {defaultSeconds: 600, maxSeconds: 3600}
+"#;
