@@ -44,6 +44,8 @@ fn main() -> std::process::ExitCode {
     let trials = trials! { runtime:
         login {
             a_request_lets_its_owner_in_until_it_ends_and_no_longer,
+            a_session_that_is_open_at_the_end_lives_on_and_status_says_so,
+            two_grants_on_one_instance_do_not_disturb_each_other,
             the_owner_of_a_private_instance_is_told_the_tunnel_to_it,
             a_private_instance_is_served_directly_to_whoever_asks_for_that,
             a_start_time_to_come_is_waited_for,

@@ -68,7 +68,10 @@ pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_gran
     assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
     let records = request.records();
     let ends = records.iter().filter(|line| line["record"]["kind"] == "Ended");
-    assert!(ends.clone().count() >= 1 && ends.clone().all(|line| line["record"]["endTime"] == ended["status"]["endTime"]), "{records:?}");
+    assert!(
+        ends.clone().count() >= 1 && ends.clone().all(|line| line["record"]["endTime"] == ended["status"]["endTime"]),
+        "{records:?}"
+    );
     request.is_locked_out().await;
     request.keeps_its_promises().await;
     end(stand).await;

@@ -50,7 +50,11 @@ pub async fn killed_between_the_record_and_the_status_of_a_grant_it_grants_once(
     stand.record(&request.uid, "GrantIntended", BOUND).await;
     stand.kill_controller().await;
     stand.restart_api_server().await;
-    assert!(request.newest().pointer("/status/grant").is_none(), "the status was stored after all: {}", request.newest());
+    assert!(
+        request.newest().pointer("/status/grant").is_none(),
+        "the status was stored after all: {}",
+        request.newest()
+    );
     assert!(request.pushes().is_empty());
     stand.start_controller().await;
     goes_on_and_ends(&request, guard).await;
@@ -114,7 +118,9 @@ pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets
     request.becomes("Granted").await;
     // Without this right it may end the request, and not let it go.
     let patch = r#"[{"op": "replace", "path": "/rules/0/verbs", "value": ["get", "list", "watch"]}]"#;
-    stand.kubectl_ok("admin", &["patch", "clusterrole", "instance-access-operator", "--type", "json", "-p", patch]).await;
+    stand
+        .kubectl_ok("admin", &["patch", "clusterrole", "instance-access-operator", "--type", "json", "-p", patch])
+        .await;
     let question = ["auth", "can-i", "patch", "instanceaccesses.instanceaccess.dev"];
     let operator = ["--as=system:serviceaccount:instance-access:operator", "-n", "team"];
     poll::until("a right taken away", BOUND, || async {
@@ -125,7 +131,8 @@ pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets
     .unwrap();
     request.delete().await;
     drop(guard);
-    let is_ended = |object: &serde_json::Value| condition(object, "Ended").is_some_and(|(_, reason, _)| reason == "Released");
+    let is_ended =
+        |object: &serde_json::Value| condition(object, "Ended").is_some_and(|(_, reason, _)| reason == "Released");
     request.until("is released", END_BOUND, is_ended).await;
 
     let guard = stand.breaking().await;

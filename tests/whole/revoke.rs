@@ -98,7 +98,8 @@ pub async fn a_revocation_can_neither_be_taken_back_nor_forgotten_by_an_apply() 
     request.revoke("once").await;
     let patch = |value| json!([{"op": "replace", "path": "/spec/revoke", "value": value}]).to_string();
     let other = patch(json!({"reason": "twice"}));
-    let refused = stand.kubectl("alice", &["-n", "team", "patch", "ia", "one-way", "--type", "json", "-p", &other]).await;
+    let refused =
+        stand.kubectl("alice", &["-n", "team", "patch", "ia", "one-way", "--type", "json", "-p", &other]).await;
     assert!(refused.stderr.contains("cannot be taken back or changed"), "{refused:?}");
     // As GitOps does, again and again: the manifest knows nothing of the revocation.
     let applied = stand.kubectl("alice", &["apply", "-f", &stand.manifest(&request.manifest)]).await;
@@ -113,9 +114,14 @@ pub async fn a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again()
     let stand = shared().await;
     let request = stand.request("alice", "fixed").applied().await;
     request.becomes("Granted").await;
-    for edit in [json!({"spec": {"ttlSeconds": 3600}}), json!({"spec": {"osUser": "root"}}), json!({"spec": {"reason": "other"}})] {
+    for edit in [
+        json!({"spec": {"ttlSeconds": 3600}}),
+        json!({"spec": {"osUser": "root"}}),
+        json!({"spec": {"reason": "other"}}),
+    ] {
         let patch = edit.to_string();
-        let refused = stand.kubectl("alice", &["-n", "team", "patch", "ia", "fixed", "--type", "merge", "-p", &patch]).await;
+        let refused =
+            stand.kubectl("alice", &["-n", "team", "patch", "ia", "fixed", "--type", "merge", "-p", &patch]).await;
         assert!(!refused.success() && refused.stderr.contains("immutable"), "{edit}: {refused:?}");
     }
     request.ends("Expired").await;
@@ -163,7 +169,8 @@ pub async fn a_request_torn_out_past_the_finalizer_is_pushed_no_more_and_its_end
     // What the admission policy's own words name as the way, should the operator be gone for good.
     let binding = ["delete", "validatingadmissionpolicybinding", "requests.instanceaccess.dev"];
     stand.kubectl_ok("admin", &binding).await;
-    let tear = ["-n", "team", "patch", "ia", "torn-out", "--type", "merge", "-p", r#"{"metadata": {"finalizers": null}}"#];
+    let tear =
+        ["-n", "team", "patch", "ia", "torn-out", "--type", "merge", "-p", r#"{"metadata": {"finalizers": null}}"#];
     poll::until("the finalizer off", BOUND, || async {
         let patched = stand.kubectl("admin", &tear).await;
         if patched.success() { Ok(()) } else { Err(patched.stderr) }

@@ -303,7 +303,11 @@ async fn enforced(lab: &Lab) {
     poll::until("admission policies in force", BOUND, || async {
         let mut kubectl = lab.kubectl("alice")?;
         let asked = ssh::run(kubectl.args(["create", "--dry-run=server", "-f"]).arg(&path)).await?;
-        if asked.stderr.contains("spec.requester.username must be your own") { Ok(()) } else { Err(anyhow::anyhow!("{asked:?}")) }
+        if asked.stderr.contains("spec.requester.username must be your own") {
+            Ok(())
+        } else {
+            Err(anyhow::anyhow!("{asked:?}"))
+        }
     })
     .await
     .unwrap();

@@ -28,7 +28,17 @@ impl Tls {
         fs::create_dir_all(&dir).unwrap();
         let (certificate, key) = (dir.join("tls.pem"), dir.join("tls.key"));
         let mut openssl = Command::new("openssl");
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]);
+        openssl.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "1",
+        ]);
         openssl.args(["-subj", "/CN=lab", "-addext", &format!("subjectAltName=DNS:{NAME}")]);
         let made = ssh::run(openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate)).await.unwrap();
         assert!(made.success(), "{made:?}");
