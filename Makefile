@@ -1,7 +1,7 @@
 # make demo   shows the main job on a lab of this machine's own
 # make test   runs all tests
 # make bench  measures, as ratios in one run
-.PHONY: demo test bench build setup crds lint clean
+.PHONY: demo test bench build setup crds lint
 
 # One feature set for every target: aws-sdk-ec2 takes minutes, and another set of features would compile it again.
 CARGO_BUILD = cargo build --workspace --all-targets
@@ -17,7 +17,9 @@ build: setup
 demo: build
 	@tests/demo/demo.sh
 
-test: build
+test:
+	@tests/lab/setup.sh --clients
+	@$(MAKE) --no-print-directory build
 	@tests/lab/setup-aws-cli.sh >/dev/null
 	@tests/lab/setup-moto.sh >/dev/null
 	@cargo test --workspace

@@ -203,9 +203,10 @@ impl Saying {
         Self::new(ConditionType::Reconciling, ConditionStatus::True, reason.as_str(), message)
     }
 
-    /// The operator is not at work.
-    pub fn settled(reason: ActiveReason) -> Self {
-        Self::new(ConditionType::Reconciling, ConditionStatus::False, reason.as_str(), "nothing is under way")
+    /// The request is not over: said once access is possible, so that `Ended` can be waited for either way.
+    pub fn not_ended() -> Self {
+        let reason = ActiveReason::Granted.as_str();
+        Self::new(ConditionType::Ended, ConditionStatus::False, reason, "the grant lives")
     }
 
     /// Somebody must act.

@@ -6,6 +6,7 @@
 #
 #   tests/lab/setup.sh                       the version that control-plane/kubernetes/go.mod names
 #   tests/lab/setup.sh --kubernetes 1.34.4   another one, beside it
+#   tests/lab/setup.sh --clients             also what the tests' foreign clients need (AWS's CLI, moto)
 #
 # KUBEBUILDER_ASSETS, if set, names a directory that holds the three programs: then nothing is built.
 
@@ -24,12 +25,14 @@ default_version=$(required k8s.io/kubernetes "$modules/kubernetes")
 etcd_version=$(required go.etcd.io/etcd/server/v3 "$modules/etcd")
 version=$default_version
 explicit=
+clients=
 building= # the go build that is under way, which a Ctrl-C here does not reach
 
 while (($#)); do
   case $1 in
     --kubernetes) version=${2:?--kubernetes wants a version, as in 1.34.4}; version=${version#v}; explicit=yes; shift 2 ;;
-    -h | --help) sed -n '3,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --clients) clients=yes; shift ;;
+    -h | --help) sed -n '3,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown argument $1; see --help" ;;
   esac
 done
@@ -48,6 +51,10 @@ packages() {
   have_program jq || missing+=(jq)
   have_program setpriv && have_program flock || missing+=(util-linux)
   have_nss_wrapper || missing+=(libnss-wrapper)
+  if [[ $clients ]]; then
+    have_program npm || missing+=(npm)
+    python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+  fi
   if ((${#missing[@]} == 0)); then
     say 'sshd, ssh, curl, jq and nss_wrapper are installed'
     return

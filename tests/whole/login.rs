@@ -14,7 +14,7 @@ pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     let web = stand.lab.instance("web-1");
     let request = stand.request("alice", "look").applied().await;
     let granted = request.becomes("Granted").await;
-    assert_eq!(conditions(&granted), "Approved=True AdmittedByPolicy, Active=True Granted, Reconciling=False Granted");
+    assert_eq!(conditions(&granted), "Approved=True AdmittedByPolicy, Active=True Granted, Ended=False Granted");
     assert_eq!(text(&granted, "/spec/requester/username"), "alice");
     assert_eq!(text(&granted, "/status/policy/name"), "developers");
     assert_eq!(text(&granted, "/status/connection/method"), "Direct");

@@ -49,7 +49,7 @@ fn conditions_of_different_types_do_not_touch_each_other() {
     let mut conditions = Vec::new();
     set(&mut conditions, Saying::approved(ApproveReason::AdmittedByPolicy, "a"), 1, at(0));
     set(&mut conditions, Saying::active("b"), 1, at(1));
-    set(&mut conditions, Saying::settled(ActiveReason::Granted), 1, at(2));
+    set(&mut conditions, Saying::not_ended(), 1, at(2));
     drop(&mut conditions, ConditionType::Active);
     assert!(is_true(&conditions, ConditionType::Approved));
     assert!(!is_true(&conditions, ConditionType::Reconciling));

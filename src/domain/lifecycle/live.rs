@@ -50,7 +50,7 @@ impl<'a> Draft<'a> {
         let begun = self.status.revocation.as_ref().map(|revocation| revocation.cause);
         if self.now >= expiration {
             let cause = begun.unwrap_or(EndCause::Expired);
-            return self.end(cause, end_message(cause, expiration));
+            return self.end(cause, self.end_message(cause, expiration));
         }
         if begun.is_some() {
             self.keep_finalizer();
@@ -134,6 +134,21 @@ impl<'a> Draft<'a> {
         }
     }
 
+    fn end_message(&self, cause: EndCause, expiration: Timestamp) -> String {
+        let how = match cause {
+            EndCause::Expired => "the grant's time was over".to_owned(),
+            EndCause::Released => "the request was deleted".to_owned(),
+            EndCause::Revoked => {
+                let reason = self.request.spec.revoke.as_ref().and_then(|revoke| revoke.reason.as_deref());
+                format!("spec.revoke was set: {}", reason.unwrap_or("no reason given"))
+            }
+            EndCause::PolicyChanged => "no policy stands behind it any more".to_owned(),
+        };
+        format!(
+            "{how}; no key is readable by the host since {expiration}, and no new login is possible. Sessions that were open are not cut by this version"
+        )
+    }
+
     /// Puts the finalizer back: whoever may edit the request may take it off, and a deletion would then not end the
     /// grant first (I6).
     fn keep_finalizer(&mut self) {
@@ -190,7 +205,7 @@ impl<'a> Draft<'a> {
 
     /// Until when a key of this grant may be readable by the host; of pushes before this process started, the worst is
     /// assumed: that one left just then.
-    fn readable_until(&self) -> Option<Timestamp> {
+    pub(super) fn readable_until(&self) -> Option<Timestamp> {
         let sight = self.world.sight;
         let unknown = self
             .is_restarted()
@@ -316,7 +331,8 @@ impl<'a> Draft<'a> {
                 REPUSH_INTERVAL.as_secs(),
                 self.request.spec.os_user
             )));
-            self.say(Saying::settled(ActiveReason::Granted));
+            self.say(Saying::not_ended());
+            self.unsay(ConditionType::Reconciling);
             self.unsay(ConditionType::Stalled);
         }
     }
@@ -376,16 +392,6 @@ impl<'a> Draft<'a> {
         self.audit(true, record);
         self.after.push(Effect::Push(PushPermit::new(not_after, key_push(asked, instance))));
     }
-}
-
-fn end_message(cause: EndCause, expiration: Timestamp) -> String {
-    let how = match cause {
-        EndCause::Expired => "the grant's time was over",
-        EndCause::Released => "the request was deleted",
-        EndCause::Revoked => "spec.revoke was set",
-        EndCause::PolicyChanged => "no policy stands behind it any more",
-    };
-    format!("{how}; no key is readable by the host since {expiration}, and no new login is possible. Sessions that were open are not cut by this version")
 }
 
 const _: () = assert!(FACTS_AGE_MAX.as_secs() > 3 * super::REFRESH_INTERVAL.as_secs());

@@ -355,9 +355,12 @@ impl<'a> Draft<'a> {
             None => whole_second(self.now),
         };
         if self.status.grant.is_some() {
-            let closed = self.world.sight.push.readable_until().unwrap_or(end_time).min(end_time);
-            self.status.revocation =
-                Some(Revocation { cause, key_window_closed_time: Some(Time(whole_second(closed))) });
+            // What was promised when access began to be taken back stands; else the worst of what is known.
+            let promised = self.status.revocation.as_ref().and_then(|revocation| revocation.key_window_closed_time.clone());
+            let closed = promised.unwrap_or_else(|| {
+                Time(whole_second(self.readable_until().unwrap_or(end_time).min(end_time)))
+            });
+            self.status.revocation = Some(Revocation { cause, key_window_closed_time: Some(closed) });
         } else {
             self.status.revocation = Some(Revocation { cause, key_window_closed_time: None });
         }

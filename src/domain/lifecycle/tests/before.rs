@@ -19,7 +19,7 @@ fn a_request_that_a_policy_admits_is_granted_and_its_key_pushed() {
     assert_eq!(life.landed(), 0);
     assert_eq!(life.kinds(), [RecordKind::GrantIntended]);
     life = life.until(3);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
     assert_eq!(life.kinds(), [RecordKind::GrantIntended, RecordKind::Granted]);
     let status = life.status();
     let grant = status.grant.unwrap();
@@ -124,7 +124,7 @@ fn a_deny_that_matches_wins() {
     let mut life = world();
     life.policies.push(policy("freeze", PolicyEffect::Deny));
     life.policies[1].spec.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]);
-    life.settled().shows("Approved=True Active=True/Granted Reconciling=False");
+    life.settled().shows("Approved=True Active=True/Granted Ended=False/Granted");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn what_cannot_be_served_as_it_is_written_is_refused_with_all_findings() {
 fn the_subject_may_be_the_requester() {
     let subject = SubjectName { username: "alice".into() };
     let life = world().with(|request| request.spec.subject = Some(subject)).settled();
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn access_waits_for_its_start_and_starts_then() {
     assert_eq!((life.writes, life.landed()), (1, 0));
     assert!(life.look_ups <= 2);
     life = life.until(7200);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
     assert_eq!(life.expiration(), at(7800));
     assert_eq!(life.writes, 3);
 }
@@ -304,7 +304,7 @@ fn waits(life: Life, reason: &str, heals: bool, part: &str) {
     life.instances = vec![Arc::new(instance())];
     life.endpoints = vec![endpoint()];
     life = life.until(660);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn without_the_audit_trail_nothing_is_granted_and_nothing_pushed() {
     assert!(life.plans < 60);
     life.audit_works = true;
     life = life.until(70);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
 }
 
 #[test]
@@ -422,7 +422,7 @@ fn a_restart_before_the_grant_looks_again_and_grants_once() {
     life.settle();
     life.crash();
     let life = life.until(10);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
     assert_eq!(life.look_ups, 2);
 }
 
@@ -432,7 +432,7 @@ fn a_missing_finalizer_is_put_on_before_the_grant() {
     let added = life.steps.iter().position(|(_, step)| step == "finalizer added").unwrap();
     let granted = life.steps.iter().position(|(_, step)| step == "status").unwrap();
     assert!(added < granted);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
 }
 
 impl Life {

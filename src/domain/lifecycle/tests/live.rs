@@ -2,7 +2,7 @@
 
 use super::*;
 
-const GRANTED: &str = "Approved=True Active=True/Granted Reconciling=False";
+const GRANTED: &str = "Approved=True Active=True/Granted Ended=False/Granted";
 
 /// Lives to `then` with pushes that go as `fate` says from the 30th second on.
 fn with_pushes(fate: Fate, then: i64) -> Life {

@@ -28,7 +28,7 @@ fn before_the_policies_were_read_a_grant_is_neither_pushed_nor_taken_back_and_it
     life.policies_read = false;
     life.policies.clear();
     let mut life = life.until(400);
-    life.shows("Approved=True Active=True/Granted Reconciling=False");
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
     assert_eq!(life.landed(), landed);
     life.until(600).shows("Approved=True Active=False/Expired Ended=True/Expired");
     life = world().until(100);
