@@ -71,10 +71,12 @@ pub struct InstanceAccessSpec {
     /// The earliest moment of access, for example 2026-03-01T08:00:00Z. Left out: now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self < timestamp('9999-01-01T00:00:00Z')").message("must lie before the year 9999").reason(Reason::FieldValueForbidden))]
+    #[schemars(regex(pattern = r"^[^.]+([.][0-9]{1,9}[^0-9].*)?$"))]
     pub start_time: Option<Time>,
     /// The latest moment of access, for example 2026-03-01T17:00:00Z, whatever ttlSeconds says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self < timestamp('9999-01-01T00:00:00Z')").message("must lie before the year 9999").reason(Reason::FieldValueForbidden))]
+    #[schemars(regex(pattern = r"^[^.]+([.][0-9]{1,9}[^0-9].*)?$"))]
     pub end_time: Option<Time>,
     /// Why access is needed, for people and for the policy's pattern.
     #[serde(default, skip_serializing_if = "Option::is_none")]

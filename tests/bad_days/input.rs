@@ -54,7 +54,7 @@ async fn a_value_of_the_wrong_shape_is_refused_at_the_door_and_the_field_is_name
     }
     let both = good.with("startTime", json!("2030-01-02T00:00:00Z")).with("endTime", json!("2030-01-01T00:00:00Z"));
     let (message, _) = stand.refusal("alice", &both).await?;
-    anyhow::ensure!(message.contains("spec.endTime must be later than spec.startTime"), "{message}");
+    anyhow::ensure!(message.contains("spec.endTime: Forbidden: must be later than spec.startTime"), "{message}");
     Ok(())
 }
 

@@ -57,7 +57,7 @@ async fn a_key_that_cannot_be_delivered_is_refused_with_the_reason_and_the_remed
         ("rsa-1024", rsa_1024, vec!["1024 bits cannot be delivered", "2048", "ssh-keygen -t ed25519"]),
         ("rsa-3072", rsa_3072, vec!["3072 bits cannot be delivered", "2048"]),
         ("no-base64", "ssh-ed25519 AAAA!?".to_owned(), vec!["spec.sshPublicKey"]),
-        ("cut", stand.key[..50].to_owned(), vec!["incomplete or damaged"]),
+        ("cut", stand.key[..50].to_owned(), vec!["spec.sshPublicKey", "something was lost or added", "to its end"]),
         ("another-type", format!("ssh-rsa {body}"), vec!["says ssh-rsa, but its body is ssh-ed25519"]),
         ("two", format!("{}\n{}", stand.key, stand.key), vec!["2 lines"]),
     ];

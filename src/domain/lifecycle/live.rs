@@ -5,6 +5,7 @@
 //! leaves undone can put it off (I6).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -87,11 +88,49 @@ impl<'a> Draft<'a> {
         self.keep_finalizer();
         self.refresh(&asked, seen_time);
         self.note_landing(&asked, expiration);
+        if self.is_in_vain(expiration) {
+            let why = match self.world.sight.push.failure() {
+                Some((_, failure, _)) => format!("{}: {}", failure.code, failure.message),
+                None => "every push came too late".to_owned(),
+            };
+            let message = format!(
+                "no key was delivered ({why}), and with {} s left none can be any more, since a key lives {} s on the instance; make a new request",
+                until(self.now, expiration).as_secs(),
+                KEY_WINDOW.as_secs()
+            );
+            return self.end(EndCause::Expired, message);
+        }
         let obstacle = self.obstacle(seen_time, instance.as_deref());
         let sound = obstacle.is_none();
         self.tell(obstacle, expiration);
         if let (true, Some(instance)) = (sound, instance) {
             self.push(&asked, &instance, expiration);
+        }
+    }
+
+    /// Whether no key ever landed, and none can any more: then there is nothing to wait for, nor to take back.
+    fn is_in_vain(&mut self, expiration: Timestamp) -> bool {
+        if self.has_landed() || self.now <= last_push_time(expiration) || self.world.sight.push.is_under_way() {
+            return false;
+        }
+        match self.readable_until() {
+            Some(faded) if faded > self.now => {
+                self.wake(Deadline::KeyWindowClosed, faded.min(expiration));
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether status knows of a key that landed.
+    fn has_landed(&self) -> bool {
+        self.status.key.as_ref().is_none_or(|key| key.first_request_id.is_some())
+    }
+
+    /// Looks again when no push may leave any more, if none has landed: see `is_in_vain`.
+    fn wake_in_vain(&mut self, last_push_time: Timestamp) {
+        if !self.has_landed() {
+            self.wake(Deadline::GiveUp, plus(last_push_time, Duration::from_secs(1)));
         }
     }
 
@@ -311,7 +350,7 @@ impl<'a> Draft<'a> {
         let due_time = match (push.failure(), push.landed_time()) {
             (Some((time, failure, failures)), _) => match failure.class {
                 // It would be refused again: the request is wrong, and immutable.
-                FailureClass::Invalid => return,
+                FailureClass::Invalid => return self.wake_in_vain(not_after),
                 FailureClass::Retry | FailureClass::Throttled | FailureClass::Refused | FailureClass::Gone | FailureClass::Bug => {
                     due(self.now, time, back_off(failure.class, failures, uid))
                 }
@@ -322,6 +361,8 @@ impl<'a> Draft<'a> {
         if due_time > self.now {
             if due_time <= not_after {
                 self.wake(Deadline::Repush, due_time);
+            } else {
+                self.wake_in_vain(not_after);
             }
             return;
         }

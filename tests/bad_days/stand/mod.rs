@@ -148,7 +148,7 @@ impl Stand {
         let kubeconfig = Kubeconfig::read_from(self.lab.kubeconfig(who)?)?;
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         // A look that hangs on a frozen API server must not hang the test.
-        config.read_timeout = Some(Duration::from_secs(15));
+        config.read_timeout = Some(Duration::from_secs(30));
         let client = Client::try_from(config)?;
         self.people.lock().expect("no holder panics").insert(who.to_owned(), client.clone());
         Ok(client)

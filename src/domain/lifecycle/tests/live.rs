@@ -101,6 +101,27 @@ fn a_push_that_aws_calls_invalid_is_not_tried_again() {
 }
 
 #[test]
+fn a_grant_whose_key_never_landed_ends_when_none_can_land_any_more() {
+    for (fate, why) in [
+        (Fate::Fails(FailureClass::Retry), "ServiceException: AWS's own words"),
+        (Fate::Fails(FailureClass::Invalid), "InvalidArgsException: AWS's own words"),
+        // Waits its turn for longer than its permit holds.
+        (Fate::Lands { queue: seconds(540), flight: seconds(1) }, "every push came too late"),
+    ] {
+        let mut life = world();
+        life.fate = fate;
+        let life = life.until(530);
+        assert!(life.line().starts_with("Approved=True Active=False/"), "{}", life.line());
+        assert!(!life.line().contains("Ended"), "{}", life.line());
+        let life = life.until(600);
+        life.shows("Approved=True Active=False/Expired Ended=True/Expired");
+        life.says(ConditionType::Ended, why);
+        life.says(ConditionType::Ended, "make a new request");
+        assert!(life.status().end_time.unwrap().0 < life.expiration());
+    }
+}
+
+#[test]
 fn a_push_that_nobody_answers_is_tried_again() {
     let mut life = world();
     life.fate = Fate::LandsUnheard { flight: seconds(5) };
