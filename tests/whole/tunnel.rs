@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use lab::ssh::{self, Output};
 use lab::standin::{Api, Endpoint};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -88,7 +89,7 @@ pub async fn the_command_for_a_private_instance_leads_in_through_the_endpoint_by
     }
     let stand = shared().await;
     let db = stand.lab.instance("db-1");
-    let request = stand.request("bob", "tunnel").on(&db).applied().await;
+    let request = stand.request("bob", "tunnel").on(&db).with(json!({"ttlSeconds": 600})).applied().await;
     let granted = request.becomes("Granted").await;
     stand.lab.standin().put_endpoint(Endpoint {
         id: stand.lab.endpoint_id().to_owned(),
@@ -100,7 +101,9 @@ pub async fn the_command_for_a_private_instance_leads_in_through_the_endpoint_by
     let tls = Tls::start(stand).await;
     let config = stand.lab.ssh_config(&request.key, "").unwrap();
     let command = text(&granted, "/status/connection/command");
-    let line = format!("{command} -F {} -i {} 'id -un'", config.display(), request.key.private.display());
+    // AWS's client takes a second and a half to start on an idle machine, and ten times that on a busy one.
+    let patient = format!("-o ConnectTimeout=50 -F {} -i {}", config.display(), request.key.private.display());
+    let line = format!("{command} {patient} 'id -un'");
     let shell = typed(stand, &tls, &line).await;
     assert!(shell.success(), "{line}: {shell:?}");
     assert_eq!(shell.stdout.trim(), "ec2-user");
