@@ -59,7 +59,7 @@ async fn a_key_that_cannot_be_delivered_is_refused_with_the_reason_and_the_remed
         ("no-base64", "ssh-ed25519 AAAA!?".to_owned(), vec!["spec.sshPublicKey"]),
         ("cut", stand.key[..50].to_owned(), vec!["spec.sshPublicKey", "something was lost or added", "to its end"]),
         ("another-type", format!("ssh-rsa {body}"), vec!["says ssh-rsa, but its body is ssh-ed25519"]),
-        ("two", format!("{}\n{}", stand.key, stand.key), vec!["2 lines"]),
+        ("two", format!("{}\n{}", stand.key, stand.key), vec!["spec.sshPublicKey", "more than one key"]),
     ];
     for (name, key, words) in status {
         let name = format!("key-{name}");

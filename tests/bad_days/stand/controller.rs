@@ -46,11 +46,16 @@ impl Controller {
         // Free now; that somebody else takes it before we do is unlikely enough.
         let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let audit = disk.as_ref().map_or(lab.dir(), Disk::dir).join("audit.jsonl");
+        // The log is on the same disk: it must not matter either.
+        let log = disk.as_ref().map_or_else(
+            || lab.dir().join("controller.log"),
+            |disk| disk.outside(&disk.dir().join("controller.log")),
+        );
         Ok(Self {
             env: Mutex::new(env),
             audit,
             disk,
-            log: lab.dir().join("controller.log"),
+            log,
             listen,
             child: Mutex::default(),
         })
@@ -91,6 +96,14 @@ impl Controller {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Sends it a signal, by `kill`'s own word for it.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let pid = self.pid().context("it runs")?.to_string();
+        let output = lab::ssh::run(tokio::process::Command::new("kill").args([name, &pid])).await?;
+        anyhow::ensure!(output.success(), "kill {name}: {}", output.stderr);
+        Ok(())
     }
 
     /// Its process id.

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 
-/// The size of the tmpfs: room for some hundred records.
-const SIZE: &str = "size=256k";
+/// The size of the tmpfs: room for a log and some records.
+const SIZE: &str = "size=4m";
 
 /// A small disk.
 pub struct Disk {

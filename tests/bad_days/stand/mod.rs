@@ -76,14 +76,17 @@ pub async fn shared() -> anyhow::Result<Arc<Stand>> {
     Ok(Arc::clone(shared.as_ref().expect("made above")))
 }
 
-/// Ends the shared stand, and says whether its audit trail verifies after all that was done to it.
-pub async fn close_shared() {
-    if let Some(stand) = SHARED.lock().await.take() {
-        match stand.controller.verify(&[]).await {
-            Ok(said) => eprintln!("the shared stand's audit trail: {}", said.lines().next().unwrap_or_default()),
-            Err(error) => panic!("the shared stand's audit trail: {error:#}"),
-        }
-    }
+/// Ends the shared stand, and says whether it is sound after all that was done to it.
+pub async fn close_shared() -> Outcome {
+    let Some(stand) = SHARED.lock().await.take() else { return Ok(()) };
+    let said = stand.controller.verify(&[]).await.context("the shared stand's audit trail")?;
+    eprintln!("the shared stand's audit trail: {}", said.lines().next().unwrap_or_default());
+    anyhow::ensure!(stand.controller.death().is_none(), "the shared stand's controller died");
+    let restless = stand.controller.metric("instance_access_restless_turns_total").await?;
+    anyhow::ensure!(restless == 0.0, "{restless} turns came to no rest:\n{}", stand.controller.log_of("come to rest"));
+    let panics = stand.controller.log_of("panicked");
+    anyhow::ensure!(panics.is_empty(), "the controller panicked:\n{panics}");
+    Ok(())
 }
 
 impl Stand {
