@@ -25,6 +25,11 @@ pub struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the controller.
+    ///
+    /// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. AWS is found
+    /// as the AWS CLI finds it: region, credentials and endpoints come from the SDK's own chain (AWS_REGION,
+    /// AWS_PROFILE, IRSA, Pod Identity, AWS_ENDPOINT_URL_…, AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT). The log
+    /// goes to standard error; RUST_LOG sets its level.
     Controller(ControllerArgs),
     /// Print the CustomResourceDefinitions, for kubectl apply.
     Crds,
@@ -35,12 +40,7 @@ pub enum Command {
     Audit(AuditCommand),
 }
 
-/// Run the controller.
-///
-/// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. AWS is found as
-/// the AWS CLI finds it: region, credentials and endpoints come from the SDK's own chain (AWS_REGION, AWS_PROFILE, IRSA,
-/// Pod Identity, AWS_ENDPOINT_URL_…, AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT). The log goes to standard error;
-/// RUST_LOG sets its level.
+/// What the controller runs with.
 #[derive(Debug, Args)]
 pub struct ControllerArgs {
     /// The file that the audit trail is written to, on a volume that outlives the process. Nothing is granted without

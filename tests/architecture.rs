@@ -52,8 +52,17 @@ const ROOMS: [Room; 6] = [
     Room {
         name: "domain",
         crates: &[
-            "serde", "serde_json", "serde_json_canonicalizer", "k8s_openapi", "jiff", "ssh_key", "sha2", "base64", "regex",
-            "cel", "thiserror",
+            "serde",
+            "serde_json",
+            "serde_json_canonicalizer",
+            "k8s_openapi",
+            "jiff",
+            "ssh_key",
+            "sha2",
+            "base64",
+            "regex",
+            "cel",
+            "thiserror",
         ],
         rooms: &["api", "domain"],
         forbidden: &[],
@@ -62,8 +71,19 @@ const ROOMS: [Room; 6] = [
     Room {
         name: "aws",
         crates: &[
-            "aws_config", "aws_sdk_ec2", "aws_sdk_ec2instanceconnect", "aws_smithy_types", "aws_smithy_runtime_api",
-            "aws_credential_types", "tokio", "futures", "jiff", "regex", "rand", "thiserror", "tracing",
+            "aws_config",
+            "aws_sdk_ec2",
+            "aws_sdk_ec2instanceconnect",
+            "aws_smithy_types",
+            "aws_smithy_runtime_api",
+            "aws_credential_types",
+            "tokio",
+            "futures",
+            "jiff",
+            "regex",
+            "rand",
+            "thiserror",
+            "tracing",
         ],
         rooms: &["aws", "domain::cloud", "domain::push", "domain::key"],
         forbidden: &[],
@@ -86,12 +106,20 @@ const ROOMS: [Room; 6] = [
     Room {
         name: "controller",
         crates: &[
-            "kube", "k8s_openapi", "serde", "serde_json", "http", "jiff", "tokio", "tokio_util", "futures", "rand",
-            "thiserror", "tracing",
+            "kube",
+            "k8s_openapi",
+            "serde",
+            "serde_json",
+            "http",
+            "jiff",
+            "tokio",
+            "tokio_util",
+            "futures",
+            "rand",
+            "thiserror",
+            "tracing",
         ],
-        rooms: &[
-            "controller", "domain", "api", "aws", "audit", "admission", "clock", "telemetry", "kubernetes",
-        ],
+        rooms: &["controller", "domain", "api", "aws", "audit", "admission", "clock", "telemetry", "kubernetes"],
         forbidden: &[
             ("aws::class", "read the FailureClass that domain judges by; AWS's error names stay in aws"),
             ("Exception\"", "read the FailureClass that domain judges by; AWS's error names stay in aws"),
@@ -206,7 +234,8 @@ fn dependencies(path: &str) -> Vec<(usize, String, bool)> {
 
 #[test]
 fn no_room_knows_more_than_it_may() {
-    let names: Vec<String> = dependencies("Cargo.toml").into_iter().map(|(_, name, _)| name.replace('-', "_")).collect();
+    let names: Vec<String> =
+        dependencies("Cargo.toml").into_iter().map(|(_, name, _)| name.replace('-', "_")).collect();
     let foreign = Regex::new(&format!(r"(?:^|[^:\w.])(?:::)?({})::", names.join("|"))).unwrap();
     let rooms = Regex::new(r"(?:^|[^\w])crate::(\{|[a-z_]+(?:::[a-z_]+)?)").unwrap();
     let mut findings = Findings::default();
@@ -229,7 +258,7 @@ fn no_room_knows_more_than_it_may() {
                         findings.say(path, number, format!("{name} may not know crate::{found}; {instead}"));
                     }
                 }
-                let pure = ["api", "domain"].contains(name).then_some(&NO_WORLD[..]).unwrap_or_default();
+                let pure = if ["api", "domain"].contains(name) { &NO_WORLD[..] } else { &[] };
                 for (word, instead) in forbidden.iter().chain(pure) {
                     if line.contains(word) {
                         findings.say(path, number, format!("{name} may not have {word}; {instead}"));
@@ -259,7 +288,11 @@ fn only_the_clock_room_reads_the_wall_clock() {
         for (number, line) in code(path) {
             for clock in WALL_CLOCKS {
                 if line.contains(clock) {
-                    findings.say(path, number, format!("{clock}: take a `Clock` or a `now` that main hands down from clock.rs"));
+                    findings.say(
+                        path,
+                        number,
+                        format!("{clock}: take a `Clock` or a `now` that main hands down from clock.rs"),
+                    );
                 }
             }
         }
@@ -290,7 +323,11 @@ fn the_lab_believes_nothing_that_the_code_under_test_believes() {
         for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
             for needle in needles {
                 if line.contains(needle) {
-                    findings.say(&path, number + 1, "the lab may not know this project's crate; write down what AWS says, from AWS's pages");
+                    findings.say(
+                        &path,
+                        number + 1,
+                        "the lab may not know this project's crate; write down what AWS says, from AWS's pages",
+                    );
                 }
             }
         }
@@ -306,7 +343,11 @@ fn nothing_is_left_undone_and_nothing_unwraps_in_silence() {
         for (number, line) in code(path) {
             for word in undone {
                 if line.contains(word) {
-                    findings.say(path, number, format!("{word}…): finish it, or return an error that says what is missing"));
+                    findings.say(
+                        path,
+                        number,
+                        format!("{word}…): finish it, or return an error that says what is missing"),
+                    );
                 }
             }
         }

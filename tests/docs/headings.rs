@@ -81,7 +81,10 @@ fn every_reason_for_a_policy_that_is_not_ready_has_a_heading_in_the_runbook() {
 
 #[test]
 fn every_kind_of_audit_record_has_a_heading() {
-    has("docs/audit.md", variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]));
+    has(
+        "docs/audit.md",
+        variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]),
+    );
 }
 
 #[test]
@@ -107,8 +110,56 @@ fn every_test_that_the_pages_name_is_there() {
                 continue; // a metric
             }
             named += 1;
-            assert!(sources.contains(&format!("fn {}(", &found[1])), "{}: there is no test {}", path.display(), &found[1]);
+            assert!(
+                sources.contains(&format!("fn {}(", &found[1])),
+                "{}: there is no test {}",
+                path.display(),
+                &found[1]
+            );
         }
     }
     assert!(named > 10, "the pages name only {named} tests");
+}
+
+/// The text of every source below `src`, its YAML included.
+fn sources() -> String {
+    let mut text = String::new();
+    let mut folders = vec![super::root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(source) = std::fs::read_to_string(&path) {
+                text.push_str(&source);
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn the_runbook_quotes_the_operator_and_the_admission_policies_word_for_word() {
+    // Headings in people's own words, and those that quote Kubernetes.
+    let own = ["TLS", "A namespace stays in Terminating", "no matches for kind"];
+    let sources = sources();
+    let page = read("docs/troubleshooting.md");
+    let mut quoted = 0;
+    for section in ["## What the API server says\n", "## What the operator's log says\n"] {
+        let start = page.find(section).unwrap_or_else(|| panic!("no section {section}")) + section.len();
+        let section = page[start..].split("\n## ").next().unwrap_or_default();
+        for heading in section.lines().filter_map(|line| line.strip_prefix("### ")) {
+            if own.iter().any(|own| heading.starts_with(own)) {
+                continue;
+            }
+            quoted += 1;
+            for piece in heading.split(['…', ':']).map(str::trim).filter(|piece| piece.len() > 4) {
+                assert!(
+                    sources.contains(piece),
+                    "the runbook's heading {heading:?} quotes {piece:?}, which nothing in src says"
+                );
+            }
+        }
+    }
+    assert!(quoted > 10, "{quoted}");
 }

@@ -9,10 +9,15 @@ use super::{pages, root, split};
 /// The anchors of a page, as GitHub makes them of its headings.
 fn anchors(page: &str) -> BTreeSet<String> {
     let (prose, _) = split(page);
-    let headings = prose.lines().filter_map(|line| line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim()));
+    let headings =
+        prose.lines().filter_map(|line| line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim()));
     headings
         .map(|heading| {
-            let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c)).collect::<String>();
+            let kept = heading
+                .to_lowercase()
+                .chars()
+                .filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c))
+                .collect::<String>();
             kept.replace(' ', "-")
         })
         .collect()

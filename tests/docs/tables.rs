@@ -59,7 +59,8 @@ fn kind(schema: &Value) -> String {
         let values: Vec<String> = values.iter().filter_map(Value::as_str).map(|value| format!("`{value}`")).collect();
         return values.join(", ");
     }
-    let with = |name: &str, bound: Option<String>| bound.map_or_else(|| name.to_owned(), |bound| format!("{name}, {bound}"));
+    let with =
+        |name: &str, bound: Option<String>| bound.map_or_else(|| name.to_owned(), |bound| format!("{name}, {bound}"));
     match schema["type"].as_str() {
         Some("string") if schema["format"] == "date-time" => "time (RFC 3339)".to_owned(),
         Some("string") => {
@@ -107,7 +108,7 @@ fn rows(path: &str, schema: &Value, table: &mut String) {
 fn rules(path: &str, schema: &Value, list: &mut Vec<(String, String)>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         if let Some(message) = rule["message"].as_str() {
-            list.push((path.to_owned(), cell(message)));
+            list.push((format!("{path}{}", rule["fieldPath"].as_str().unwrap_or_default()), cell(message)));
         }
     }
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
@@ -118,7 +119,7 @@ fn rules(path: &str, schema: &Value, list: &mut Vec<(String, String)>) {
     }
 }
 
-/// How the rules end that make a field immutable, one a field.
+/// What the rules say that make a field immutable, one a field.
 const IMMUTABLE: &str = "is immutable; delete the request and make a new one";
 
 /// The two custom resources, as (kind, schema).
@@ -142,10 +143,9 @@ fn the_reference_has_every_field_as_the_crds_have_it() {
             rules(part, schema, &mut list);
             if !list.is_empty() {
                 text.push_str("\nThe API server refuses, besides:\n\n");
-                let (fixed, others): (Vec<_>, Vec<_>) = list.into_iter().partition(|(_, message)| message.contains(IMMUTABLE));
+                let (fixed, others): (Vec<_>, Vec<_>) = list.into_iter().partition(|(_, message)| message == IMMUTABLE);
                 if !fixed.is_empty() {
-                    let words = fixed.iter().filter_map(|(_, message)| message.split_whitespace().next());
-                    let fields: Vec<String> = words.map(|field| format!("`{field}`")).collect();
+                    let fields: Vec<String> = fixed.iter().map(|(field, _)| format!("`{field}`")).collect();
                     text.push_str(&format!("- a change of one of {}: {IMMUTABLE}\n", fields.join(", ")));
                 }
                 for (path, message) in others {
@@ -174,8 +174,12 @@ fn table_of_flags(command: &clap::Command) -> String {
             None => format!("{}…", value.trim()),
         };
         let env = arg.get_env().map_or_else(String::new, |env| format!("`{}`", env.to_string_lossy()));
-        let mut default: Vec<String> =
-            arg.get_default_values().iter().filter(|_| takes).map(|value| format!("`{}`", value.to_string_lossy())).collect();
+        let mut default: Vec<String> = arg
+            .get_default_values()
+            .iter()
+            .filter(|_| takes)
+            .map(|value| format!("`{}`", value.to_string_lossy()))
+            .collect();
         if arg.is_required_set() {
             default.push("**required**".to_owned());
         }
@@ -241,7 +245,8 @@ fn the_table_of_metrics_names_all_of_them_and_no_others() {
         .map(|found| format!("{}{}", &found[1], if &found[2] == "counter" { "_total" } else { "" }))
         .collect();
     let text = read("docs/configuration.md");
-    let rows: String = text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
+    let rows: String =
+        text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
     let name = Regex::new(r"`(instance_access_\w+)").unwrap();
     let told: BTreeSet<String> = name.captures_iter(&rows).map(|found| found[1].to_owned()).collect();
     assert_eq!(served, told);

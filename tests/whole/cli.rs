@@ -37,7 +37,9 @@ pub async fn help_says_what_there_is_and_where_settings_come_from() {
               Print version
     ");
     let controller = said(&["controller", "--help"]).await.stdout;
-    for word in ["KUBECONFIG", "AWS_REGION", "RUST_LOG", "[env: INSTANCE_ACCESS_AUDIT_FILE=]", "[default: 0.0.0.0:8080]"] {
+    for word in
+        ["KUBECONFIG", "AWS_REGION", "RUST_LOG", "[env: INSTANCE_ACCESS_AUDIT_FILE=]", "[default: 0.0.0.0:8080]"]
+    {
         assert!(controller.contains(word), "no {word} in {controller}");
     }
 }
@@ -60,7 +62,8 @@ pub async fn what_is_printed_for_kubectl_is_all_there() {
     let crds = said(&["crds"]).await.stdout;
     let names: Vec<&str> = crds.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
     assert_eq!(names, ["instanceaccesses.instanceaccess.dev", "instanceaccesspolicies.instanceaccess.dev"]);
-    let kinds = |yaml: &str| yaml.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned).collect::<Vec<_>>();
+    let kinds =
+        |yaml: &str| yaml.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned).collect::<Vec<_>>();
     let admission = said(&["admission", "--operator-service-account", "ops/broker"]).await.stdout;
     assert!(admission.contains("system:serviceaccount:ops:broker") && !admission.contains("OPERATOR_NAME"));
     let mutating = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];

@@ -24,7 +24,7 @@ pub struct Controller {
 impl Controller {
     /// Starts it; returns when it is ready.
     pub async fn start(lab: &Lab, audit: &Path, log: &Path) -> anyhow::Result<Self> {
-        let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "controller").await?;
+        let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "operator").await?;
         let file = File::options().create(true).append(true).open(log)?;
         let begin = usize::try_from(file.metadata()?.len())?;
         let mut command = Command::new(PROGRAM);
@@ -55,7 +55,9 @@ impl Controller {
     /// Asks its own server; returns the status and the body.
     pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let mut stream = tokio::net::TcpStream::connect(self.listen).await?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+            .await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());

@@ -59,7 +59,8 @@ impl History {
         let mut versions = self.versions.lock().expect("no holder panics");
         let versions = versions.entry(uid).or_default();
         let is_known = versions.last().is_some_and(|last| {
-            last.gone == gone && text(&last.object, "/metadata/resourceVersion") == text(&object, "/metadata/resourceVersion")
+            last.gone == gone
+                && text(&last.object, "/metadata/resourceVersion") == text(&object, "/metadata/resourceVersion")
         });
         if !is_known {
             versions.push(Version { object, gone });

@@ -1,12 +1,13 @@
 //! A grant that nobody disturbs: in, in again with a later key, and out.
 
 use jiff::Timestamp;
+use lab::poll;
 use lab::standin::Outcome;
 use serde_json::json;
 
 use crate::history::{condition, conditions, text, time};
 use crate::request::{EXPIRATION, KEY_WINDOW, seconds};
-use crate::stand::{END_BOUND, kinds, shared};
+use crate::stand::{BOUND, END_BOUND, kinds, shared};
 
 pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     let stand = shared().await;
@@ -43,7 +44,10 @@ pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     request.is_locked_out().await;
 
     let pushes = request.pushes();
-    assert!(pushes.iter().all(|push| push.outcome == Outcome::Ok && push.os_user.as_deref() == Some("ec2-user")), "{pushes:?}");
+    assert!(
+        pushes.iter().all(|push| push.outcome == Outcome::Ok && push.os_user.as_deref() == Some("ec2-user")),
+        "{pushes:?}"
+    );
     assert_eq!(ended["status"]["key"]["pushes"], pushes.len());
     assert_eq!(text(&ended, "/status/key/firstRequestId"), pushes[0].request_id);
     assert_eq!(text(&ended, "/status/key/lastRequestId"), pushes.last().unwrap().request_id);
@@ -59,7 +63,9 @@ pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     expected.extend(vec!["PushIntended"; pushes.len() - 1]);
     expected.push("Ended");
     assert_eq!(kinds(&records), expected);
-    let joined = |kind: &str| records.iter().find(|line| line["record"]["kind"] == kind).map(|line| text(line, "/record/requestId"));
+    let joined = |kind: &str| {
+        records.iter().find(|line| line["record"]["kind"] == kind).map(|line| text(line, "/record/requestId"))
+    };
     assert_eq!(joined("Granted"), Some(pushes[0].request_id.as_str()));
     assert_eq!(joined("Ended"), Some(pushes.last().unwrap().request_id.as_str()));
     assert!(records.iter().all(|line| text(line, "/record/requester/username") == "alice"));
@@ -98,7 +104,8 @@ pub async fn a_private_instance_is_served_directly_to_whoever_asks_for_that() {
     let stand = shared().await;
     let db = stand.lab.instance("db-1");
     let connection = json!({"method": "Direct", "port": stand.lab.ssh_port()});
-    let request = stand.request("bob", "private-direct").on(&db).with(json!({"connection": connection})).applied().await;
+    let request =
+        stand.request("bob", "private-direct").on(&db).with(json!({"connection": connection})).applied().await;
     let granted = request.becomes("Granted").await;
     assert_eq!(text(&granted, "/status/connection/address"), db.private_ip.to_string());
     assert_eq!(text(&granted, "/status/connection/method"), "Direct");
@@ -113,7 +120,10 @@ pub async fn a_start_time_to_come_is_waited_for() {
     let start = Timestamp::from_second(Timestamp::now().as_second() + 15).unwrap();
     let request = stand.request("alice", "later").with(json!({"startTime": start.to_string()})).applied().await;
     let scheduled = request.becomes("Scheduled").await;
-    assert_eq!(conditions(&scheduled), "Approved=True AdmittedByPolicy, Active=False Scheduled, Reconciling=True Scheduled");
+    assert_eq!(
+        conditions(&scheduled),
+        "Approved=True AdmittedByPolicy, Active=False Scheduled, Reconciling=True Scheduled"
+    );
     assert!(request.pushes().is_empty());
     let granted = request.becomes("Granted").await;
     let late = seconds(start, time(&granted, "/status/grant/startTime").unwrap());
@@ -125,7 +135,8 @@ pub async fn a_start_time_to_come_is_waited_for() {
 pub async fn an_end_time_cuts_the_grant_short() {
     let stand = shared().await;
     let end = Timestamp::from_second(Timestamp::now().as_second() + 100).unwrap();
-    let request = stand.request("alice", "short").with(json!({"endTime": end.to_string(), "ttlSeconds": 3600})).applied().await;
+    let request =
+        stand.request("alice", "short").with(json!({"endTime": end.to_string(), "ttlSeconds": 3600})).applied().await;
     let granted = request.becomes("Granted").await;
     assert_eq!(time(&granted, EXPIRATION), Some(end));
     request.ends("Expired").await;
@@ -144,6 +155,48 @@ pub async fn an_end_time_that_leaves_no_time_ends_the_request_without_a_push() {
         assert!(message.contains(words), "{message}");
         assert!(ended["status"].get("grant").is_none());
         assert!(request.pushes().is_empty());
+        request.keeps_its_promises().await;
+    }
+}
+
+pub async fn a_session_that_is_open_at_the_end_lives_on_and_status_says_so() {
+    let stand = shared().await;
+    let host = stand.instance("linger").await;
+    let request = stand.request("alice", "linger").on(&host).applied().await;
+    request.becomes("Granted").await;
+    let mut session = request.stays();
+    let opened = poll::until_ok("a session", BOUND, || match stand.lab.sessions_alive("linger") {
+        1 => Ok(()),
+        other => Err(format!("{other} sessions")),
+    });
+    opened.await.unwrap();
+    let ended = request.ends("Expired").await;
+    request.is_locked_out().await;
+    assert_eq!(stand.lab.sessions_alive("linger"), 1, "it was cut after all: say so in status");
+    assert!(session.try_wait().unwrap().is_none());
+    let (_, _, message) = condition(&ended, "Ended").unwrap();
+    assert!(message.contains("Sessions that were open are not cut by this version"), "{message}");
+    assert!(ended.pointer("/status/revocation/connectionsCut").is_none(), "{}", ended["status"]["revocation"]);
+    request.keeps_its_promises().await;
+}
+
+pub async fn two_grants_on_one_instance_do_not_disturb_each_other() {
+    let stand = shared().await;
+    let host = stand.instance("both").await;
+    let alices = stand.request("alice", "hers").on(&host).with(json!({"ttlSeconds": 600})).applied().await;
+    let bobs = stand.request("bob", "his").on(&host).with(json!({"ttlSeconds": 600})).applied().await;
+    for request in [&alices, &bobs] {
+        request.becomes("Granted").await;
+        request.gets_in().await;
+    }
+    alices.revoke("she is done").await;
+    alices.ends("Revoked").await;
+    alices.is_locked_out().await;
+    bobs.gets_in().await;
+    bobs.delete().await;
+    bobs.goes().await;
+    bobs.is_locked_out().await;
+    for request in [alices, bobs] {
         request.keeps_its_promises().await;
     }
 }

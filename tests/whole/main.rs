@@ -22,6 +22,7 @@ mod request;
 mod restart;
 mod revoke;
 mod stand;
+mod tunnel;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -43,6 +44,8 @@ fn main() -> std::process::ExitCode {
     let trials = trials! { runtime:
         login {
             a_request_lets_its_owner_in_until_it_ends_and_no_longer,
+            a_session_that_is_open_at_the_end_lives_on_and_status_says_so,
+            two_grants_on_one_instance_do_not_disturb_each_other,
             the_owner_of_a_private_instance_is_told_the_tunnel_to_it,
             a_private_instance_is_served_directly_to_whoever_asks_for_that,
             a_start_time_to_come_is_waited_for,
@@ -55,6 +58,8 @@ fn main() -> std::process::ExitCode {
             what_was_never_granted_is_deleted_at_once,
             a_request_revoked_before_its_grant_never_has_one,
             a_revocation_can_neither_be_taken_back_nor_forgotten_by_an_apply,
+            a_request_made_again_under_its_old_name_is_a_request_of_its_own,
+            a_request_torn_out_past_the_finalizer_is_pushed_no_more_and_its_end_recorded,
             a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again,
         }
         policy {
@@ -71,6 +76,9 @@ fn main() -> std::process::ExitCode {
             a_request_for_a_stopped_instance_waits_for_it,
             tags_that_match_one_instance_lead_to_it,
         }
+        tunnel {
+            the_command_for_a_private_instance_leads_in_through_the_endpoint_by_awss_own_client,
+        }
         restart {
             killed_between_the_record_and_the_status_of_a_grant_it_grants_once,
             killed_between_the_status_and_the_push_it_pushes,
@@ -81,6 +89,7 @@ fn main() -> std::process::ExitCode {
             told_to_stop_it_ends_at_once_and_pushes_nothing_more,
         }
         outage {
+            an_api_server_that_hangs_holds_up_neither_the_end_nor_a_shutdown,
             an_end_is_recorded_on_time_while_the_api_server_is_away_and_told_once_it_is_back,
             killed_between_the_record_and_the_status_of_an_end_it_ends_the_grant_all_the_same,
             two_labs_at_once_do_not_disturb_each_other,

@@ -29,6 +29,30 @@ pub async fn an_end_is_recorded_on_time_while_the_api_server_is_away_and_told_on
     end(stand).await;
 }
 
+pub async fn an_api_server_that_hangs_holds_up_neither_the_end_nor_a_shutdown() {
+    let stand = Stand::start("hung").await;
+    let request = stand.request("alice", "look").applied().await;
+    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
+    until_time(expiration - SignedDuration::from_secs(5)).await;
+    stand.lab.freeze_api_server().unwrap();
+    let ended = stand.record(&request.uid, "Ended", BOUND).await;
+    let late = seconds(expiration, time(&ended, "/time").unwrap());
+    assert!((0.0..2.0).contains(&late), "the end was recorded {late} s late");
+    // Long enough for a write to be given up, and tried again.
+    until_time(expiration + SignedDuration::from_secs(12)).await;
+    stand.lab.thaw_api_server().unwrap();
+    let ended = request.ends("Expired").await;
+    assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
+    request.is_locked_out().await;
+    request.keeps_its_promises().await;
+
+    stand.lab.freeze_api_server().unwrap();
+    let status = stand.controller().await.terminate(Duration::from_secs(30)).await.unwrap();
+    assert!(status.success(), "{status}");
+    stand.lab.thaw_api_server().unwrap();
+    end(stand).await;
+}
+
 pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_grant_all_the_same() {
     let stand = Stand::start("frozen").await;
     let request = stand.request("alice", "look").applied().await;
@@ -44,7 +68,10 @@ pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_gran
     assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
     let records = request.records();
     let ends = records.iter().filter(|line| line["record"]["kind"] == "Ended");
-    assert!(ends.clone().count() >= 1 && ends.clone().all(|line| line["record"]["endTime"] == ended["status"]["endTime"]), "{records:?}");
+    assert!(
+        ends.clone().count() >= 1 && ends.clone().all(|line| line["record"]["endTime"] == ended["status"]["endTime"]),
+        "{records:?}"
+    );
     request.is_locked_out().await;
     request.keeps_its_promises().await;
     end(stand).await;

@@ -20,9 +20,10 @@ async fn granted<'a>(stand: &'a Stand, name: &str) -> Request<'a> {
 async fn is_taken_back(request: &Request<'_>, words: &str) {
     let ended = request.ends("Revoked").await;
     assert_eq!(text(&ended, "/status/revocation/cause"), "PolicyChanged");
-    let told = request.versions().iter().any(|version| {
-        condition(&version.object, "Active").is_some_and(|(_, _, message)| message.contains(words))
-    });
+    let told = request
+        .versions()
+        .iter()
+        .any(|version| condition(&version.object, "Active").is_some_and(|(_, _, message)| message.contains(words)));
     assert!(told, "no status said {words:?}: {:?}", condition(&ended, "Ended"));
     request.is_locked_out().await;
     request.keeps_its_promises().await;
@@ -48,7 +49,8 @@ pub async fn a_deny_that_is_added_ends_what_it_matches() {
     let deny = json!({"effect": "Deny", "ttl": null, "reason": null, "osUsers": ["*"]});
     stand.policy(&policy("nobody", "denied-later", deny)).await;
     is_taken_back(&request, "policy nobody denies this").await;
-    let message = stand.request("alice", "again").within("denied-later").applied().await.is_denied("DeniedByPolicy").await;
+    let message =
+        stand.request("alice", "again").within("denied-later").applied().await.is_denied("DeniedByPolicy").await;
     assert!(message.contains("nobody"), "{message}");
 }
 
@@ -68,10 +70,17 @@ pub async fn an_edit_that_still_admits_a_grant_leaves_it_alone() {
 pub async fn a_broken_pattern_is_told_by_its_policy_and_the_others_go_on() {
     let stand = shared().await;
     stand.namespace("broken").await;
-    stand.apply(&policy("broken", "broken", json!({"reason": {"required": true, "pattern": "(?<="}, "priority": 100}))).await;
+    stand
+        .apply(&policy("broken", "broken", json!({"reason": {"required": true, "pattern": "(?<="}, "priority": 100})))
+        .await;
     let wait = ["wait", "--for", "condition=Ready=false", "--timeout", "60s", "instanceaccesspolicy/broken"];
     stand.kubectl_ok("admin", &wait).await;
-    let said = stand.kubectl_ok("admin", &["get", "instanceaccesspolicy", "broken", "-o", "jsonpath={.status.conditions[0].message}"]).await;
+    let said = stand
+        .kubectl_ok(
+            "admin",
+            &["get", "instanceaccesspolicy", "broken", "-o", "jsonpath={.status.conditions[0].message}"],
+        )
+        .await;
     assert!(said.contains("spec.reason.pattern"), "{said}");
     let message = stand.request("alice", "look").within("broken").applied().await.is_denied("DeniedByPolicy").await;
     assert!(message.contains("broken"), "{message}");

@@ -15,7 +15,13 @@ pub async fn a_refusal_names_what_was_wrong_and_what_would_be_right() {
         ("prod", "alice", json!({"target": {"instanceId": vault}}), "DeniedByPolicy", &["env"]),
         ("no-reason", "alice", json!({"reason": null}), "DeniedByPolicy", &["reason"]),
         ("no-such-policy", "alice", json!({"policyName": "nowhere"}), "DeniedByPolicy", &["nowhere"]),
-        ("node", "alice", json!({"target": {"nodeName": "ip-10-0-1-2"}}), "InvalidSpec", &["nodeName", "instanceId or tags"]),
+        (
+            "node",
+            "alice",
+            json!({"target": {"nodeName": "ip-10-0-1-2"}}),
+            "InvalidSpec",
+            &["nodeName", "instanceId or tags"],
+        ),
         ("on-connect", "alice", json!({"keyDelivery": "OnConnect"}), "InvalidSpec", &["gateway", "use Continuous"]),
         ("for-bob", "alice", json!({"subject": {"username": "bob"}}), "InvalidSpec", &["alice may not ask for bob"]),
     ];
@@ -60,7 +66,11 @@ pub async fn what_can_be_seen_at_the_door_is_refused_there() {
     let rsa = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAQQDJ alice";
     let rows = [
         ("forged", json!({"requester": {"username": "bob"}}), "spec.requester.username must be your own"),
-        ("forged-uid", json!({"requester": {"username": "alice", "uid": "bob"}}), "spec.requester.uid must be your own"),
+        (
+            "forged-uid",
+            json!({"requester": {"username": "alice", "uid": "bob"}}),
+            "spec.requester.uid must be your own",
+        ),
         (
             "forged-group",
             json!({"requester": {"username": "alice", "uid": "alice", "groups": ["system:masters"]}}),

@@ -1,5 +1,6 @@
 //! A request, from the manifest to its end, and the promises that hold for every one of them.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, Engine};
@@ -9,7 +10,7 @@ use lab::standin::{Api, Entry};
 use lab::{Instance, poll};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::history::{Version, condition, conditions, stage, text, time};
 use crate::stand::{BOUND, END_BOUND, Stand, kinds, merge};
@@ -172,12 +173,23 @@ impl Request<'_> {
 
     /// Logs in with exactly the command that status gives, and its own key.
     pub async fn login(&self, command: &str) -> Output {
+        ssh::run(&mut self.ssh(command)).await.unwrap()
+    }
+
+    /// Logs in, and stays until it is cut or dropped.
+    pub fn stays(&self) -> Child {
+        let mut ssh = self.ssh("cat");
+        ssh.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap()
+    }
+
+    fn ssh(&self, command: &str) -> Command {
         let given = text(&self.newest(), "/status/connection/command").to_owned();
         assert!(given.starts_with("ssh "), "status.connection.command is {given:?}");
         let config = self.stand.lab.ssh_config(&self.key, "").unwrap();
-        let line = format!("{given} -F {} -i {} '{command}'", config.display(), self.key.private.display());
+        let line = format!("exec {given} -F {} -i {} '{command}'", config.display(), self.key.private.display());
         let mut sh = Command::new("sh");
-        ssh::run(sh.args(["-c", &line]).env(lab::proc::MARK, self.stand.lab.dir()).env_remove("SSH_AUTH_SOCK")).await.unwrap()
+        sh.args(["-c", &line]).env(lab::proc::MARK, self.stand.lab.dir()).env_remove("SSH_AUTH_SOCK");
+        sh
     }
 
     /// Logs in, which must work.
@@ -242,31 +254,57 @@ impl Request<'_> {
             let (before, after) = (&pair[0].object, &pair[1].object);
             let shown = || format!("{}: {} → {}", self.name, before["status"], after["status"]);
             for field in ["/status/grant/id", "/status/grant/startTime", "/status/endTime", "/status/specDigest"] {
-                assert!(text(before, field).is_empty() || text(before, field) == text(after, field), "{field} moved: {}", shown());
+                assert!(
+                    text(before, field).is_empty() || text(before, field) == text(after, field),
+                    "{field} moved: {}",
+                    shown()
+                );
             }
             if let (Some(earlier), Some(later)) = (time(before, EXPIRATION), time(after, EXPIRATION)) {
                 assert!(later <= earlier, "expirationTime moved later: {}", shown());
             }
             for type_ in ["Approved", "Denied", "Ended"] {
-                assert!(condition(before, type_).is_none() || condition(after, type_).is_some(), "{type_} went: {}", shown());
+                assert!(
+                    condition(before, type_).is_none() || condition(after, type_).is_some(),
+                    "{type_} went: {}",
+                    shown()
+                );
             }
             assert!(condition(after, "Approved").is_none() || condition(after, "Denied").is_none(), "{}", shown());
         }
         let newest = self.newest();
         let records = self.records();
         let pushes = self.pushes();
-        let end_intended = records.iter().find(|line| line["record"]["kind"] == "EndIntended").and_then(|line| time(line, "/time"));
+        let end_intended =
+            records.iter().find(|line| line["record"]["kind"] == "EndIntended").and_then(|line| time(line, "/time"));
         for (index, push) in pushes.iter().enumerate() {
             if push.outcome.took_effect() {
                 let readable_until = push.time + SignedDuration::try_from(push.elapsed).unwrap() + KEY_WINDOW;
                 let expiration = time(&newest, EXPIRATION).expect("a pushed key has a grant");
-                assert!(readable_until <= expiration, "{}: a key is readable until {readable_until}, after {expiration}", self.name);
+                assert!(
+                    readable_until <= expiration,
+                    "{}: a key is readable until {readable_until}, after {expiration}",
+                    self.name
+                );
             }
-            let intended = records.iter().filter(|line| is_intent(line) && time(line, "/time").is_some_and(|time| time <= push.time));
-            assert!(intended.count() > index, "{}: push {} has no record before it: {:?}", self.name, index + 1, kinds(&records));
-            assert!(end_intended.is_none_or(|end| push.time <= end), "{}: pushed after the end was intended", self.name);
+            let intended = records
+                .iter()
+                .filter(|line| is_intent(line) && time(line, "/time").is_some_and(|time| time <= push.time));
+            assert!(
+                intended.count() > index,
+                "{}: push {} has no record before it: {:?}",
+                self.name,
+                index + 1,
+                kinds(&records)
+            );
+            assert!(
+                end_intended.is_none_or(|end| push.time <= end),
+                "{}: pushed after the end was intended",
+                self.name
+            );
         }
-        let mut grants: Vec<&str> = records.iter().map(|line| text(line, "/record/grantId")).filter(|id| !id.is_empty()).collect();
+        let mut grants: Vec<&str> =
+            records.iter().map(|line| text(line, "/record/grantId")).filter(|id| !id.is_empty()).collect();
         grants.dedup();
         assert!(grants.len() <= 1, "{}: more than one grant: {grants:?}", self.name);
         if !pushes.is_empty() && condition(&newest, "Ended").is_some() {

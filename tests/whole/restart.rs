@@ -12,7 +12,7 @@ use tokio::sync::MutexGuard;
 
 use crate::history::{condition, stage, text, time};
 use crate::request::{EXPIRATION, Request};
-use crate::stand::{BOUND, END_BOUND, Stand, breakable, kinds};
+use crate::stand::{BOUND, END_BOUND, OPERATOR_RBAC, Stand, breakable, kinds};
 
 /// Longer than a kill takes, and shorter than what the controller takes for a lost call.
 const SLOW: Duration = Duration::from_secs(6);
@@ -50,7 +50,11 @@ pub async fn killed_between_the_record_and_the_status_of_a_grant_it_grants_once(
     stand.record(&request.uid, "GrantIntended", BOUND).await;
     stand.kill_controller().await;
     stand.restart_api_server().await;
-    assert!(request.newest().pointer("/status/grant").is_none(), "the status was stored after all: {}", request.newest());
+    assert!(
+        request.newest().pointer("/status/grant").is_none(),
+        "the status was stored after all: {}",
+        request.newest()
+    );
     assert!(request.pushes().is_empty());
     stand.start_controller().await;
     goes_on_and_ends(&request, guard).await;
@@ -113,10 +117,12 @@ pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets
     let (_, request) = asked(stand, "released", None).await;
     request.becomes("Granted").await;
     // Without this right it may end the request, and not let it go.
-    let binding = ["delete", "clusterrolebinding", "instance-access-operator-finalizers"];
-    stand.kubectl_ok("admin", &binding).await;
+    let patch = r#"[{"op": "replace", "path": "/rules/0/verbs", "value": ["get", "list", "watch"]}]"#;
+    stand
+        .kubectl_ok("admin", &["patch", "clusterrole", "instance-access-operator", "--type", "json", "-p", patch])
+        .await;
     let question = ["auth", "can-i", "patch", "instanceaccesses.instanceaccess.dev"];
-    let operator = ["--as=system:serviceaccount:instance-access:controller", "-n", "team"];
+    let operator = ["--as=system:serviceaccount:instance-access:operator", "-n", "team"];
     poll::until("a right taken away", BOUND, || async {
         let Output { stdout, .. } = stand.kubectl("admin", &[&question[..], &operator[..]].concat()).await;
         if stdout.trim() == "no" { Ok(()) } else { Err(stdout) }
@@ -125,13 +131,14 @@ pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets
     .unwrap();
     request.delete().await;
     drop(guard);
-    let is_ended = |object: &serde_json::Value| condition(object, "Ended").is_some_and(|(_, reason, _)| reason == "Released");
+    let is_ended =
+        |object: &serde_json::Value| condition(object, "Ended").is_some_and(|(_, reason, _)| reason == "Released");
     request.until("is released", END_BOUND, is_ended).await;
 
     let guard = stand.breaking().await;
     stand.kill_controller().await;
     assert!(request.versions().last().is_some_and(|version| !version.gone), "it went without the right to let it go");
-    stand.kubectl_ok("admin", &["apply", "-f", stand.lab.dir().join("rbac.yaml").to_str().unwrap()]).await;
+    stand.kubectl_ok("admin", &["apply", "--server-side", "--force-conflicts", "-f", OPERATOR_RBAC]).await;
     stand.start_controller().await;
     drop(guard);
     request.goes().await;

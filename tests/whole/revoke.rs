@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::history::{condition, conditions, stage, text, time};
 use crate::request::{EXPIRATION, KEY_WINDOW, seconds};
-use crate::stand::{BOUND, kinds, shared};
+use crate::stand::{BOUND, breakable, kinds, shared};
 
 pub async fn a_revoked_grant_is_pushed_no_more_and_ends_once_the_last_key_has_faded() {
     let stand = shared().await;
@@ -98,8 +98,9 @@ pub async fn a_revocation_can_neither_be_taken_back_nor_forgotten_by_an_apply() 
     request.revoke("once").await;
     let patch = |value| json!([{"op": "replace", "path": "/spec/revoke", "value": value}]).to_string();
     let other = patch(json!({"reason": "twice"}));
-    let refused = stand.kubectl("alice", &["-n", "team", "patch", "ia", "one-way", "--type", "json", "-p", &other]).await;
-    assert!(refused.stderr.contains("spec.revoke cannot be taken back or changed"), "{refused:?}");
+    let refused =
+        stand.kubectl("alice", &["-n", "team", "patch", "ia", "one-way", "--type", "json", "-p", &other]).await;
+    assert!(refused.stderr.contains("cannot be taken back or changed"), "{refused:?}");
     // As GitOps does, again and again: the manifest knows nothing of the revocation.
     let applied = stand.kubectl("alice", &["apply", "-f", &stand.manifest(&request.manifest)]).await;
     assert!(applied.success(), "{applied:?}");
@@ -113,9 +114,14 @@ pub async fn a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again()
     let stand = shared().await;
     let request = stand.request("alice", "fixed").applied().await;
     request.becomes("Granted").await;
-    for edit in [json!({"spec": {"ttlSeconds": 3600}}), json!({"spec": {"osUser": "root"}}), json!({"spec": {"reason": "other"}})] {
+    for edit in [
+        json!({"spec": {"ttlSeconds": 3600}}),
+        json!({"spec": {"osUser": "root"}}),
+        json!({"spec": {"reason": "other"}}),
+    ] {
         let patch = edit.to_string();
-        let refused = stand.kubectl("alice", &["-n", "team", "patch", "ia", "fixed", "--type", "merge", "-p", &patch]).await;
+        let refused =
+            stand.kubectl("alice", &["-n", "team", "patch", "ia", "fixed", "--type", "merge", "-p", &patch]).await;
         assert!(!refused.success() && refused.stderr.contains("immutable"), "{edit}: {refused:?}");
     }
     request.ends("Expired").await;
@@ -135,4 +141,47 @@ pub async fn a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again()
     });
     settled.await.unwrap();
     request.keeps_its_promises().await;
+}
+
+pub async fn a_request_made_again_under_its_old_name_is_a_request_of_its_own() {
+    let stand = shared().await;
+    let first = stand.request("alice", "again").applied().await;
+    let granted = first.becomes("Granted").await;
+    first.delete().await;
+    first.goes().await;
+    let pushes = first.pushes().len();
+    let second = stand.request("alice", "again").applied().await;
+    assert_ne!(first.uid, second.uid);
+    let anew = second.becomes("Granted").await;
+    assert_ne!(text(&granted, "/status/grant/id"), text(&anew, "/status/grant/id"));
+    second.gets_in().await;
+    assert_eq!(first.pushes().len(), pushes);
+    for request in [first, second] {
+        request.keeps_its_promises().await;
+    }
+}
+
+pub async fn a_request_torn_out_past_the_finalizer_is_pushed_no_more_and_its_end_recorded() {
+    let (stand, guard) = breakable().await;
+    let request = stand.request("alice", "torn-out").applied().await;
+    request.becomes("Granted").await;
+    let pushes = request.pushes().len();
+    // What the admission policy's own words name as the way, should the operator be gone for good.
+    let binding = ["delete", "validatingadmissionpolicybinding", "requests.instanceaccess.dev"];
+    stand.kubectl_ok("admin", &binding).await;
+    let tear =
+        ["-n", "team", "patch", "ia", "torn-out", "--type", "merge", "-p", r#"{"metadata": {"finalizers": null}}"#];
+    poll::until("the finalizer off", BOUND, || async {
+        let patched = stand.kubectl("admin", &tear).await;
+        if patched.success() { Ok(()) } else { Err(patched.stderr) }
+    })
+    .await
+    .unwrap();
+    request.delete().await;
+    request.goes().await;
+    let ended = stand.record(&request.uid, "Ended", BOUND).await;
+    assert_eq!(text(&ended, "/record/cause"), "Released");
+    stand.install_admission().await;
+    drop(guard);
+    assert_eq!(request.pushes().len(), pushes);
 }

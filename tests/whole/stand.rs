@@ -31,6 +31,9 @@ pub struct Stand {
     pub lab: Lab,
 }
 
+/// The operator's rights, as they are shipped.
+pub const OPERATOR_RBAC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/operator-rbac.yaml");
+
 static SHARED: OnceCell<Stand> = OnceCell::const_new();
 static BREAKABLE: OnceCell<Stand> = OnceCell::const_new();
 
@@ -134,6 +137,13 @@ impl Stand {
     pub async fn restart_api_server(&self) {
         self.lab.stop_api_server();
         self.lab.start_api_server().await.unwrap();
+        enforced(&self.lab).await;
+    }
+
+    /// Puts the admission policies back, and waits until they are in force.
+    pub async fn install_admission(&self) {
+        let file = self.lab.dir().join("admission.yaml");
+        self.kubectl_ok("admin", &["apply", "--server-side", "-f", file.to_str().unwrap()]).await;
         enforced(&self.lab).await;
     }
 
@@ -256,15 +266,20 @@ async fn install(lab: &Lab) {
         printed.stdout
     };
     fs::write(dir.join("crds.yaml"), print(&["crds"]).await).unwrap();
-    let admission = print(&["admission", "--operator-service-account", "instance-access/controller"]).await;
+    let admission = print(&["admission", "--operator-service-account", "instance-access/operator"]).await;
     fs::write(dir.join("admission.yaml"), admission).unwrap();
-    fs::write(dir.join("rbac.yaml"), include_str!("rbac.yaml")).unwrap();
+    fs::write(dir.join("people.yaml"), include_str!("people.yaml")).unwrap();
+    let [operator, users] = [OPERATOR_RBAC, concat!(env!("CARGO_MANIFEST_DIR"), "/examples/user-rbac.yaml")];
     let kubectl = async |arguments: &[&str]| {
         let done = ssh::run(lab.kubectl("admin").unwrap().current_dir(dir).args(arguments)).await.unwrap();
         assert!(done.success(), "kubectl {arguments:?}: {}", done.stderr);
     };
     kubectl(&["create", "namespace", "team"]).await;
-    kubectl(&["apply", "-f", "crds.yaml", "-f", "rbac.yaml", "-f", "admission.yaml"]).await;
+    // The policies first: there is no moment at which a request could be made without them.
+    let files = ["admission.yaml", "crds.yaml", operator, users, "people.yaml"];
+    let mut apply = vec!["apply", "--server-side"];
+    apply.extend(files.iter().flat_map(|file| ["-f", *file]));
+    kubectl(&apply).await;
     let crds = ["crd/instanceaccesses.instanceaccess.dev", "crd/instanceaccesspolicies.instanceaccess.dev"];
     kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", crds[0], crds[1]]).await;
     enforced(lab).await;
@@ -288,7 +303,11 @@ async fn enforced(lab: &Lab) {
     poll::until("admission policies in force", BOUND, || async {
         let mut kubectl = lab.kubectl("alice")?;
         let asked = ssh::run(kubectl.args(["create", "--dry-run=server", "-f"]).arg(&path)).await?;
-        if asked.stderr.contains("spec.requester.username must be your own") { Ok(()) } else { Err(anyhow::anyhow!("{asked:?}")) }
+        if asked.stderr.contains("spec.requester.username must be your own") {
+            Ok(())
+        } else {
+            Err(anyhow::anyhow!("{asked:?}"))
+        }
     })
     .await
     .unwrap();
