@@ -264,7 +264,14 @@ async fn an_object_that_cannot_be_read_is_counted_and_the_others_go_on() -> Outc
         stand.controller.until_ready().await?;
     }
     // An unreadable policy that may be a Deny denies everything, since nobody knows what it forbids.
-    crate::stand::apply(&stand.lab, &policy.replace("Allow", "Deny").replace("unreadable", "unreadable-deny").replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", "")).await?;
+    crate::stand::apply(
+        &stand.lab,
+        &policy
+            .replace("Allow", "Deny")
+            .replace("unreadable", "unreadable-deny")
+            .replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", ""),
+    )
+    .await?;
     lab::poll::until("a third", SOON, async || match broken(&stand).await {
         Ok(count) if count == 3.0 => Ok(()),
         other => Err(format!("{other:?}")),

@@ -103,9 +103,11 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     stand.until_granted(&held).await?;
     let short = until_made_up(&stand, "short").await?;
     let revoked = until_made_up(&stand, "revoked").await?;
-    lab::poll::until("the deleted request to be gone", Duration::from_secs(60), async || match stand.get("deleted").await {
-        Ok(object) => Err(shown(&object)),
-        Err(_) => Ok(()),
+    lab::poll::until("the deleted request to be gone", Duration::from_secs(60), async || {
+        match stand.get("deleted").await {
+            Ok(object) => Err(shown(&object)),
+            Err(_) => Ok(()),
+        }
     })
     .await?;
     anyhow::ensure!(stand.controller.recorded(&released, "Ended") == 1, "the end of what was deleted is not on record");

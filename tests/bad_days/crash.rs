@@ -99,7 +99,9 @@ async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outc
     anyhow::ensure!(grants.len() == 50, "{} grants", grants.len());
     let said = stand.controller.verify(&objects.iter().collect::<Vec<_>>()).await?;
     anyhow::ensure!(said.contains("3 segments"), "{said}");
-    let torn = std::fs::read_dir(stand.lab.dir())?.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("torn"));
+    let torn = std::fs::read_dir(stand.lab.dir())?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().contains("torn"));
     anyhow::ensure!(torn.count() >= 1, "the torn end was not set aside");
     Ok(())
 }

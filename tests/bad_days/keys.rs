@@ -49,7 +49,8 @@ async fn a_key_that_cannot_be_delivered_is_refused_with_the_reason_and_the_remed
         ("options", format!("command=\"true\" {}", stand.key), "ssh-ed25519"),
     ];
     for (name, key, words) in door {
-        let (message, whole) = stand.refusal("alice", &Ask::new(&format!("key-{name}")).instance(&id).key(&key)).await?;
+        let (message, whole) =
+            stand.refusal("alice", &Ask::new(&format!("key-{name}")).instance(&id).key(&key)).await?;
         anyhow::ensure!(message.contains(words), "{name}: {words:?} is not in: {message}");
         anyhow::ensure!(!whole.contains(body), "{name} is repeated: {whole}");
     }

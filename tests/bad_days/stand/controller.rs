@@ -47,18 +47,10 @@ impl Controller {
         let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let audit = disk.as_ref().map_or(lab.dir(), Disk::dir).join("audit.jsonl");
         // The log is on the same disk: it must not matter either.
-        let log = disk.as_ref().map_or_else(
-            || lab.dir().join("controller.log"),
-            |disk| disk.outside(&disk.dir().join("controller.log")),
-        );
-        Ok(Self {
-            env: Mutex::new(env),
-            audit,
-            disk,
-            log,
-            listen,
-            child: Mutex::default(),
-        })
+        let log = disk
+            .as_ref()
+            .map_or_else(|| lab.dir().join("controller.log"), |disk| disk.outside(&disk.dir().join("controller.log")));
+        Ok(Self { env: Mutex::new(env), audit, disk, log, listen, child: Mutex::default() })
     }
 
     /// Changes its environment; the next start sees it.
@@ -135,7 +127,9 @@ impl Controller {
     pub async fn page(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let read = async {
             let mut stream = TcpStream::connect(self.listen).await?;
-            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+            stream
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes())
+                .await?;
             let mut text = String::new();
             stream.read_to_string(&mut text).await?;
             anyhow::Ok(text)
