@@ -1,9 +1,11 @@
 //! One turn of one request: asks `next`, obeys, and asks again until nothing is left to do.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use jiff::Timestamp;
 
 use crate::api::{AuditPointer, InstanceAccess};
@@ -54,8 +56,18 @@ pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
         }
         state.running = true;
     }
-    let turn = turn(Arc::clone(shared), Arc::clone(slot));
-    shared.tasks.spawn(turn);
+    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
+    shared.tasks.spawn(async move {
+        let shared = shared_;
+        let turn = turn(Arc::clone(&shared), Arc::clone(&slot));
+        // A panic is a bug of one request's; without this its turn would never come again, and its end neither.
+        if AssertUnwindSafe(turn).catch_unwind().await.is_err() {
+            shared.metrics.count_restless_turn();
+            tracing::error!(uid = %slot.uid, "a turn panicked");
+            let again = plus((shared.clock)(), WRITE_RETRY.1);
+            rest(&shared, &slot, &mut slot.lock(), Some(again));
+        }
+    });
 }
 
 /// Lets every request have its turn.

@@ -147,21 +147,14 @@ async fn a_watch_that_expired_misses_nothing() -> Outcome {
     stand.until_granted("kept").await?;
     stand.until_granted("vanishing").await?;
     // While the controller hears nothing: one comes, one is revoked; and history is forgotten up to now.
-    let pid = stand.controller.pid().context("it runs")?.to_string();
-    let signal = async |name: &str| {
-        let mut kill = tokio::process::Command::new("kill");
-        let output = lab::ssh::run(kill.args([name, &pid])).await?;
-        anyhow::ensure!(output.success(), "kill {name}: {}", output.stderr);
-        anyhow::Ok(())
-    };
-    signal("-STOP").await?;
+    stand.controller.signal("-STOP").await?;
     stand.merge("alice", "vanishing", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
     let last = stand.ask(Ask::new("new").instance(&ids[2])).await?;
     let revision: i64 = last.metadata.resource_version.context("a version")?.parse()?;
     compact(&stand, revision).await?;
     stand.lab.stop_api_server();
     stand.lab.start_api_server().await?;
-    signal("-CONT").await?;
+    stand.controller.signal("-CONT").await?;
     stand.until_granted("new").await?;
     stand.until("vanishing", "RevocationPending", &["spec.revoke was set: done", "readable by the host until"]).await?;
     stand.until_granted("kept").await?;
@@ -271,7 +264,14 @@ async fn an_object_that_cannot_be_read_is_counted_and_the_others_go_on() -> Outc
         stand.controller.until_ready().await?;
     }
     // An unreadable policy that may be a Deny denies everything, since nobody knows what it forbids.
-    crate::stand::apply(&stand.lab, &policy.replace("Allow", "Deny").replace("unreadable", "unreadable-deny").replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", "")).await?;
+    crate::stand::apply(
+        &stand.lab,
+        &policy
+            .replace("Allow", "Deny")
+            .replace("unreadable", "unreadable-deny")
+            .replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", ""),
+    )
+    .await?;
     lab::poll::until("a third", SOON, async || match broken(&stand).await {
         Ok(count) if count == 3.0 => Ok(()),
         other => Err(format!("{other:?}")),

@@ -63,11 +63,13 @@ async fn until_made_up(stand: &Stand, name: &str) -> anyhow::Result<InstanceAcce
 
 async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() -> Outcome {
     let stand = on_a_small_disk().await?;
-    let (short, revoked) = (stand.running(), stand.running());
+    let (short, revoked, deleted) = (stand.running(), stand.running(), stand.running());
     stand.ask(Ask::new("short").instance(&short).ends_in(90)).await?;
     stand.ask(Ask::new("revoked").instance(&revoked).with("ttlSeconds", json!(600))).await?;
-    stand.until_granted("short").await?;
-    stand.until_granted("revoked").await?;
+    stand.ask(Ask::new("deleted").instance(&deleted).with("ttlSeconds", json!(600))).await?;
+    for name in ["short", "revoked", "deleted"] {
+        stand.until_granted(name).await?;
+    }
 
     fill(&stand)?;
     let (held, held_id) = until_full(&stand, "held").await?;
@@ -80,9 +82,17 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     // Ends need no room.
     stand.merge("alice", "revoked", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
     stand.until("revoked", "RevocationPending", &["spec.revoke was set: done"]).await?;
-    let (ended, taken_back) = tokio::join!(stand.ended_well("short", &short), stand.ended_well("revoked", &revoked));
+    stand.delete("alice", "deleted").await?;
+    stand.until("deleted", "RevocationPending", &["the request was deleted"]).await?;
+    let (ended, taken_back, released) = tokio::join!(
+        stand.ended_well("short", &short),
+        stand.ended_well("revoked", &revoked),
+        stand.ended_well("deleted", &deleted),
+    );
     let ended = ended?;
     taken_back?;
+    // It stays for as long as its end is not on record.
+    let released = released?;
     let missing = ended.status.as_ref().context("status")?.audit.is_none();
     anyhow::ensure!(missing, "the end points at a record that a full disk cannot hold");
     anyhow::ensure!(stand.pushes(&held_id).is_empty(), "a key was pushed without a record");
@@ -93,6 +103,14 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     stand.until_granted(&held).await?;
     let short = until_made_up(&stand, "short").await?;
     let revoked = until_made_up(&stand, "revoked").await?;
+    lab::poll::until("the deleted request to be gone", Duration::from_secs(60), async || {
+        match stand.get("deleted").await {
+            Ok(object) => Err(shown(&object)),
+            Err(_) => Ok(()),
+        }
+    })
+    .await?;
+    anyhow::ensure!(stand.controller.recorded(&released, "Ended") == 1, "the end of what was deleted is not on record");
     let held = stand.get(&held).await?;
     anyhow::ensure!(stand.controller.recorded(&held, "GrantIntended") == 1, "one grant, one record");
     stand.controller.verify(&[&short, &revoked, &held]).await?;

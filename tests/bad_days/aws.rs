@@ -144,7 +144,8 @@ async fn credentials_that_are_missing_or_wrong_are_told_and_heal_when_mended() -
     let stand = Stand::own(Special { env: none.to_vec(), ..Special::default() }).await?;
     let id = stand.running();
     stand.ask(Ask::new("no-credentials").instance(&id)).await?;
-    let words = ["AWS does not let the operator describe the instance", "CredentialsUnavailable", "operator's credentials"];
+    let words =
+        ["AWS does not let the operator describe the instance", "CredentialsUnavailable", "operator's credentials"];
     stand.until("no-credentials", "AccessDenied", &words).await?;
 
     let right = stand.lab.aws_env();

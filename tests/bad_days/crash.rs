@@ -2,15 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, is, shown};
+use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, expiration, is, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
-    days![fifty_requests_survive_a_kill_in_the_middle_each_granted_once]
+    days![
+        a_controller_that_slept_over_an_end_tells_it_when_it_wakes_and_pushes_nothing_late,
+        fifty_requests_survive_a_kill_in_the_middle_each_granted_once,
+    ]
 }
 
 /// The records of one kind, as (uid of the request, id of the grant).
@@ -20,6 +25,25 @@ fn records(stand: &Stand, kind: &str) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let of_kind = lines.map(|line| line["record"].clone()).filter(|record| record["kind"] == kind);
     of_kind.map(|record| (text(&record["request"]["uid"]), text(&record["grantId"]))).collect()
+}
+
+async fn a_controller_that_slept_over_an_end_tells_it_when_it_wakes_and_pushes_nothing_late() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let id = stand.running();
+    stand.ask(Ask::new("slept").instance(&id).ends_in(90)).await?;
+    let end = expiration(&stand.until_granted("slept").await?)?;
+    // As a suspended machine: from before the second push to after the end.
+    stand.controller.signal("-STOP").await?;
+    let rest = Duration::try_from(end.duration_since(Timestamp::now()))?;
+    tokio::time::sleep(rest + Duration::from_secs(1)).await;
+    stand.controller.signal("-CONT").await?;
+    let object = stand.until("slept", "Expired", &["the grant's time was over"]).await?;
+    stand.ended_in_fact(&object, &id).await?;
+    let end_time = object.status.as_ref().and_then(|status| status.end_time.as_ref()).map(|time| time.0);
+    anyhow::ensure!(end_time == Some(end), "endTime is {end_time:?}, not {end}: access ended then");
+    anyhow::ensure!(stand.pushes(&id).len() == 1, "{} pushes", stand.pushes(&id).len());
+    stand.controller.verify(&[&object]).await?;
+    Ok(())
 }
 
 async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outcome {
@@ -75,7 +99,9 @@ async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outc
     anyhow::ensure!(grants.len() == 50, "{} grants", grants.len());
     let said = stand.controller.verify(&objects.iter().collect::<Vec<_>>()).await?;
     anyhow::ensure!(said.contains("3 segments"), "{said}");
-    let torn = std::fs::read_dir(stand.lab.dir())?.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("torn"));
+    let torn = std::fs::read_dir(stand.lab.dir())?
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().contains("torn"));
     anyhow::ensure!(torn.count() >= 1, "the torn end was not set aside");
     Ok(())
 }

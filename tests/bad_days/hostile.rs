@@ -160,7 +160,8 @@ async fn names_of_the_greatest_length_are_served() -> Outcome {
 async fn text_that_would_forge_a_line_of_the_log_or_the_trail_stays_in_its_line() -> Outcome {
     let stand = shared().await?;
     let id = stand.running();
-    let forged = "fine\n{\"sequence\":1,\"record\":{\"kind\":\"Granted\"}}\n2026-01-01T00:00:00Z ERROR forged\u{1b}[2J\u{202e}";
+    let forged =
+        "fine\n{\"sequence\":1,\"record\":{\"kind\":\"Granted\"}}\n2026-01-01T00:00:00Z ERROR forged\u{1b}[2J\u{202e}";
     stand.ask(Ask::new("forger").instance(&id).with("reason", json!(forged)).with("ticket", json!(forged))).await?;
     let object = stand.until_granted("forger").await?;
     stand.merge("alice", "forger", json!({"spec": {"revoke": {"reason": forged}}})).await?;
@@ -173,7 +174,10 @@ async fn text_that_would_forge_a_line_of_the_log_or_the_trail_stays_in_its_line(
     let records = stand.controller.records(&object);
     anyhow::ensure!(records.iter().any(|record| record["reason"] == json!(forged)), "the trail lost what was said");
     let log = std::fs::read_to_string(stand.controller.log())?;
-    anyhow::ensure!(!log.lines().any(|line| line.starts_with("2026-01-01T00:00:00Z ERROR forged")), "a line was forged");
+    anyhow::ensure!(
+        !log.lines().any(|line| line.starts_with("2026-01-01T00:00:00Z ERROR forged")),
+        "a line was forged"
+    );
     anyhow::ensure!(!log.contains('\u{1b}'), "the log holds escape sequences");
     stand.controller.verify(&[]).await?;
     Ok(())

@@ -16,6 +16,8 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_terminated_instance_is_final,
         a_stopped_instance_heals_when_it_is_started,
         a_pending_instance_heals_when_it_runs,
+        a_private_instance_without_an_endpoint_has_no_route_until_there_is_one,
+        an_instance_of_another_account_is_not_found,
         tags_that_match_none_or_two_are_told_and_one_that_matches_is_found,
         an_end_time_that_is_past_or_too_near_ends_without_a_grant,
         more_time_than_the_policy_allows_is_refused_with_the_maximum,
@@ -137,6 +139,44 @@ async fn a_pending_instance_heals_when_it_runs() -> Outcome {
     stand.until("pending", "InstanceNotRunning", &[&id, "is starting; access follows by itself"]).await?;
     stand.instance(|instance| instance.id = id.clone());
     stand.until_granted("pending").await?;
+    Ok(())
+}
+
+async fn a_private_instance_without_an_endpoint_has_no_route_until_there_is_one() -> Outcome {
+    let stand = shared().await?;
+    let vpc_id = "vpc-00000000000000bad";
+    let id = stand.instance(|instance| {
+        instance.public_ip = None;
+        instance.vpc_id = vpc_id.to_owned();
+    });
+    stand.ask(Ask::new("no-route").instance(&id)).await?;
+    stand.until("no-route", "NoRoute", &[vpc_id, "has no EC2 Instance Connect Endpoint", "create one"]).await?;
+    stand.lab.standin().put_endpoint(lab::standin::Endpoint {
+        id: "eice-00000000000000bad".to_owned(),
+        vpc_id: vpc_id.to_owned(),
+        dns_name: stand.lab.standin().api_addr().to_string(),
+        ..lab::standin::Endpoint::default()
+    });
+    // Endpoints are remembered for half a minute, and looked for again as seldom.
+    let bound = std::time::Duration::from_secs(120);
+    let object =
+        stand.until_within("no-route", "Granted", bound, |object| crate::stand::is(object, "Active", "True")).await?;
+    let connection = object.status.and_then(|status| status.connection).expect("it is granted");
+    anyhow::ensure!(connection.endpoint_id.as_deref() == Some("eice-00000000000000bad"), "{connection:?}");
+    Ok(())
+}
+
+async fn an_instance_of_another_account_is_not_found() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    let target = json!({"instanceId": id, "accountId": "210987654321"});
+    stand.ask(Ask::new("another-account").with("target", target)).await?;
+    let words = ["spec.target.accountId 210987654321", "its own account only"];
+    let object = stand.until("another-account", "TargetNotFound", &words).await?;
+    crate::stand::is(&object, "Stalled", "True").map_err(anyhow::Error::msg)?;
+    // Whose it really is, is nobody's business who named the wrong one.
+    anyhow::ensure!(object.status.is_some_and(|status| status.instance.is_none()), "it tells of the instance");
+    anyhow::ensure!(stand.pushes(&id).is_empty(), "it got a key");
     Ok(())
 }
 

@@ -49,7 +49,8 @@ async fn a_key_that_cannot_be_delivered_is_refused_with_the_reason_and_the_remed
         ("options", format!("command=\"true\" {}", stand.key), "ssh-ed25519"),
     ];
     for (name, key, words) in door {
-        let (message, whole) = stand.refusal("alice", &Ask::new(&format!("key-{name}")).instance(&id).key(&key)).await?;
+        let (message, whole) =
+            stand.refusal("alice", &Ask::new(&format!("key-{name}")).instance(&id).key(&key)).await?;
         anyhow::ensure!(message.contains(words), "{name}: {words:?} is not in: {message}");
         anyhow::ensure!(!whole.contains(body), "{name} is repeated: {whole}");
     }
@@ -59,7 +60,7 @@ async fn a_key_that_cannot_be_delivered_is_refused_with_the_reason_and_the_remed
         ("no-base64", "ssh-ed25519 AAAA!?".to_owned(), vec!["spec.sshPublicKey"]),
         ("cut", stand.key[..50].to_owned(), vec!["spec.sshPublicKey", "something was lost or added", "to its end"]),
         ("another-type", format!("ssh-rsa {body}"), vec!["says ssh-rsa, but its body is ssh-ed25519"]),
-        ("two", format!("{}\n{}", stand.key, stand.key), vec!["2 lines"]),
+        ("two", format!("{}\n{}", stand.key, stand.key), vec!["spec.sshPublicKey", "more than one key"]),
     ];
     for (name, key, words) in status {
         let name = format!("key-{name}");

@@ -57,6 +57,9 @@ fn main() {
         Trial::test(name, move || runtime.block_on(day).map_err(|error| format!("{error:#}").into()))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    runtime.block_on(stand::close_shared());
+    if let Err(error) = runtime.block_on(stand::close_shared()) {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
     conclusion.exit();
 }

@@ -95,7 +95,9 @@ async fn a_grant_whose_first_push_never_succeeds_ends_on_time() -> Outcome {
     let stand = &stand;
     let ends = asked.iter().map(|(name, id)| async move {
         stand
-            .until_within(name, "granted or held", crate::stand::SOON, |object| expiration(object).map_err(|e| e.to_string()))
+            .until_within(name, "granted or held", crate::stand::SOON, |object| {
+                expiration(object).map_err(|e| e.to_string())
+            })
             .await
             .map_err(|error| format!("{name}: {error:#}"))?;
         let object = stand.ended_well(name, id).await.map_err(|error| format!("{name}: {error:#}"))?;

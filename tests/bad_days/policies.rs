@@ -1,8 +1,8 @@
 //! Who may not, and rules with mistakes in them.
 
+use instance_access::api::InstanceAccessPolicy;
 use kube::Api;
 use kube::api::DeleteParams;
-use instance_access::api::InstanceAccessPolicy;
 use serde_json::json;
 
 use crate::days;

@@ -126,6 +126,12 @@ impl Stand {
         Ok(serde_json::from_str(&self.send(who, Method::PATCH, uri, kind, patch.to_string().into_bytes()).await?)?)
     }
 
+    /// Deletes a request; it is gone when the operator lets it go.
+    pub async fn delete(&self, who: &str, name: &str) -> anyhow::Result<()> {
+        let uri = format!("{RESOURCES}/{NAMESPACE}/instanceaccesses/{name}");
+        self.send(who, Method::DELETE, uri, "application/json", vec![]).await.map(drop)
+    }
+
     /// Reads anything, as it is.
     pub async fn read(&self, uri: &str) -> anyhow::Result<String> {
         self.send("admin", Method::GET, uri.to_owned(), "application/json", vec![]).await

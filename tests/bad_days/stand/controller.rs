@@ -46,14 +46,11 @@ impl Controller {
         // Free now; that somebody else takes it before we do is unlikely enough.
         let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let audit = disk.as_ref().map_or(lab.dir(), Disk::dir).join("audit.jsonl");
-        Ok(Self {
-            env: Mutex::new(env),
-            audit,
-            disk,
-            log: lab.dir().join("controller.log"),
-            listen,
-            child: Mutex::default(),
-        })
+        // The log is on the same disk: it must not matter either.
+        let log = disk
+            .as_ref()
+            .map_or_else(|| lab.dir().join("controller.log"), |disk| disk.outside(&disk.dir().join("controller.log")));
+        Ok(Self { env: Mutex::new(env), audit, disk, log, listen, child: Mutex::default() })
     }
 
     /// Changes its environment; the next start sees it.
@@ -93,6 +90,14 @@ impl Controller {
         }
     }
 
+    /// Sends it a signal, by `kill`'s own word for it.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let pid = self.pid().context("it runs")?.to_string();
+        let output = lab::ssh::run(tokio::process::Command::new("kill").args([name, &pid])).await?;
+        anyhow::ensure!(output.success(), "kill {name}: {}", output.stderr);
+        Ok(())
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Option<u32> {
         self.child.lock().expect("no holder panics").as_ref().map(Child::id)
@@ -122,7 +127,9 @@ impl Controller {
     pub async fn page(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let read = async {
             let mut stream = TcpStream::connect(self.listen).await?;
-            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+            stream
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes())
+                .await?;
             let mut text = String::new();
             stream.read_to_string(&mut text).await?;
             anyhow::Ok(text)

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 
-/// The size of the tmpfs: room for some hundred records.
-const SIZE: &str = "size=256k";
+/// The size of the tmpfs: room for a log and some records.
+const SIZE: &str = "size=4m";
 
 /// A small disk.
 pub struct Disk {
@@ -26,7 +26,8 @@ impl Disk {
         let is_root = fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
         let mut disk = Self { dir, holder: None };
         if is_root {
-            let script = format!("mount -t tmpfs -o {SIZE} none '{}' && echo mounted && exec cat", disk.dir().display());
+            let script =
+                format!("mount -t tmpfs -o {SIZE} none '{}' && echo mounted && exec cat", disk.dir().display());
             // It ends with us: `cat` reads our end of a pipe.
             let mut holder = Command::new("unshare")
                 .args(["--mount", "--propagation", "private", "sh", "-c", &script])
@@ -35,7 +36,8 @@ impl Disk {
                 .spawn()
                 .context("unshare")?;
             let mut said = [0; 8];
-            std::io::Read::read_exact(holder.stdout.as_mut().context("piped")?, &mut said).context("mounting a tmpfs")?;
+            std::io::Read::read_exact(holder.stdout.as_mut().context("piped")?, &mut said)
+                .context("mounting a tmpfs")?;
             disk.holder = Some(holder);
         }
         Ok(disk)
@@ -97,7 +99,8 @@ impl Disk {
 
 fn limit(pid: Option<u32>, size: &str) -> anyhow::Result<()> {
     let pid = pid.context("a running controller")?;
-    let done = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--fsize={size}:unlimited")]).status()?;
+    let done =
+        Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--fsize={size}:unlimited")]).status()?;
     anyhow::ensure!(done.success(), "prlimit");
     Ok(())
 }

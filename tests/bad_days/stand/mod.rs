@@ -76,14 +76,17 @@ pub async fn shared() -> anyhow::Result<Arc<Stand>> {
     Ok(Arc::clone(shared.as_ref().expect("made above")))
 }
 
-/// Ends the shared stand, and says whether its audit trail verifies after all that was done to it.
-pub async fn close_shared() {
-    if let Some(stand) = SHARED.lock().await.take() {
-        match stand.controller.verify(&[]).await {
-            Ok(said) => eprintln!("the shared stand's audit trail: {}", said.lines().next().unwrap_or_default()),
-            Err(error) => panic!("the shared stand's audit trail: {error:#}"),
-        }
-    }
+/// Ends the shared stand, and says whether it is sound after all that was done to it.
+pub async fn close_shared() -> Outcome {
+    let Some(stand) = SHARED.lock().await.take() else { return Ok(()) };
+    let said = stand.controller.verify(&[]).await.context("the shared stand's audit trail")?;
+    eprintln!("the shared stand's audit trail: {}", said.lines().next().unwrap_or_default());
+    anyhow::ensure!(stand.controller.death().is_none(), "the shared stand's controller died");
+    let restless = stand.controller.metric("instance_access_restless_turns_total").await?;
+    anyhow::ensure!(restless == 0.0, "{restless} turns came to no rest:\n{}", stand.controller.log_of("come to rest"));
+    let panics = stand.controller.log_of("panicked");
+    anyhow::ensure!(panics.is_empty(), "the controller panicked:\n{panics}");
+    Ok(())
 }
 
 impl Stand {
@@ -101,22 +104,19 @@ impl Stand {
         apply(&lab, include_str!("../../../examples/operator-rbac.yaml")).await?;
         apply(&lab, RIGHTS).await?;
         let kubeconfig = lab.kubeconfig_for_service_account(OPERATOR.0, OPERATOR.1).await?;
-        apply(&lab, &tell(&["admission", "--operator-service-account", &format!("{}/{}", OPERATOR.0, OPERATOR.1)]).await?)
-            .await?;
+        apply(
+            &lab,
+            &tell(&["admission", "--operator-service-account", &format!("{}/{}", OPERATOR.0, OPERATOR.1)]).await?,
+        )
+        .await?;
         let mut wait = lab.kubectl("admin")?;
         wait.args(["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]);
         succeed(wait).await?;
         apply(&lab, DEVELOPERS).await?;
         let key = lab.new_key("alice").await?.public;
         let controller = Controller::new(&lab, &kubeconfig, disk, env)?;
-        let stand = Stand {
-            lab,
-            controller,
-            key,
-            people: Mutex::default(),
-            instances: AtomicU32::default(),
-            _place: place,
-        };
+        let stand =
+            Stand { lab, controller, key, people: Mutex::default(), instances: AtomicU32::default(), _place: place };
         stand.until_admission().await?;
         stand.controller.start()?;
         stand.controller.until_ready().await?;
@@ -230,7 +230,11 @@ async fn succeed(mut command: tokio::process::Command) -> anyhow::Result<String>
 /// `kubectl apply`, as the administrator.
 pub async fn apply(lab: &Lab, yaml: &str) -> anyhow::Result<()> {
     let mut kubectl = lab.kubectl("admin")?;
-    kubectl.args(["apply", "--server-side", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    kubectl
+        .args(["apply", "--server-side", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = kubectl.kill_on_drop(true).spawn()?;
     let mut stdin = child.stdin.take().context("a piped stdin")?;
     stdin.write_all(yaml.as_bytes()).await?;

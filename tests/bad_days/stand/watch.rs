@@ -55,7 +55,9 @@ impl Stand {
             Ok(object) => look(&object),
             Err(error) => Err(format!("{error:#}")),
         });
-        waited.await.with_context(|| format!("log of {}:\n{}", self.controller.log().display(), self.controller.log_of(name)))
+        waited
+            .await
+            .with_context(|| format!("log of {}:\n{}", self.controller.log().display(), self.controller.log_of(name)))
     }
 
     /// Waits until Active has this reason, whose message holds all of `words`.
