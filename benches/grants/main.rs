@@ -418,6 +418,7 @@ impl Bench {
         self.report.detail("controller", Value::Object(told));
         let memory = self.controller.memory()?;
         self.report.detail("memory_mib_before_the_memory_phase", json!({"now": round(memory.now), "most": round(memory.most)}));
+        self.report.detail("watch_resumed", json!(self.eyes.resumed()));
         let changes: u32 = self.eyes.all().iter().filter(|seen| seen.ended.is_some()).map(|seen| seen.changes).sum();
         let ended = self.eyes.all().iter().filter(|seen| seen.ended.is_some()).count();
         self.report.detail("changes_per_ended_request", json!(round(f64::from(changes) / ended as f64)));
