@@ -42,6 +42,7 @@ struct Book {
     all: HashMap<String, Seen>,
     /// By what stands before the last `-` of the name: one phase each.
     phases: HashMap<String, Counts>,
+    resumed: u32,
 }
 
 /// The watch.
@@ -59,39 +60,31 @@ impl Drop for Eyes {
 }
 
 impl Eyes {
-    /// Starts to watch. The watch must hold until the end: one that broke would have measured nothing.
+    /// Starts to watch.
     pub async fn open(client: Client, group: Group) -> anyhow::Result<Self> {
-        // An hour: longer than the benchmark may take.
-        let uri = format!("{}?watch=true&resourceVersion=0&timeoutSeconds=3600", group.requests());
-        let events = client.request_events::<Light>(http::Request::get(uri).body(Vec::new())?).await?;
         let book = Arc::<Mutex<Book>>::default();
         let (heard, news) = watch::channel(0);
         let task = tokio::spawn({
             let book = Arc::clone(&book);
             async move {
-                pin_mut!(events);
+                let mut version = "0".to_owned();
                 loop {
-                    match events.try_next().await {
-                        Ok(Some(WatchEvent::Added(object) | WatchEvent::Modified(object))) => note(&book, object),
-                        Ok(Some(WatchEvent::Deleted(_) | WatchEvent::Bookmark(_))) => {}
-                        Ok(Some(WatchEvent::Error(status))) => {
-                            eprintln!("the benchmark's watch broke: {status:?}");
-                            return;
-                        }
-                        Ok(None) => {
-                            eprintln!("the benchmark's watch ended");
-                            return;
-                        }
-                        Err(error) => {
-                            eprintln!("the benchmark's watch broke: {error}");
-                            return;
-                        }
+                    if let Err(error) = look(&client, group, &mut version, &book, &heard).await {
+                        // Whoever waits hears that the channel is closed.
+                        eprintln!("bench: the watch over the requests broke: {error:#}");
+                        return;
                     }
-                    heard.send_modify(|count| *count += 1);
+                    // The API server ends the watch of whoever reads slowly; nothing is lost, but it was heard of late.
+                    book.lock().expect("no holder panics").resumed += 1;
                 }
             }
         });
         Ok(Self { book, news, task })
+    }
+
+    /// How often the watch had to be taken up again.
+    pub fn resumed(&self) -> u32 {
+        self.lock().resumed
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
@@ -170,10 +163,36 @@ pub fn phase_of(name: &str) -> &str {
     name.rsplit_once('-').map_or(name, |(phase, _)| phase)
 }
 
+/// Watches from a version on, until the API server ends it.
+async fn look(
+    client: &Client,
+    group: Group,
+    version: &mut String,
+    book: &Mutex<Book>,
+    heard: &watch::Sender<u64>,
+) -> anyhow::Result<()> {
+    // An hour: longer than the benchmark may take.
+    let uri = format!("{}?watch=true&resourceVersion={version}&timeoutSeconds=3600", group.requests());
+    let events = client.request_events::<Light>(http::Request::get(uri).body(Vec::new())?).await?;
+    pin_mut!(events);
+    while let Some(event) = events.try_next().await? {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                version.clone_from(&object.metadata.resource_version);
+                note(book, object);
+                heard.send_modify(|count| *count += 1);
+            }
+            WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
+            WatchEvent::Error(status) => anyhow::bail!("{}", status.message),
+        }
+    }
+    Ok(())
+}
+
 fn note(book: &Mutex<Book>, object: Light) {
     let (now, wall) = (Instant::now(), Timestamp::now());
     let mut book = book.lock().expect("no holder panics");
-    let Book { all, phases } = &mut *book;
+    let Book { all, phases, resumed: _ } = &mut *book;
     let Light { metadata, status } = object;
     let seen = all.entry(metadata.name.clone()).or_default();
     let counts = phases.entry(phase_of(&metadata.name).to_owned()).or_default();

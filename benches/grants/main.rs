@@ -62,6 +62,12 @@ struct Args {
     /// Stop after the one-at-a-time figures and the first burst: for comparing two builds
     #[arg(long)]
     short: bool,
+    /// Measure nothing but the memory of many live grants
+    #[arg(long, conflicts_with_all = ["no_memory", "short"])]
+    only_memory: bool,
+    /// Live grants for their memory [default: 10000, or 1000]
+    #[arg(long)]
+    live: Option<usize>,
     /// The program to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_instance-access"))]
     program: PathBuf,
@@ -108,17 +114,23 @@ async fn run(args: &Args) -> anyhow::Result<Report> {
         true => Sizes { singles: 50, burst: 100, flood: 500, live: 1000 },
         false => Sizes { singles: 200, burst: 1000, flood: 5000, live: 10_000 },
     };
+    let sizes = Sizes { live: args.live.unwrap_or(sizes.live), ..sizes };
     let stand = Stand::start(args.program.clone()).await?;
-    let measured = tokio::select! {
+    tokio::select! {
         measured = measure(args, sizes, stand) => measured,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-    };
-    measured
+    }
 }
 
 async fn measure(args: &Args, sizes: Sizes, mut stand: Stand) -> anyhow::Result<Report> {
     let pace = args.pushes_per_second.to_string();
     let eyes = Eyes::open(stand.requester.clone(), OURS).await?;
+    if args.only_memory {
+        let mut report = Report::default();
+        memory(&mut stand, &eyes, &mut report, sizes.live).await?;
+        stand.lab.shutdown().await?;
+        return Ok(report);
+    }
     let controller = stand.controller(&["--pushes-per-second", &pace]).await?;
     let mut bench = Bench { plain: None, eyes, controller, report: Report::default(), expected: HashMap::new() };
     let sample = bench.sample(&mut stand).await?;
@@ -209,7 +221,7 @@ impl Bench {
         const PAUSE: Duration = Duration::from_millis(25);
         let phase = "single";
         let wishes = wishes(stand, phase, count, None);
-        let (mut ours, mut loops) = (Vec::new(), Vec::new());
+        let (mut ours, mut loops, mut started) = (Vec::new(), Vec::new(), Vec::new());
         let mut last = None;
         let before = stand.api_cpu() + self.controller.cpu();
         let mut loop_cpu = 0.0;
@@ -217,8 +229,9 @@ impl Bench {
             // Late enough that the bursts are over, and spread over more than half a minute.
             wish.end_time = Some(soon(Duration::from_secs(140 + (number as u64 * 7) % 40)));
             last = last.max(wish.end_time);
-            let start = Instant::now();
+            let (start, wall) = (Instant::now(), Timestamp::now());
             plain::create(&stand.requester, OURS, &wish).await?;
+            started.push((wish.instance_id.clone(), wall, ms(start.elapsed())));
             self.eyes.active_one(&wish.name, PHASE_BOUND).await?;
             let active = self.eyes.one(&wish.name).active.context("it was seen active")?;
             ours.push(ms(active - start));
@@ -236,6 +249,7 @@ impl Bench {
             let aim = aim.map_or_else(|| "-".to_owned(), |aim| format!("<= {aim}x"));
             self.report.row(&what, format!("{a:.1} ms"), format!("{b:.1} ms"), format!("{:.2}x", a / b), &aim, kept);
         }
+        self.report.detail("single_p50_ms_from_the_start_to", steps(stand, &started, percentile(&ours, 0.5)));
         self.report.detail("single_cpu_ms", json!({
             "api_server_and_controller": round(ours_cpu * 1000.0 / count as f64),
             "loop_api_server": round(loop_cpu * 1000.0 / count as f64),
@@ -313,11 +327,20 @@ impl Bench {
     }
 
     /// The look-ups that named an instance of this phase for the first time.
-    fn look_ups(&self, stand: &Stand, phase: &str) -> usize {
+    fn look_ups(&mut self, stand: &Stand, phase: &str) -> usize {
         let mut unseen = self.expected.get(phase).cloned().unwrap_or_default();
         let journal = stand.lab.standin().journal();
-        let calls = journal.iter().filter(|entry| entry.api == Api::Ec2);
-        calls.filter(|entry| entry.instance_ids.iter().filter(|id| unseen.remove(*id)).count() > 0).count()
+        let mut calls: Vec<(f64, usize)> = Vec::new();
+        for entry in journal.iter().filter(|entry| entry.api == Api::Ec2) {
+            let new = entry.instance_ids.iter().filter(|id| unseen.remove(*id)).count();
+            if new > 0 {
+                calls.push((ms(entry.offset), new));
+            }
+        }
+        let first = calls.first().map_or(0.0, |(offset, _)| *offset);
+        let told: Vec<_> = calls.iter().map(|(offset, new)| json!([round(offset - first), new])).collect();
+        self.report.detail(&format!("{phase}_look_ups_as_ms_and_ids"), json!(told));
+        calls.len()
     }
 
     /// Ends that come one after the other.
@@ -395,6 +418,7 @@ impl Bench {
         self.report.detail("controller", Value::Object(told));
         let memory = self.controller.memory()?;
         self.report.detail("memory_mib_before_the_memory_phase", json!({"now": round(memory.now), "most": round(memory.most)}));
+        self.report.detail("watch_resumed", json!(self.eyes.resumed()));
         let changes: u32 = self.eyes.all().iter().filter(|seen| seen.ended.is_some()).map(|seen| seen.changes).sum();
         let ended = self.eyes.all().iter().filter(|seen| seen.ended.is_some()).count();
         self.report.detail("changes_per_ended_request", json!(round(f64::from(changes) / ended as f64)));
@@ -446,6 +470,30 @@ async fn memory(stand: &mut Stand, eyes: &Eyes, report: &mut Report, count: usiz
         Some(settled.now <= AIM),
     );
     controller.stop().await
+}
+
+/// Where the time of one request goes: when AWS heard of it.
+fn steps(stand: &Stand, started: &[(String, Timestamp, f64)], active: f64) -> Value {
+    let journal = stand.lab.standin().journal();
+    let mut first: HashMap<(Api, &str), Timestamp> = HashMap::new();
+    for entry in &journal {
+        for id in &entry.instance_ids {
+            first.entry((entry.api, id)).or_insert(entry.time);
+        }
+    }
+    let after = |api| {
+        let heard = |(id, start, _): &(String, Timestamp, f64)| {
+            Some(start.duration_until(*first.get(&(api, id.as_str()))?).as_secs_f64() * 1000.0)
+        };
+        round(percentile(&started.iter().filter_map(heard).collect::<Vec<_>>(), 0.5))
+    };
+    let created: Vec<_> = started.iter().map(|(_, _, created)| *created).collect();
+    json!({
+        "created": round(percentile(&created, 0.5)),
+        "look_up_at_aws": after(Api::Ec2),
+        "push_at_aws": after(Api::Eic),
+        "active": round(active),
+    })
 }
 
 fn wishes(stand: &mut Stand, phase: &str, count: usize, end_time: Option<Timestamp>) -> Vec<Wish> {

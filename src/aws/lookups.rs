@@ -1,7 +1,7 @@
 //! Look-ups, batched: a thousand questions at once become a handful of calls.
 //!
-//! The first question of a quiet region leaves at once. Those that come while a call is under way gather, for a moment
-//! or until 200 ids wait. Two calls at a time and a token bucket keep us far below EC2's limits, which we share with
+//! The first question of a quiet region leaves at once. Those that come close behind another gather until a gap comes, or
+//! 200 ids wait, or a second has gone by: a crowd arrives as fast as the API server lets it in, over seconds. Two calls at a time and a token bucket keep us far below EC2's limits, which we share with
 //! everything else in the account. Every question is answered, with the error of its call if need be; a caller that
 //! goes away disturbs nobody.
 
@@ -34,7 +34,9 @@ pub struct LookupLimits {
     pub rate_per_second: f64,
     /// Calls at once after a quiet time, of EC2's 100.
     pub burst: f64,
-    /// How long a batch gathers while another is under way.
+    /// The gap between two questions that ends a batch: those that come closer to each other share a call.
+    pub gap: Duration,
+    /// The longest that a batch gathers.
     pub linger: Duration,
     /// The longest that one call may take, its pages and the SDK's retries included.
     pub call_timeout: Duration,
@@ -55,8 +57,12 @@ impl Default for LookupLimits {
             // (autoscalers, load balancers) keep the rest.
             rate_per_second: 5.0,
             burst: 20.0,
-            // A tenth of a usual answer's time: nobody notices, and a burst's stragglers come along.
-            linger: Duration::from_millis(10),
+            // A fraction of a usual answer's time, which nobody notices who asks alone; and ten times what lies between
+            // two requests when the API server lets in as many as it can.
+            gap: Duration::from_millis(30),
+            // 200 requests, at the rate at which a small API server stores them. Reached only under a steady stream of
+            // more than 30 a second, which would otherwise take a call for every few.
+            linger: Duration::from_secs(1),
             // The SDK gives up on a page after 20 s; this is for a page more, and for whatever else hangs.
             call_timeout: Duration::from_secs(25),
             // A full queue of 20,000 ids is 100 calls: 20 s at our rate, and a call or two on top.
@@ -278,22 +284,27 @@ impl Lane {
         }
     }
 
-    /// Waits as long as it pays to: not at all if no call is under way or the batch is full.
+    /// Waits as long as it pays to: not at all for a question that comes alone, or if the batch is full.
     async fn linger(&self, limits: &LookupLimits) {
         loop {
-            if self.slots.available_permits() >= limits.calls_max.max(1) {
-                return;
-            }
             let leave = {
                 let state = locked(&self.state);
-                match state.since {
-                    Some(since) if !state.need_not_linger() => since + limits.linger,
+                match state.gathering() {
+                    Some(gathering) if !state.need_not_linger() => {
+                        let idle = self.slots.available_permits() >= limits.calls_max.max(1);
+                        if idle && gathering.came_alone(limits.gap) {
+                            return;
+                        }
+                        (gathering.last + limits.gap).min(gathering.since + limits.linger)
+                    }
                     _ => return,
                 }
             };
-            if timeout_at(leave, self.ready.notified()).await.is_err() {
+            if leave <= Instant::now() {
                 return;
             }
+            // Whoever comes meanwhile puts off the end, so look again.
+            let _ = timeout_at(leave, self.ready.notified()).await;
         }
     }
 

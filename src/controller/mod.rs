@@ -137,7 +137,7 @@ impl Controller {
             writer: Writer::new(client.clone(), Arc::clone(&metrics)),
             lookups: Lookups::new(Arc::clone(&cloud), lookup_limits),
             pushes: Pushes::new(cloud, push_limits, Arc::clone(&clock), fence),
-            events: events::Events::new(client.clone(), Arc::clone(&metrics)),
+            events: events::Events::new(client.clone(), Arc::clone(&clock), Arc::clone(&metrics)),
             client,
             records,
             clock,

@@ -1,6 +1,7 @@
 //! The requests of the cluster, each with what this process saw of it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -67,21 +68,26 @@ impl Slots {
     /// Takes in a watched object, unless a newer version is known: our own writes come back through the watch.
     pub fn see(&self, object: InstanceAccess, new_sight: impl FnOnce() -> Sight) -> Option<Seen> {
         let uid: Uid = object.metadata.uid.as_deref()?.into();
-        let slot = Arc::clone(self.lock().entry(Arc::clone(&uid)).or_insert_with(|| {
-            Arc::new(Slot {
-                uid,
-                state: Mutex::new(State {
-                    object: Arc::new(InstanceAccess { metadata: ObjectMeta::default(), ..object.clone() }),
-                    sight: new_sight(),
-                    running: false,
-                    dirty: false,
-                    gone: false,
-                    push: None,
-                    last_record: None,
-                    failures: 0,
-                }),
-            })
-        }));
+        let slot = match self.lock().entry(uid) {
+            Entry::Occupied(entry) => Arc::clone(entry.get()),
+            Entry::Vacant(entry) => {
+                let slot = Arc::new(Slot {
+                    uid: Arc::clone(entry.key()),
+                    state: Mutex::new(State {
+                        object: Arc::new(object),
+                        sight: new_sight(),
+                        running: false,
+                        dirty: false,
+                        gone: false,
+                        push: None,
+                        last_record: None,
+                        failures: 0,
+                    }),
+                });
+                entry.insert(Arc::clone(&slot));
+                return Some(Seen::News(slot));
+            }
+        };
         let mut state = slot.lock();
         if !is_newer(&object, &state.object) {
             return Some(Seen::Old);

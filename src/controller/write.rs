@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use http::{Method, Request};
 use kube::Client;
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::api::{FINALIZER, GROUP, InstanceAccess, InstanceAccessStatus, VERSION};
+use crate::api::{FINALIZER, GROUP, InstanceAccess, InstanceAccessSpec, InstanceAccessStatus, VERSION};
 use crate::domain::lifecycle::Lane;
 use crate::telemetry::Metrics;
 
@@ -44,6 +45,26 @@ pub enum WriteError {
     Refused(#[source] Box<kube::Error>),
 }
 
+/// A status, with as much of its object as says which one is meant, in which version.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusPut<'a> {
+    api_version: String,
+    kind: &'a str,
+    metadata: Identity<'a>,
+    spec: &'a InstanceAccessSpec,
+    status: &'a InstanceAccessStatus,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity<'a> {
+    name: &'a Option<String>,
+    namespace: &'a Option<String>,
+    uid: &'a Option<String>,
+    resource_version: &'a Option<String>,
+}
+
 /// The writer.
 pub struct Writer {
     client: Client,
@@ -74,18 +95,18 @@ impl Writer {
         status: &InstanceAccessStatus,
         lane: Lane,
     ) -> Result<InstanceAccess, WriteError> {
-        let body = json!({
-            "apiVersion": format!("{GROUP}/{VERSION}"),
-            "kind": "InstanceAccess",
-            "metadata": {
-                "name": object.metadata.name,
-                "namespace": object.metadata.namespace,
-                "uid": object.metadata.uid,
-                "resourceVersion": object.metadata.resource_version,
+        let body = StatusPut {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind: "InstanceAccess",
+            metadata: Identity {
+                name: &object.metadata.name,
+                namespace: &object.metadata.namespace,
+                uid: &object.metadata.uid,
+                resource_version: &object.metadata.resource_version,
             },
-            "spec": object.spec,
-            "status": status,
-        });
+            spec: &object.spec,
+            status,
+        };
         let uri = format!("{}/status?fieldManager={}", path(object), super::FIELD_MANAGER);
         let outcome = self.send(Method::PUT, uri, "application/json", &body, lane).await;
         self.metrics.count_status_write(match &outcome {
@@ -141,7 +162,7 @@ impl Writer {
         method: Method,
         uri: String,
         content_type: &str,
-        body: &serde_json::Value,
+        body: &impl Serialize,
         lane: Lane,
     ) -> Result<InstanceAccess, WriteError> {
         let body = serde_json::to_vec(body).map_err(|error| WriteError::Build(Box::new(error)))?;

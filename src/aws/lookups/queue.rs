@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -15,7 +16,10 @@ pub(super) struct State {
     pub(super) ids: VecDeque<InstanceId>,
     wanted: HashMap<InstanceId, Vec<Waiter>>,
     /// Since when the first of `ids` has been waiting.
-    pub(super) since: Option<Instant>,
+    since: Option<Instant>,
+    /// When the last id came, and the one before the first of `ids`.
+    last: Option<Instant>,
+    before: Option<Instant>,
     /// Questions that need a call of their own. An entry stays until it is answered: who asks the same joins it.
     asked: HashMap<Question, Vec<Waiter>>,
     pub(super) unsent: VecDeque<Question>,
@@ -23,6 +27,24 @@ pub(super) struct State {
     pub(super) dispatching: bool,
     /// Whose turn it is if both wait, so that neither starves.
     ids_next: bool,
+}
+
+/// How the ids that wait have come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gathering {
+    /// When the first came.
+    pub(super) since: Instant,
+    /// When the last came.
+    pub(super) last: Instant,
+    /// When the one before the first came, which has left already.
+    before: Option<Instant>,
+}
+
+impl Gathering {
+    /// Whether they came at one moment, and nobody shortly before.
+    pub(super) fn came_alone(&self, gap: Duration) -> bool {
+        self.before.is_none_or(|before| self.since - before >= gap)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +71,12 @@ impl State {
         let waiters = self.wanted.entry(id.clone()).or_default();
         if waiters.is_empty() {
             self.ids.push_back(id);
-            self.since.get_or_insert_with(Instant::now);
+            let now = Instant::now();
+            if self.since.is_none() {
+                self.since = Some(now);
+                self.before = self.last;
+            }
+            self.last = Some(now);
         }
         waiters.push(waiter);
     }
@@ -60,6 +87,11 @@ impl State {
             self.unsent.push_back(question);
         }
         waiters.push(waiter);
+    }
+
+    pub(super) fn gathering(&self) -> Option<Gathering> {
+        let (since, last) = self.since.zip(self.last)?;
+        Some(Gathering { since, last, before: self.before })
     }
 
     pub(super) fn need_not_linger(&self) -> bool {
@@ -87,7 +119,9 @@ impl State {
                 batch.push((id, waiters));
             }
         }
+        // The rest has waited, so it is part of a crowd; its next batch gathers from here.
         self.since = (!self.ids.is_empty()).then(Instant::now);
+        self.before = self.last;
         (!batch.is_empty()).then_some(Work::Ids(batch))
     }
 

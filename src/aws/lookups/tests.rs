@@ -78,7 +78,7 @@ async fn one_question_leaves_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_behind_a_call_waits_for_the_linger_and_no_longer() {
+async fn a_question_close_behind_another_waits_for_a_gap_and_no_longer() {
     let cloud = Arc::new(FakeCloud::with(100, [instance(1, &[]), instance(2, &[])]));
     let lookups = lookups(&cloud);
     let first = tokio::spawn({
@@ -88,8 +88,60 @@ async fn a_question_behind_a_call_waits_for_the_linger_and_no_longer() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     let start = Instant::now();
     lookups.find(&place(), by_id(2)).await.unwrap();
-    assert!(start.elapsed() <= Duration::from_millis(112), "{:?}", start.elapsed());
+    assert!(start.elapsed() <= Duration::from_millis(132), "{:?}", start.elapsed());
     first.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_comes_over_seconds_is_six_calls_and_nobody_waits_long() {
+    let cloud = Arc::new(FakeCloud::with(5, (0..1000).map(|n| instance(n, &[]))));
+    let lookups = lookups(&cloud);
+    let tasks = (0..1000).map(|n| {
+        let lookups = lookups.clone();
+        tokio::spawn(async move {
+            // As fast as an API server on two cores lets them in.
+            tokio::time::sleep(Duration::from_millis(4) * u32::try_from(n).unwrap()).await;
+            let start = Instant::now();
+            let answer = lookups.find(&place(), by_id(n)).await;
+            (answer, start.elapsed())
+        })
+    });
+    for (n, done) in join_all(tasks.collect::<Vec<_>>()).await.into_iter().enumerate() {
+        let (answer, elapsed) = done.unwrap();
+        assert_eq!(answer.unwrap()[0].id, id(n));
+        assert!(elapsed < Duration::from_millis(1010), "{elapsed:?}");
+    }
+    assert_eq!(batches(&cloud), [1, 200, 200, 200, 200, 199]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_that_come_one_after_the_other_do_not_wait() {
+    let cloud = Arc::new(FakeCloud::with(5, (0..10).map(|n| instance(n, &[]))));
+    let lookups = lookups(&cloud);
+    for n in 0..10 {
+        let start = Instant::now();
+        lookups.find(&place(), by_id(n)).await.unwrap();
+        assert_eq!(start.elapsed(), Duration::from_millis(5));
+        tokio::time::sleep(LookupLimits::default().gap).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_steady_stream_waits_a_second_at_most() {
+    let cloud = Arc::new(FakeCloud::with(5, (0..300).map(|n| instance(n, &[]))));
+    let lookups = lookups(&cloud);
+    let tasks = (0..300).map(|n| {
+        let lookups = lookups.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20) * u32::try_from(n).unwrap()).await;
+            let start = Instant::now();
+            lookups.find(&place(), by_id(n)).await.unwrap();
+            start.elapsed()
+        })
+    });
+    let longest = join_all(tasks.collect::<Vec<_>>()).await.into_iter().map(Result::unwrap).max().unwrap();
+    assert!(longest <= Duration::from_millis(1010), "{longest:?}");
+    assert!(batches(&cloud).len() <= 8, "{:?}", batches(&cloud));
 }
 
 #[tokio::test(start_paused = true)]
