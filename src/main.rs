@@ -124,14 +124,15 @@ async fn run(args: ControllerArgs) -> Outcome {
         _ = terminate.recv() => None,
         _ = tokio::signal::ctrl_c() => None,
         Some(error) = refused(opening) => Some(error),
+        _ = stop.cancelled() => None,
     };
     tracing::info!("stopping");
     stop.cancel();
-    running.await?;
+    let ran = running.await?;
     server.await?;
     records.close().await;
     tracing::info!("stopped");
-    refused.map_or(Ok(()), |error| Err(error.into()))
+    refused.map_or(Ok(()), |error| Err(error.into())).and(ran.map_err(Into::into))
 }
 
 /// Waits for an audit trail that can never be opened; one that is open, or may yet be, is nothing to stop for.

@@ -21,8 +21,12 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let live = { let health = health.clone(); move || said(health.is_live(clock()), "live", "the timers stand still") };
-    let ready = move || said(health.is_ready(), "ready", "the lists of requests and policies have not been read yet");
+    let live = {
+        let (health, clock) = (health.clone(), Arc::clone(&clock));
+        move || said(health.is_live(clock()), "live", "the timers stand still")
+    };
+    let not_ready = "the lists of requests and policies were not read yet, or the API server is not heard";
+    let ready = move || said(health.is_ready(clock()), "ready", not_ready);
     let page = move || {
         (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],

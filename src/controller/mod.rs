@@ -7,6 +7,7 @@
 //! ```
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
 
+mod contact;
 mod events;
 mod policies;
 mod records;
@@ -17,12 +18,13 @@ mod watch;
 mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
 use tokio::sync::watch as signal;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +34,7 @@ use crate::domain::lifecycle::Settings;
 use crate::domain::policy::PolicySet;
 use crate::telemetry::{Metrics, Reading};
 
+use contact::Contact;
 pub use records::Records;
 use slots::Slots;
 use timers::Timers;
@@ -80,11 +83,17 @@ struct Shared {
     may_push: Arc<AtomicBool>,
     /// When this process began to look.
     since_time: Timestamp,
+    contact: Arc<Contact>,
     health: Health,
 }
 
 impl Shared {
     /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
+    /// The policies as they are known now.
+    fn policies(&self) -> Arc<PolicySet> {
+        Arc::clone(&self.policies.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn is_stopping(&self) -> bool {
         !self.may_push.load(Ordering::Acquire)
     }
@@ -96,20 +105,23 @@ pub struct Health {
     requests_listed: signal::Sender<bool>,
     policies_listed: signal::Sender<bool>,
     beat: signal::Sender<Timestamp>,
+    contact: Arc<Contact>,
 }
 
 impl Health {
-    fn new(now: Timestamp) -> Self {
+    fn new(now: Timestamp, contact: Arc<Contact>) -> Self {
         Self {
+            contact,
             requests_listed: signal::channel(false).0,
             policies_listed: signal::channel(false).0,
             beat: signal::channel(now).0,
         }
     }
 
-    /// Whether both lists were read once: before, nothing is decided.
-    pub fn is_ready(&self) -> bool {
-        *self.requests_listed.borrow() && *self.policies_listed.borrow()
+    /// Whether both lists were read once (before, nothing is decided), and the API server is heard.
+    pub fn is_ready(&self, now: Timestamp) -> bool {
+        let listed = *self.requests_listed.borrow() && *self.policies_listed.borrow();
+        listed && self.contact.lost_time(now).is_none()
     }
 
     /// Whether the timers still turn.
@@ -129,6 +141,7 @@ impl Controller {
         let Parts { client, cloud, push_limits, lookup_limits, records, clock, settings, metrics } = parts;
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
+        let contact = Arc::new(Contact::new(since_time));
         let fence = {
             let may_push = Arc::clone(&may_push);
             Arc::new(move || may_push.load(Ordering::Acquire))
@@ -149,7 +162,8 @@ impl Controller {
             tasks: TaskTracker::new(),
             may_push,
             since_time,
-            health: Health::new(since_time),
+            health: Health::new(since_time, Arc::clone(&contact)),
+            contact,
         };
         let shared = Arc::new(shared);
         let rooms = Arc::downgrade(&shared);
@@ -173,24 +187,38 @@ impl Controller {
     /// Runs until it is cancelled, then lets running turns finish.
     ///
     /// From the cancellation on nothing is pushed any more.
-    pub async fn run(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// If one of its tasks ended by itself: then it heard or saw too little to go on.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskDied> {
         let shared = self.shared;
-        let tasks = [
-            tokio::spawn(policies::watch_policies(Arc::clone(&shared), stop.clone())),
-            tokio::spawn(policies::count_grants(Arc::clone(&shared), stop.clone())),
-            tokio::spawn(watch::watch_requests(Arc::clone(&shared), stop.clone())),
-            tokio::spawn(timers::keep_time(Arc::clone(&shared), stop.clone())),
-        ];
-        stop.cancelled().await;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(policies::watch_policies(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(contact::keep_contact(Arc::clone(&shared), stop.clone()));
+        // None of them ends before it is told to. One that does leaves us deaf, or without a clock.
+        let died = tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            _ = tasks.join_next() => Err(TaskDied),
+        };
         shared.may_push.store(false, Ordering::Release);
-        for task in tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a controller task died");
-            }
-        }
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
         shared.tasks.close();
         if tokio::time::timeout(DRAIN, shared.tasks.wait()).await.is_err() {
-            tracing::warn!(turns = shared.tasks.len(), "stopped with turns unfinished; status has all that the next start needs");
+            tracing::warn!(
+                turns = shared.tasks.len(),
+                "stopped with turns unfinished; status has all that the next start needs"
+            );
         }
+        died
     }
 }
+
+/// A part of the controller ended by itself: a bug. The log has its panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a part of the controller died; start it again, and report what the log says")]
+pub struct TaskDied;

@@ -19,6 +19,7 @@ use crate::domain::policy::{Policy, PolicySet};
 use crate::telemetry::chain;
 
 use super::Shared;
+use super::contact::Watch;
 use super::slots::is_live;
 use super::turn::wake_all;
 use super::watch::config;
@@ -49,6 +50,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
                 }
             }
             Some(Ok(Event::InitDone)) => {
+                shared.contact.watch_heard(Watch::Policies);
                 if let Some(listed) = listing.take() {
                     known = listed;
                     publish(&shared, &known);
@@ -57,6 +59,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
                 }
             }
             Some(Ok(Event::Apply(object))) => {
+                shared.contact.watch_heard(Watch::Policies);
                 let Some((name, policy)) = compiled(&shared, object) else { continue };
                 // Our own status comes back through the watch: the pin tells whether anything is new.
                 if known.get(&name).is_none_or(|old| old.pin() != policy.pin()) {
@@ -77,6 +80,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
                 }
             }
             Some(Err(error)) => {
+                shared.contact.watch_failed(Watch::Policies, (shared.clock)());
                 shared.metrics.count_watch_error("instanceaccesspolicies");
                 tracing::warn!(error = chain(&error), "the watch over policies broke, trying again");
             }
@@ -137,7 +141,7 @@ pub async fn count_grants(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = interval.tick() => {}
         }
-        if !shared.health.is_ready() {
+        if !shared.health.is_ready((shared.clock)()) {
             continue;
         }
         let mut counts: HashMap<String, i32> = HashMap::new();

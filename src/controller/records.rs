@@ -16,6 +16,9 @@ use crate::telemetry::chain;
 /// Gap between two tries to open the trail.
 const OPEN_RETRY: Duration = Duration::from_secs(5);
 
+/// The longest record. The greatest identity, reason and message together stay below half of it.
+const RECORD_BYTES_MAX: usize = 256 << 10;
+
 /// The trail, once it is open.
 #[derive(Debug, Default)]
 pub struct Records {
@@ -51,7 +54,7 @@ impl Records {
     pub async fn open(&self, sinks: Sinks, clock: &Clock, stop: &CancellationToken) -> Result<(), OpenError> {
         loop {
             let begin = Begin { now: clock(), known_head: None };
-            match Trail::open(sinks.clone(), Limits::default(), begin).await {
+            match Trail::open(sinks.clone(), Limits { record_bytes_max: RECORD_BYTES_MAX, ..Limits::default() }, begin).await {
                 Ok((trail, opened)) => {
                     if let Some(torn) = &opened.torn {
                         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
@@ -62,7 +65,12 @@ impl Records {
                     }
                     return Ok(());
                 }
-                Err(error @ (OpenError::Io { .. } | OpenError::Thread(_))) => {
+                Err(
+                    error @ (OpenError::Io { .. }
+                    | OpenError::Thread(_)
+                    | OpenError::NoDirectory { .. }
+                    | OpenError::TooTorn { .. }),
+                ) => {
                     tracing::error!(
                         error = chain(&error),
                         "the audit trail cannot be opened, so nothing is granted; ends go on; trying again"

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::api::InstanceAccess;
@@ -24,6 +25,8 @@ pub struct Slots {
 pub struct Slot {
     pub uid: Uid,
     state: Mutex<State>,
+    /// Told when something happens during a turn, so that it does not wait its turn for a write that may be wrong by now.
+    pub nudged: Notify,
 }
 
 /// What is known of it.
@@ -37,6 +40,8 @@ pub struct State {
     pub dirty: bool,
     /// The object is not there any more.
     pub gone: bool,
+    /// Its newest version cannot be decoded: it may be a revocation.
+    pub unreadable: bool,
     /// The push that waits or flies.
     pub push: Option<AbortHandle>,
     /// The newest durable record: told again after a failed write, it is not written twice.
@@ -51,6 +56,8 @@ pub enum Seen {
     News(Arc<Slot>),
     /// It is known already.
     Old,
+    /// What is known is newer, or of a history that was undone: a restored etcd counts from where its copy was taken.
+    Behind(Arc<Slot>),
 }
 
 impl Slot {
@@ -73,12 +80,14 @@ impl Slots {
             Entry::Vacant(entry) => {
                 let slot = Arc::new(Slot {
                     uid: Arc::clone(entry.key()),
+                    nudged: Notify::new(),
                     state: Mutex::new(State {
                         object: Arc::new(object),
                         sight: new_sight(),
                         running: false,
                         dirty: false,
                         gone: false,
+                        unreadable: false,
                         push: None,
                         last_record: None,
                         failures: 0,
@@ -90,9 +99,12 @@ impl Slots {
         };
         let mut state = slot.lock();
         if !is_newer(&object, &state.object) {
-            return Some(Seen::Old);
+            let behind = is_newer(&state.object, &object);
+            drop(state);
+            return Some(if behind { Seen::Behind(slot) } else { Seen::Old });
         }
         state.object = Arc::new(object);
+        state.unreadable = false;
         drop(state);
         Some(Seen::News(slot))
     }
@@ -126,6 +138,13 @@ impl Slots {
 /// Whether a request has a grant that has not ended.
 pub fn is_live(object: &InstanceAccess) -> bool {
     object.status.as_ref().is_some_and(|status| status.grant.is_some() && status.end_time.is_none())
+}
+
+/// Whether what a decision stands on changed: its spec, or that it is being deleted. Labels and our own status do not
+/// count.
+pub fn is_changed(object: &InstanceAccess, decided_on: &InstanceAccess) -> bool {
+    let (now, then) = (&object.metadata, &decided_on.metadata);
+    now.generation != then.generation || now.deletion_timestamp.is_some() != then.deletion_timestamp.is_some()
 }
 
 /// Whether an object is a newer version than another.

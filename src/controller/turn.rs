@@ -13,14 +13,15 @@ use crate::audit::Receipt;
 use crate::aws::PushError;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::lifecycle::{self, Effect, Plan, World};
+use crate::domain::policy::PolicySet;
 use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
 use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::slots::{Slot, State};
-use super::write::WriteError;
+use super::slots::{Slot, State, is_changed, is_newer};
+use super::write::{Still, WriteError};
 
 /// Longest wait for one record to be durable: beyond it the sink counts as sick.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +53,7 @@ pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
         let mut state = slot.lock();
         if state.running {
             state.dirty = true;
+            slot.nudged.notify_one();
             return;
         }
         state.running = true;
@@ -80,10 +82,11 @@ pub fn wake_all(shared: &Arc<Shared>) {
 async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
     loop {
-        let (plan, object, was_gone) = {
+        let (plan, object, policies, was_gone) = {
             let mut state = slot.lock();
             state.dirty = false;
-            let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &state) };
+            let policies = shared.policies();
+            let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &mut state, &policies) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
                 let again = plan.look_again.map(|(_, time)| time);
                 let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
@@ -94,10 +97,10 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 rest(&shared, &slot, &mut state, again);
                 return;
             }
-            (plan, Arc::clone(&state.object), state.gone)
+            (plan, Arc::clone(&state.object), policies, state.gone)
         };
         steps += 1;
-        let step = carry_out(&shared, &slot, &object, plan).await;
+        let step = carry_out(&shared, &slot, &object, &policies, plan).await;
         let mut state = slot.lock();
         match step {
             Step::Done if was_gone => {
@@ -110,8 +113,9 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             Step::Failed => {
                 state.failures = state.failures.saturating_add(1);
                 let wait = WRITE_RETRY.0.saturating_mul(1 << (state.failures - 1).min(10)).min(WRITE_RETRY.1);
+                // A revocation that was heard meanwhile needs no write to stop a push: it is asked about soon.
+                let wait = if state.dirty { WRITE_RETRY.0 } else { wait };
                 let again = plus((shared.clock)(), wait);
-                // What became due meanwhile waits as well: the write stands before all of it.
                 state.dirty = false;
                 rest(&shared, &slot, &mut state, Some(again));
                 return;
@@ -126,10 +130,12 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     }
 }
 
-fn ask(shared: &Shared, state: &State) -> Plan {
-    let policies = Arc::clone(&shared.policies.read().unwrap_or_else(std::sync::PoisonError::into_inner));
-    let world = World { settings: &shared.settings, policies: &policies, sight: &state.sight };
-    lifecycle::next((shared.clock)(), &state.object, world)
+fn ask(shared: &Shared, state: &mut State, policies: &PolicySet) -> Plan {
+    let now = (shared.clock)();
+    // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
+    state.sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
+    let world = World { settings: &shared.settings, policies, sight: &state.sight };
+    lifecycle::next(now, &state.object, world)
 }
 
 fn vanished(shared: &Shared, state: &State) -> Plan {
@@ -149,8 +155,21 @@ fn rest(shared: &Arc<Shared>, slot: &Arc<Slot>, state: &mut State, again: Option
     shared.timers.set(&slot.uid, again);
 }
 
-async fn carry_out(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &Arc<InstanceAccess>, plan: Plan) -> Step {
+async fn carry_out(
+    shared: &Arc<Shared>,
+    slot: &Arc<Slot>,
+    object: &Arc<InstanceAccess>,
+    policies: &Arc<PolicySet>,
+    plan: Plan,
+) -> Step {
     let lane = plan.lane();
+    let decided_on = Arc::clone(object);
+    // The permit, and the status that promises it, hold for the world that was judged: another set of policies, or
+    // another spec, is another question (I2).
+    let holds = || {
+        let state = slot.lock();
+        !state.gone && Arc::ptr_eq(policies, &shared.policies()) && !is_changed(&state.object, &decided_on)
+    };
     let mut plan = plan;
     let mut object = Arc::clone(object);
     let mut receipt = None;
@@ -175,7 +194,7 @@ async fn carry_out(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &Arc<Instance
         plan.point_to(durable.map(|Receipt { sequence, digest }| AuditPointer { sequence, digest }));
     }
     if let Some(status) = &plan.status {
-        match shared.writer.status(&object, status, lane).await {
+        match shared.writer.status(&object, status, lane, &Still { holds: &holds, nudged: Some(&slot.nudged) }).await {
             Ok(newer) => {
                 observe(shared, &object, &newer);
                 object = take_in(slot, newer);
@@ -190,6 +209,8 @@ async fn carry_out(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &Arc<Instance
                 Ok(newer) => object = take_in(slot, newer),
                 Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
             },
+            // Dropping the permit is a refusal, and the next question is asked of what the world is now.
+            Effect::Push(_) if !holds() => return Step::Done,
             effect => begin(shared, slot, &object, effect),
         }
     }
@@ -203,14 +224,9 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
     match effect {
         Effect::LookUpInstance { place, query } => look_up_instance(shared, slot, place, query),
         Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id),
-        Effect::Push(permit) => push(shared, slot, object, permit),
+        Effect::Push(permit) => push(shared, slot, permit),
         Effect::StopPush => {
-            let mut state = slot.lock();
-            if let Some(push) = state.push.take() {
-                push.abort();
-            }
-            let now = (shared.clock)();
-            state.sight.push.stopped(now);
+            stop_push(shared, &mut slot.lock());
         }
         Effect::Event { warning, reason, note } => {
             let meta = &object.metadata;
@@ -255,14 +271,39 @@ fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_i
     });
 }
 
-fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, permit: PushPermit) {
+fn stop_push(shared: &Shared, state: &mut State) {
+    if let Some(push) = state.push.take() {
+        push.abort();
+    }
+    state.sight.push.stopped((shared.clock)());
+}
+
+/// Notes that a request is not there any more. Its push is called back at once: there is no plan for what is gone.
+pub fn set_gone(shared: &Shared, slot: &Slot) {
+    let mut state = slot.lock();
+    state.gone = true;
+    stop_push(shared, &mut state);
+}
+
+/// Asks the API server what a request is now, and believes it.
+pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
+    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
+    shared.tasks.spawn(async move {
+        let shared = shared_;
+        let known = Arc::clone(&slot.lock().object);
+        match shared.writer.read(&known).await {
+            Ok(newer) => believe(&slot, &known, newer),
+            Err(WriteError::Gone) => set_gone(&shared, &slot),
+            // The next list says it again.
+            Err(error) => tracing::warn!(uid = %slot.uid, error = chain(&error), "a request could not be read again"),
+        }
+        wake(&shared, &slot);
+    });
+}
+
+fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
     let started = (shared.clock)();
     let mut state = slot.lock();
-    // The request changed while the record was made durable: it may be revoked. The permit is dropped, which is a
-    // refusal, and the next question is asked of what the request is now.
-    if state.gone || super::slots::is_newer(&state.object, object) {
-        return;
-    }
     state.sight.push.started(started);
     let (shared_, slot_) = (Arc::clone(shared), Arc::clone(slot));
     let task = shared.tasks.spawn(async move {
@@ -327,31 +368,45 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
 fn take_in(slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
     let newer = Arc::new(newer);
     let mut state = slot.lock();
-    if super::slots::is_newer(&newer, &state.object) {
+    if is_newer(&newer, &state.object) {
         state.object = Arc::clone(&newer);
     }
     newer
+}
+
+/// Takes in what a read returned: the truth, also where its version is a lower number (a restored etcd), unless the watch
+/// told something else meanwhile.
+fn believe(slot: &Slot, known: &Arc<InstanceAccess>, read: InstanceAccess) {
+    let mut state = slot.lock();
+    if Arc::ptr_eq(&state.object, known) || is_newer(&read, &state.object) {
+        state.object = Arc::new(read);
+        state.unreadable = false;
+    }
 }
 
 /// Goes on after a failed write: a conflict is read anew at once, all else is tried again after a while.
 async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &str, error: WriteError) -> Step {
     let meta = &object.metadata;
     match error {
+        WriteError::Stale => Step::Done,
         WriteError::Gone => {
-            slot.lock().gone = true;
+            set_gone(shared, slot);
             Step::Done
         }
-        WriteError::Conflict | WriteError::Timeout => match shared.writer.read(object).await {
-            Ok(newer) => {
-                take_in(slot, newer);
-                Step::Done
+        WriteError::Conflict | WriteError::Timeout => {
+            let known = Arc::clone(&slot.lock().object);
+            match shared.writer.read(object).await {
+                Ok(newer) => {
+                    believe(slot, &known, newer);
+                    Step::Done
+                }
+                Err(WriteError::Gone) => {
+                    set_gone(shared, slot);
+                    Step::Done
+                }
+                Err(_) => Step::Failed,
             }
-            Err(WriteError::Gone) => {
-                slot.lock().gone = true;
-                Step::Done
-            }
-            Err(_) => Step::Failed,
-        },
+        }
         WriteError::Build(_) | WriteError::Refused(_) => {
             tracing::warn!(namespace = meta.namespace, name = meta.name, what, error = chain(&error), "a write failed, trying again");
             Step::Failed

@@ -16,7 +16,8 @@ use crate::telemetry::chain;
 
 use super::Shared;
 use super::slots::{Seen, Uid, prune};
-use super::turn::wake;
+use super::contact::Watch;
+use super::turn::{read_again, set_gone, wake};
 
 /// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.
 pub const PAGE_SIZE: u32 = 50;
@@ -45,9 +46,10 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                 if let (Some(listed), Some(uid)) = (listed.as_mut(), uid_of(&object)) {
                     listed.insert(uid);
                 }
-                see(&shared, object);
+                see(&shared, object, true);
             }
             Some(Ok(Event::InitDone)) => {
+                shared.contact.watch_heard(Watch::Requests);
                 if let Some(listed) = listed.take() {
                     for slot in shared.slots.all() {
                         if !listed.contains(&slot.uid) {
@@ -57,14 +59,19 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                 }
                 shared.health.requests_listed.send_replace(true);
             }
-            Some(Ok(Event::Apply(object))) => see(&shared, object),
+            Some(Ok(Event::Apply(object))) => {
+                shared.contact.watch_heard(Watch::Requests);
+                see(&shared, object, false);
+            }
             Some(Ok(Event::Delete(object))) => {
+                shared.contact.watch_heard(Watch::Requests);
                 if let Some(uid) = uid_of(&object) {
                     shared.metrics.decodable(&uid);
                     gone(&shared, &uid);
                 }
             }
             Some(Err(error)) => {
+                shared.contact.watch_failed(Watch::Requests, (shared.clock)());
                 shared.metrics.count_watch_error("instanceaccesses");
                 tracing::warn!(error = chain(&error), "the watch over requests broke, trying again");
             }
@@ -81,19 +88,26 @@ fn uid_of(object: &DeserializeGuard<InstanceAccess>) -> Option<Uid> {
     metadata.uid.as_deref().map(Uid::from)
 }
 
-fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>) {
+fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>, listed: bool) {
     match object.0 {
         Ok(mut object) => {
             prune(&mut object);
             if let Some(uid) = object.metadata.uid.as_deref() {
                 shared.metrics.decodable(uid);
             }
-            if let Some(Seen::News(slot)) = shared.slots.see(object, || Sight::new(shared.since_time)) {
-                wake(shared, &slot);
+            match shared.slots.see(object, || Sight::new(shared.since_time)) {
+                Some(Seen::News(slot)) => wake(shared, &slot),
+                // A list that is older than what we know is either late, or the truth again after a restore: ask.
+                Some(Seen::Behind(slot)) if listed => read_again(shared, &slot),
+                Some(Seen::Behind(_) | Seen::Old) | None => {}
             }
         }
-        // The others go on. If it was known before, its grant ends by what is known.
+        // The others go on. If it was known before, its grant ends by what is known, and no key is pushed meanwhile.
         Err(invalid) => {
+            if let Some(slot) = invalid.metadata.uid.as_deref().and_then(|uid| shared.slots.find(uid)) {
+                slot.lock().unreadable = true;
+                wake(shared, &slot);
+            }
             shared.metrics.undecodable(invalid.metadata.uid.as_deref().unwrap_or_default());
             tracing::error!(
                 namespace = invalid.metadata.namespace,
@@ -107,7 +121,7 @@ fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>) {
 
 fn gone(shared: &Arc<Shared>, uid: &str) {
     if let Some(slot) = shared.slots.find(uid) {
-        slot.lock().gone = true;
+        set_gone(shared, &slot);
         wake(shared, &slot);
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use http::{Method, Request};
 use kube::Client;
+use kube::core::Status;
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::api::{FINALIZER, GROUP, InstanceAccess, InstanceAccessSpec, InstanceAccessStatus, VERSION};
 use crate::domain::lifecycle::Lane;
@@ -28,6 +29,9 @@ const WORD_WRITES_MAX: usize = 4;
 /// Why a write did not happen, or may not have.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
+    /// What was decided on changed while the write waited its turn; nothing was sent.
+    #[error("the world changed before the write left")]
+    Stale,
     /// The object is newer than what was decided on.
     #[error("the object changed meanwhile")]
     Conflict,
@@ -65,6 +69,15 @@ struct Identity<'a> {
     resource_version: &'a Option<String>,
 }
 
+/// Whether a write is still wanted when its turn comes.
+#[derive(Clone, Copy)]
+pub struct Still<'a> {
+    /// Asked once, just before it leaves.
+    pub holds: &'a (dyn Fn() -> bool + Send + Sync),
+    /// Calls it off while it waits.
+    pub nudged: Option<&'a Notify>,
+}
+
 /// The writer.
 pub struct Writer {
     client: Client,
@@ -94,6 +107,7 @@ impl Writer {
         object: &InstanceAccess,
         status: &InstanceAccessStatus,
         lane: Lane,
+        still: &Still<'_>,
     ) -> Result<InstanceAccess, WriteError> {
         let body = StatusPut {
             api_version: format!("{GROUP}/{VERSION}"),
@@ -108,9 +122,10 @@ impl Writer {
             status,
         };
         let uri = format!("{}/status?fieldManager={}", path(object), super::FIELD_MANAGER);
-        let outcome = self.send(Method::PUT, uri, "application/json", &body, lane).await;
+        let outcome = self.send(Method::PUT, uri, "application/json", &body, object, lane, Some(still)).await;
         self.metrics.count_status_write(match &outcome {
             Ok(_) => "stored",
+            Err(WriteError::Stale) => "stale",
             Err(WriteError::Conflict) => "conflict",
             Err(WriteError::Gone) => "gone",
             Err(WriteError::Timeout) => "timeout",
@@ -130,7 +145,9 @@ impl Writer {
     pub async fn remove_finalizer(&self, object: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
         let finalizers: Vec<String> =
             object.metadata.finalizers.iter().flatten().filter(|name| *name != FINALIZER).cloned().collect();
-        self.finalizers(object, &finalizers, Lane::End).await
+        // Whoever makes and deletes requests that never had a grant does not fill the lane of the ends.
+        let had_grant = object.status.as_ref().is_some_and(|status| status.grant.is_some());
+        self.finalizers(object, &finalizers, if had_grant { Lane::End } else { Lane::Word }).await
     }
 
     async fn finalizers(
@@ -148,13 +165,13 @@ impl Writer {
             },
         });
         let uri = format!("{}?fieldManager={}", path(object), super::FIELD_MANAGER);
-        self.send(Method::PATCH, uri, "application/merge-patch+json", &body, lane).await
+        self.send(Method::PATCH, uri, "application/merge-patch+json", &body, object, lane, None).await
     }
 
     /// Reads the object as it is now.
     pub async fn read(&self, object: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
         let request = Request::builder().method(Method::GET).uri(path(object)).body(Vec::new());
-        self.request(request.map_err(|error| WriteError::Build(Box::new(error)))?, &object.metadata.uid).await
+        self.request(request.map_err(|error| WriteError::Build(Box::new(error)))?, object).await
     }
 
     async fn send(
@@ -163,37 +180,60 @@ impl Writer {
         uri: String,
         content_type: &str,
         body: &impl Serialize,
+        object: &InstanceAccess,
         lane: Lane,
+        still: Option<&Still<'_>>,
     ) -> Result<InstanceAccess, WriteError> {
         let body = serde_json::to_vec(body).map_err(|error| WriteError::Build(Box::new(error)))?;
         let request = Request::builder().method(method).uri(uri).header("content-type", content_type).body(body);
         let request = request.map_err(|error| WriteError::Build(Box::new(error)))?;
-        let lane = match lane {
-            Lane::Grant => &self.grants,
-            Lane::End => &self.ends,
-            Lane::Word => &self.words,
+        let (places, still) = match lane {
+            // An end holds whatever else changes.
+            Lane::End => (&self.ends, None),
+            Lane::Grant => (&self.grants, still),
+            Lane::Word => (&self.words, still),
         };
-        let _place = lane.acquire().await.expect("the lanes are never closed");
-        self.request(request, &None).await
+        let Still { holds, nudged } = still.copied().unwrap_or(Still { holds: &|| true, nudged: None });
+        let nudge = async {
+            match nudged {
+                Some(nudged) => nudged.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        let _place = tokio::select! {
+            biased;
+            place = places.acquire() => place.expect("the lanes are never closed"),
+            () = nudge => return Err(WriteError::Stale),
+        };
+        if !holds() {
+            return Err(WriteError::Stale);
+        }
+        self.request(request, object).await
     }
 
-    async fn request(&self, request: Request<Vec<u8>>, uid: &Option<String>) -> Result<InstanceAccess, WriteError> {
+    async fn request(&self, request: Request<Vec<u8>>, about: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
         let answer = tokio::time::timeout(WRITE_TIMEOUT, self.client.request::<InstanceAccess>(request)).await;
         match answer {
             Err(_) => Err(WriteError::Timeout),
             Ok(Ok(mut object)) => {
                 // The same name, another object: ours is gone.
-                if uid.is_some() && object.metadata.uid != *uid {
+                if object.metadata.uid != about.metadata.uid {
                     return Err(WriteError::Gone);
                 }
                 super::slots::prune(&mut object);
                 Ok(object)
             }
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => Err(WriteError::Conflict),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(WriteError::Gone),
+            Ok(Err(kube::Error::Api(status))) if is_gone(&status, about) => Err(WriteError::Gone),
             Ok(Err(error)) => Err(WriteError::Refused(Box::new(error))),
         }
     }
+}
+
+/// Whether the API server says that this object is not there. A proxy's 404 on the way to it says no such thing.
+fn is_gone(status: &Status, object: &InstanceAccess) -> bool {
+    let named = status.details.as_ref().map(|details| details.name.as_str());
+    status.code == 404 && status.reason == "NotFound" && named == object.metadata.name.as_deref()
 }
 
 fn path(object: &InstanceAccess) -> String {

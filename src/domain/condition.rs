@@ -66,11 +66,13 @@ pub enum ActiveReason {
     AwsUnavailable,
     /// The audit trail takes no record, and without a record nothing is granted.
     AuditUnavailable,
+    /// The API server is not heard, so a revocation would not be heard either, and no key is pushed.
+    ContactLost,
 }
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Scheduled,
         Self::Granting,
         Self::Granted,
@@ -89,6 +91,7 @@ impl ActiveReason {
         Self::Throttled,
         Self::AwsUnavailable,
         Self::AuditUnavailable,
+        Self::ContactLost,
     ];
 
     /// The word, as it stands in status, metrics, audit and the runbook.
@@ -112,6 +115,7 @@ impl ActiveReason {
             Self::Throttled => "Throttled",
             Self::AwsUnavailable => "AwsUnavailable",
             Self::AuditUnavailable => "AuditUnavailable",
+            Self::ContactLost => "ContactLost",
         }
     }
 }

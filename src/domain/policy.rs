@@ -60,6 +60,10 @@ pub struct Question<'a> {
     pub requester: &'a Identity,
     /// The request's namespace.
     pub namespace: &'a str,
+    /// The region that is asked for.
+    pub region: Option<&'a str>,
+    /// The instance that is asked for, if it is by id.
+    pub instance_id: Option<&'a str>,
     /// The login.
     pub os_user: &'a str,
     /// The key.
@@ -250,6 +254,18 @@ impl Policy {
             if *targets == PolicyTargets::default() {
                 findings.push("names no targets".to_owned());
             }
+        }
+        if question.instance.is_none() {
+            // What the request itself says is judged without a look-up: no calls go to regions that nobody allows.
+            let mut asked = |list: &Option<Vec<String>>, value: Option<&str>, what: &str| {
+                if let (Some(list), Some(value)) = (list, value)
+                    && !listed(list, value)
+                {
+                    findings.push(format!("allows {what} {}", shown(list)));
+                }
+            };
+            asked(&spec.targets.regions, question.region, "regions");
+            asked(&spec.targets.instance_ids, question.instance_id, "instances");
         }
         if !listed(&spec.os_users, question.os_user) {
             findings.push(format!("allows osUsers {}", shown(&spec.os_users)));

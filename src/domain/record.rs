@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 
+use super::condition::bounded;
 use crate::api::{EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
 
 /// What happened, or is about to.
@@ -93,6 +94,27 @@ pub struct RequestRef {
     pub uid: String,
 }
 
+/// The most groups, and the longest text of an identity, that a record holds: with every other field at its bound, a
+/// record stays below the trail's 256 KiB. Whoever is in more groups is still named, and status has all of them.
+const GROUPS_MAX: usize = 64;
+const TEXT_LENGTH_MAX: usize = 256;
+
+/// An identity as a record holds it: username and uid whole, of groups and extra as much as is bounded.
+fn briefly(identity: &Identity) -> Identity {
+    let text = |text: &String| bounded(text.clone(), TEXT_LENGTH_MAX);
+    Identity {
+        username: identity.username.clone(),
+        uid: identity.uid.clone(),
+        groups: identity.groups.iter().take(GROUPS_MAX).map(text).collect(),
+        extra: identity
+            .extra
+            .iter()
+            .take(16)
+            .map(|(key, values)| (text(key), values.iter().take(4).map(text).collect()))
+            .collect(),
+    }
+}
+
 impl Record {
     /// Makes a record of what request and status say; the caller adds what is particular to the kind.
     pub fn of(kind: RecordKind, request: &InstanceAccess, status: &crate::api::InstanceAccessStatus) -> Self {
@@ -105,7 +127,7 @@ impl Record {
                 name: meta.name.clone().unwrap_or_default(),
                 uid: meta.uid.clone().unwrap_or_default(),
             },
-            requester: request.spec.requester.clone(),
+            requester: request.spec.requester.as_ref().map(briefly),
             grant_id: status.grant.as_ref().map(|grant| grant.id.clone()),
             instance_id: status
                 .instance

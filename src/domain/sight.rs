@@ -29,6 +29,8 @@ pub struct Sight {
     pub push: PushSight,
     /// When the audit trail last refused a record that this request needed.
     pub audit_failed_time: Option<Timestamp>,
+    /// Since when neither revocations nor policies are heard of: the API server, or its watches, are out of reach.
+    pub contact_lost_time: Option<Timestamp>,
 }
 
 /// A look-up that is repeated: what it last found, and how it last failed.
@@ -62,6 +64,7 @@ impl Sight {
             endpoints: Look::default(),
             push: PushSight::default(),
             audit_failed_time: None,
+            contact_lost_time: None,
         }
     }
 }

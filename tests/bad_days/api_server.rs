@@ -14,6 +14,7 @@ use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, expiration, shared};
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
         a_grant_ends_in_time_and_on_record_while_the_api_server_is_away,
+        who_cuts_the_operator_off_does_not_keep_access,
         a_grant_is_made_once_though_the_api_server_goes_away_in_the_middle,
         a_controller_that_starts_while_the_api_server_is_away_waits_for_it,
         a_watch_that_expired_misses_nothing,
@@ -78,6 +79,35 @@ async fn a_grant_ends_in_time_and_on_record_while_the_api_server_is_away() -> Ou
     stand.ended_in_fact(&other, &two).await?;
     anyhow::ensure!(stand.controller.recorded(&other, "Ended") == 1, "one end, one record");
     stand.controller.verify(&[&object, &other]).await?;
+    Ok(())
+}
+
+async fn who_cuts_the_operator_off_does_not_keep_access() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let one = stand.running();
+    stand.ask(Ask::new("cut-off").instance(&one).ends_in(420)).await?;
+    stand.until_granted("cut-off").await?;
+    let keys = || stand.lab.standin().active_keys(&one, "ec2-user").len();
+
+    // Nobody hears of a revocation now, so nobody may go on pushing: a minute of patience, a push of that minute, its key.
+    stand.lab.freeze_api_server()?;
+    lab::poll::until_ok("the last key fades", Duration::from_secs(200), || match keys() {
+        0 => Ok(()),
+        keys => Err(format!("{keys} keys are readable")),
+    })
+    .await?;
+    let (code, _) = stand.controller.page("/readyz").await?;
+    anyhow::ensure!(code == 503, "it says that it is ready: {code}");
+    anyhow::ensure!(stand.pushes(&one).len() <= 4, "{} pushes", stand.pushes(&one).len());
+
+    // And it heals.
+    stand.lab.thaw_api_server()?;
+    lab::poll::until_ok("a key is pushed again", Duration::from_secs(90), || match keys() {
+        0 => Err("no key yet"),
+        _ => Ok(()),
+    })
+    .await?;
+    stand.until_granted("cut-off").await?;
     Ok(())
 }
 

@@ -126,7 +126,12 @@ for name in prod long; do
 done
 
 say "A forged requester never gets past the API server"
-request forged "$web" 600 | sed 's/^spec:/spec:\n  requester: {username: bob}/' | kube alice apply -f - 2>&1 | sed 's/^/  /' || true
+if request forged "$web" 600 | sed 's/^spec:/spec:\n  requester: {username: bob}/' | kube alice apply -f - 2>"$work/forged"; then
+	echo "the forged requester was taken: that is a bug" >&2
+	exit 1
+fi
+sed 's/^/  /' "$work/forged"
+grep -q 'must be your own' "$work/forged"
 
 expiration=$(kube alice -n team get instanceaccess look -o jsonpath='{.status.grant.expirationTime}')
 say "The grant ends at $expiration"
@@ -140,6 +145,7 @@ if login true 2>"$work/refused"; then
 	exit 1
 fi
 sed 's/^/  /' "$work/refused"
+grep -q 'Permission denied (publickey)' "$work/refused"
 
 say "The final status"
 kube alice -n team get instanceaccess look -o json | jq .status

@@ -5,7 +5,8 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use lab::poll;
 
-use crate::history::{condition, text, time};
+use crate::history::{text, time};
+use crate::request::is_over;
 use crate::request::{EXPIRATION, seconds};
 use crate::stand::{BOUND, Stand, kinds, shared, until_time};
 
@@ -62,7 +63,7 @@ pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_gran
     stand.record(&request.uid, "Ended", BOUND).await;
     stand.kill_controller().await;
     stand.restart_api_server().await;
-    assert!(condition(&request.newest(), "Ended").is_none(), "the status was stored after all");
+    assert!(!is_over(&request.newest()), "the status was stored after all");
     stand.start_controller().await;
     let ended = request.ends("Expired").await;
     assert_eq!(time(&ended, "/status/endTime"), Some(expiration));

@@ -136,7 +136,7 @@ impl Request<'_> {
 
     /// Waits for the end, for this reason.
     pub async fn ends(&self, reason: &str) -> Value {
-        let ended = self.until("ends", END_BOUND, |object| condition(object, "Ended").is_some()).await;
+        let ended = self.until("ends", END_BOUND, is_over).await;
         assert_eq!(condition(&ended, "Ended").map(|(status, reason, _)| (status, reason)), Some(("True", reason)));
         ended
     }
@@ -263,13 +263,14 @@ impl Request<'_> {
             if let (Some(earlier), Some(later)) = (time(before, EXPIRATION), time(after, EXPIRATION)) {
                 assert!(later <= earlier, "expirationTime moved later: {}", shown());
             }
-            for type_ in ["Approved", "Denied", "Ended"] {
+            for type_ in ["Approved", "Denied"] {
                 assert!(
                     condition(before, type_).is_none() || condition(after, type_).is_some(),
                     "{type_} went: {}",
                     shown()
                 );
             }
+            assert!(!is_over(before) || is_over(after), "Ended went: {}", shown());
             assert!(condition(after, "Approved").is_none() || condition(after, "Denied").is_none(), "{}", shown());
         }
         let newest = self.newest();
@@ -307,7 +308,7 @@ impl Request<'_> {
             records.iter().map(|line| text(line, "/record/grantId")).filter(|id| !id.is_empty()).collect();
         grants.dedup();
         assert!(grants.len() <= 1, "{}: more than one grant: {grants:?}", self.name);
-        if !pushes.is_empty() && condition(&newest, "Ended").is_some() {
+        if !pushes.is_empty() && is_over(&newest) {
             assert!(kinds(&records).contains(&"Ended"), "{}: the end has no record: {:?}", self.name, kinds(&records));
         }
         if newest.pointer("/status/audit/digest").is_some() {
@@ -332,4 +333,9 @@ fn messages(object: &Value) -> String {
 /// How far two instants lie apart, in seconds.
 pub fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64()
+}
+
+/// Whether a request is over: `Ended` is True, and no longer False, as it is while access is possible.
+pub fn is_over(object: &Value) -> bool {
+    condition(object, "Ended").is_some_and(|(status, _, _)| status == "True")
 }

@@ -52,8 +52,8 @@ fn conditions_of_different_types_do_not_touch_each_other() {
     set(&mut conditions, Saying::not_ended(), 1, at(2));
     drop(&mut conditions, ConditionType::Active);
     assert!(is_true(&conditions, ConditionType::Approved));
-    assert!(!is_true(&conditions, ConditionType::Reconciling));
-    assert!(find(&conditions, ConditionType::Reconciling).is_some());
+    assert!(!is_true(&conditions, ConditionType::Ended));
+    assert!(find(&conditions, ConditionType::Ended).is_some());
     assert!(find(&conditions, ConditionType::Active).is_none());
 }
 

@@ -4,6 +4,7 @@
 //! The end is judged first and from status and clock alone: nothing that AWS, the audit trail or a requester does or
 //! leaves undone can put it off (I6).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +13,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, Revocation};
 use crate::domain::cloud::{FailureClass, Instance, InstanceState};
+use crate::domain::connect::{self, Route};
 use crate::domain::condition::{self, ActiveReason, Saying};
 use crate::domain::digest::spec_digest;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
-use super::pending::{Asked, key_push, state_words};
+use super::pending::{Asked, instance_facts, key_push, state_words};
 use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time};
 
 /// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
@@ -42,6 +44,9 @@ enum Tell {
     /// It passes by itself in a moment.
     Never,
 }
+
+/// How lost contact reads in status, once it can be written again.
+pub(super) const CONTACT_LOST: &str = "the operator does not hear the API server, or its right to watch is gone; it would not hear of a revocation, so it pushes no key until it does";
 
 impl<'a> Draft<'a> {
     pub(super) fn live(&mut self) {
@@ -86,6 +91,9 @@ impl<'a> Draft<'a> {
             return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
         self.keep_finalizer();
+        if let Some(instance) = &instance {
+            self.follow_address(&asked, instance);
+        }
         self.refresh(&asked, seen_time);
         self.note_landing(&asked, expiration);
         if self.is_in_vain(expiration) {
@@ -106,6 +114,23 @@ impl<'a> Draft<'a> {
         if let (true, Some(instance)) = (sound, instance) {
             self.push(&asked, &instance, expiration);
         }
+    }
+
+    /// Keeps the command right: an instance that was stopped and started has another public address, and the old one may
+    /// be somebody else's by now.
+    fn follow_address(&mut self, asked: &Asked<'_>, instance: &Instance) {
+        let Some(connection) = self.status.connection.as_mut() else { return };
+        if connection.method != ConnectionMethod::Direct || instance.state != InstanceState::Running {
+            return;
+        }
+        let own = [instance.public_ip.map(IpAddr::from), instance.ipv6.map(IpAddr::from), instance.private_ip.map(IpAddr::from)];
+        if own.into_iter().flatten().any(|address| address.to_string() == connection.address) {
+            return;
+        }
+        let Ok(route @ Route::Direct { address }) = connect::choose(ConnectionMethod::Direct, instance, &[]) else { return };
+        connection.address = address.to_string();
+        connection.command = connect::command(&route, &instance.id, &instance.region, &asked.os_user, asked.port, 0);
+        self.status.instance = Some(instance_facts(instance));
     }
 
     /// Whether no key ever landed, and none can any more: then there is nothing to wait for, nor to take back.
@@ -192,6 +217,7 @@ impl<'a> Draft<'a> {
         }
         self.status.revocation = Some(Revocation { cause, key_window_closed_time: Some(Time(closed)) });
         let told = format!("{message}; no key is pushed any more, the last one is readable by the host until {closed}");
+        self.unsay(ConditionType::Ended);
         self.say(Saying::revocation_pending(told.clone()));
         self.say(Saying::reconciling(ActiveReason::RevocationPending, told.clone()));
         self.unsay(ConditionType::Stalled);
@@ -207,8 +233,8 @@ impl<'a> Draft<'a> {
     /// assumed: that one left just then.
     pub(super) fn readable_until(&self) -> Option<Timestamp> {
         let sight = self.world.sight;
-        let unknown = self
-            .is_restarted()
+        // A first push that is not ours was another process', whatever our clocks say of who came first.
+        let unknown = (self.is_restarted() || !self.first_push_is_ours())
             .then(|| plus(plus(sight.since_time, PUSH_TIMEOUT), KEY_WINDOW));
         let flying = sight
             .push
@@ -263,6 +289,9 @@ impl<'a> Draft<'a> {
     fn obstacle(&self, seen_time: Option<Timestamp>, instance: Option<&Instance>) -> Option<Obstacle> {
         let sight = self.world.sight;
         let unseen = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::OnceFaded });
+        if self.contact_is_lost() {
+            return unseen(ActiveReason::ContactLost, CONTACT_LOST.to_owned(), true);
+        }
         if seen_time.is_none_or(|time| !is_fresh(self.now, time, FACTS_AGE_MAX)) {
             return match sight.instances.failure() {
                 Some((_, failure, _)) => {

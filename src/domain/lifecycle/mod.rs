@@ -28,7 +28,7 @@ use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use super::record::{Record, RecordKind};
 use super::sight::Sight;
-use super::time::{due, minus, plus, whole_second};
+use super::time::{due, is_fresh, minus, plus, whole_second};
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
 /// nobody should be let in by a request that everybody has forgotten.
@@ -37,6 +37,9 @@ pub const GRANT_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 pub const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 /// Oldest look at the instance on which a key is still pushed: three missed refreshes.
 pub const FACTS_AGE_MAX: Duration = Duration::from_secs(240);
+/// How long a key is still pushed without a word from the API server: a short restart of it closes nobody's access, and
+/// whoever cuts the operator off keeps theirs no longer than this and a key's window.
+pub const CONTACT_GRACE: Duration = Duration::from_secs(60);
 /// Gap between two tries of an audit trail that takes no record.
 pub const AUDIT_RETRY: Duration = Duration::from_secs(5);
 /// Gap between two looks for an instance that is not there, or not running.
@@ -179,12 +182,25 @@ pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan
     let settings = Settings::default();
     let policies = PolicySet::default();
     let mut draft = Draft::new(now, request, World { settings: &settings, policies: &policies, sight });
-    let lives = draft.status.grant.is_some() && !draft.is_terminal();
-    if !lives {
+    let has_grant = draft.status.grant.is_some();
+    let lives = has_grant && !draft.is_terminal();
+    let owes_record = has_grant && draft.is_terminal() && draft.status.audit.is_none();
+    if !lives && !owes_record {
         return Plan::default();
+    }
+    // It is over when the last key has faded, and not when the object went.
+    if let (true, Some(faded)) = (lives, draft.readable_until())
+        && faded > now
+    {
+        return Plan { look_again: Some((Deadline::KeyWindowClosed, faded)), ..Plan::default() };
     }
     if let Some(again) = draft.audit_retry_time() {
         return Plan { look_again: Some((Deadline::Retry, again)), ..Plan::default() };
+    }
+    if owes_record {
+        let record = draft.end_record();
+        draft.audit(true, record);
+        return Plan { before: draft.before, ..Plan::default() };
     }
     draft.end(EndCause::Released, "the request vanished from the API server while its grant lived");
     for effect in &mut draft.before {
@@ -340,6 +356,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Whether so little is heard of the API server that no key may be pushed.
+    fn contact_is_lost(&self) -> bool {
+        self.world.sight.contact_lost_time.is_some_and(|time| !is_fresh(self.now, time, CONTACT_GRACE))
+    }
+
     /// When to try the audit trail again, while it is known to take no record.
     fn audit_retry_time(&self) -> Option<Timestamp> {
         let again = due(self.now, self.world.sight.audit_failed_time?, AUDIT_RETRY);
@@ -454,6 +475,7 @@ impl<'a> Draft<'a> {
     fn hold(&mut self, reason: ActiveReason, message: impl Into<String>, heals: bool) {
         let message = message.into();
         let before = condition::active_reason(&self.status).map(str::to_owned);
+        self.unsay(ConditionType::Ended);
         self.say(Saying::inactive(reason, message.clone()));
         if heals {
             self.say(Saying::reconciling(reason, message.clone()));

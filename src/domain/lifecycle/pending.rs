@@ -21,6 +21,7 @@ use crate::domain::record::RecordKind;
 use crate::domain::sight::Look;
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second};
 
+use super::live::CONTACT_LOST;
 use super::{
     ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off, last_push_time,
 };
@@ -53,6 +54,11 @@ impl Asked<'_> {
         Question {
             requester: self.requester,
             namespace: self.namespace,
+            region: Some(self.place.region.as_str()),
+            instance_id: match &self.query {
+                TargetQuery::Id(id) => Some(id.as_str()),
+                TargetQuery::Tags(_) => None,
+            },
             os_user: self.os_user.as_str(),
             key: &self.key,
             ttl_seconds: spec.ttl_seconds,
@@ -164,6 +170,10 @@ impl<'a> Draft<'a> {
                     KEY_WINDOW.as_secs()
                 ),
             );
+        }
+        if self.contact_is_lost() {
+            self.hold(ActiveReason::ContactLost, CONTACT_LOST, true);
+            return self.wake(Deadline::Retry, plus(self.now, ABSENCE_RETRY));
         }
         if let Some(again) = self.audit_retry_time() {
             self.hold(ActiveReason::AuditUnavailable, "the audit trail takes no record, and nothing is granted without one; an administrator must look at the operator's disk", true);
@@ -497,7 +507,7 @@ fn instance_id_alone(instance: &Instance) -> InstanceFacts {
     }
 }
 
-fn instance_facts(instance: &Instance) -> InstanceFacts {
+pub(super) fn instance_facts(instance: &Instance) -> InstanceFacts {
     InstanceFacts {
         instance_id: instance.id.to_string(),
         region: Some(instance.region.to_string()),

@@ -60,6 +60,8 @@ impl Ask {
         Question {
             requester: &self.requester,
             namespace: &self.namespace,
+            region: None,
+            instance_id: None,
             os_user: &self.os_user,
             key,
             ttl_seconds: self.ttl_seconds,

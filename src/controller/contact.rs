@@ -1,0 +1,169 @@
+//! Whether the API server is heard: who hears nothing of a revocation must not go on pushing.
+//!
+//! A watch that is silent may be quiet or cut off, and does not say which. So a small question is asked now and then,
+//! and a watch that fails again and again counts as deaf although questions are answered (its right may be gone).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::ListParams;
+use kube::core::PartialObjectMeta;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::InstanceAccess;
+use crate::domain::time::is_fresh;
+
+use super::Shared;
+use super::turn::wake_all;
+
+/// Gap between two questions.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// The longest that one may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Age from which the last answer is no sign of contact: one question and its answer, and a little.
+const ANSWER_AGE_MAX: Duration = Duration::from_secs(30);
+/// Age up to which a watch's failure counts: above the longest back-off between two tries (30 s).
+const FAILURE_AGE_MAX: Duration = Duration::from_secs(45);
+
+/// Which watch.
+#[derive(Clone, Copy, Debug)]
+pub enum Watch {
+    /// Of the requests.
+    Requests,
+    /// Of the policies.
+    Policies,
+}
+
+/// What was heard when.
+#[derive(Debug)]
+pub struct Contact {
+    heard: Mutex<Heard>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    answer_time: Timestamp,
+    failing: [Option<Failing>; 2],
+}
+
+/// A watch that failed, and was not heard since.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    since_time: Timestamp,
+    last_time: Timestamp,
+}
+
+impl Contact {
+    /// Counts the start as contact.
+    pub fn new(now: Timestamp) -> Self {
+        Self { heard: Mutex::new(Heard { answer_time: now, failing: [None; 2] }) }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Heard) -> T) -> T {
+        change(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A watch told something.
+    pub fn watch_heard(&self, watch: Watch) {
+        self.with(|heard| heard.failing[watch as usize] = None);
+    }
+
+    /// A watch failed.
+    pub fn watch_failed(&self, watch: Watch, now: Timestamp) {
+        self.with(|heard| {
+            let failing = &mut heard.failing[watch as usize];
+            let since_time = failing.map_or(now, |failing| failing.since_time);
+            *failing = Some(Failing { since_time, last_time: now });
+        });
+    }
+
+    fn answered(&self, now: Timestamp) {
+        self.with(|heard| heard.answer_time = now);
+    }
+
+    /// Since when the API server is not heard; none while it is.
+    pub fn lost_time(&self, now: Timestamp) -> Option<Timestamp> {
+        let Heard { answer_time, failing } = self.with(|heard| *heard);
+        let unanswered = (!is_fresh(now, answer_time, ANSWER_AGE_MAX)).then_some(answer_time);
+        let deaf = failing
+            .into_iter()
+            .flatten()
+            .filter(|failing| is_fresh(now, failing.last_time, FAILURE_AGE_MAX))
+            .map(|failing| failing.since_time);
+        deaf.chain(unanswered).min()
+    }
+}
+
+/// Asks the API server now and then, until it is stopped; wakes everybody when it is heard again.
+pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
+    let api: Api<PartialObjectMeta<InstanceAccess>> = Api::all(shared.client.clone());
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut was_lost = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        // A list, since that is the right which a watch needs; of one, and by a quorum, since that is the truth.
+        let one = ListParams::default().limit(1);
+        let asked = api.list_metadata(&one);
+        if let Ok(Ok(_)) = tokio::time::timeout(TIMEOUT, asked).await {
+            shared.contact.answered((shared.clock)());
+        }
+        let is_lost = shared.contact.lost_time((shared.clock)()).is_some();
+        if was_lost && !is_lost {
+            tracing::info!("the API server is heard again");
+            wake_all(&shared);
+        } else if is_lost && !was_lost {
+            tracing::warn!("the API server is not heard; soon nothing is pushed any more, as a revocation would not be heard either");
+        }
+        was_lost = is_lost;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn silence_is_lost_contact_from_the_last_answer_on() {
+        let contact = Contact::new(at(0));
+        assert_eq!(contact.lost_time(at(30)), None);
+        assert_eq!(contact.lost_time(at(31)), Some(at(0)));
+        contact.answered(at(40));
+        assert_eq!(contact.lost_time(at(60)), None);
+    }
+
+    #[test]
+    fn a_watch_that_keeps_failing_is_deaf_although_questions_are_answered() {
+        let contact = Contact::new(at(0));
+        for second in [10, 20, 30] {
+            contact.watch_failed(Watch::Policies, at(second));
+            contact.answered(at(second));
+        }
+        assert_eq!(contact.lost_time(at(35)), Some(at(10)));
+        contact.watch_heard(Watch::Policies);
+        assert_eq!(contact.lost_time(at(35)), None);
+    }
+
+    #[test]
+    fn a_watch_that_failed_once_and_is_quiet_since_is_not_deaf() {
+        let contact = Contact::new(at(0));
+        contact.watch_failed(Watch::Requests, at(10));
+        contact.answered(at(60));
+        assert_eq!(contact.lost_time(at(60)), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_stepped_back_is_no_contact_until_the_next_answer() {
+        let contact = Contact::new(at(1000));
+        assert_eq!(contact.lost_time(at(500)), Some(at(1000)));
+    }
+}
