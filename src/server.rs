@@ -25,7 +25,7 @@ pub async fn serve(
         let (health, clock) = (health.clone(), Arc::clone(&clock));
         move || said(health.is_live(clock()), "live", "the timers stand still")
     };
-    let not_ready = "the lists of requests and policies were not read yet, or the API server is not heard";
+    let not_ready = "the lists of requests and policies have not been read yet, or the API server is not heard";
     let ready = move || said(health.is_ready(clock()), "ready", not_ready);
     let page = move || {
         (
