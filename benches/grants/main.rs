@@ -217,8 +217,9 @@ impl Bench {
 
     /// The controller and the loop in turn, one request at a time. Returns when the last of them ends.
     async fn one_at_a_time(&mut self, stand: &mut Stand, count: usize) -> anyhow::Result<(Option<Timestamp>, String)> {
-        /// After each, so that what the controller does after a grant (its Event) is not charged to the loop.
-        const PAUSE: Duration = Duration::from_millis(25);
+        /// After each, so that what the controller does after a grant (its Event) is not charged to the loop, and so that
+        /// four a second come: five look-ups a second is what the controller allows itself of EC2's rate.
+        const PAUSE: Duration = Duration::from_millis(110);
         let phase = "single";
         let wishes = wishes(stand, phase, count, None);
         let (mut ours, mut loops, mut started) = (Vec::new(), Vec::new(), Vec::new());
@@ -227,7 +228,7 @@ impl Bench {
         let mut loop_cpu = 0.0;
         for (number, mut wish) in wishes.into_iter().enumerate() {
             // Late enough that the bursts are over, and spread over more than half a minute.
-            wish.end_time = Some(soon(Duration::from_secs(140 + (number as u64 * 7) % 40)));
+            wish.end_time = Some(soon(Duration::from_secs(170 + (number as u64 * 7) % 30)));
             last = last.max(wish.end_time);
             let (start, wall) = (Instant::now(), Timestamp::now());
             plain::create(&stand.requester, OURS, &wish).await?;

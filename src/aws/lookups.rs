@@ -36,6 +36,8 @@ pub struct LookupLimits {
     pub burst: f64,
     /// The gap between two questions that ends a batch: those that come closer to each other share a call.
     pub gap: Duration,
+    /// The same while a crowd arrives: more than a handful within a second.
+    pub gap_of_a_crowd: Duration,
     /// The longest that a batch gathers.
     pub linger: Duration,
     /// The longest that one call may take, its pages and the SDK's retries included.
@@ -57,9 +59,11 @@ impl Default for LookupLimits {
             // (autoscalers, load balancers) keep the rest.
             rate_per_second: 5.0,
             burst: 20.0,
-            // A fraction of a usual answer's time, which nobody notices who asks alone; and ten times what lies between
-            // two requests when the API server lets in as many as it can.
+            // A fraction of a usual answer's time: nobody notices.
             gap: Duration::from_millis(30),
+            // An API server that lets in a crowd tells of it in clumps, with up to 100 ms between them. Who comes last in
+            // a crowd waits anyway, for all the others' grants to be written.
+            gap_of_a_crowd: Duration::from_millis(250),
             // 200 requests, at the rate at which a small API server stores them. Reached only under a steady stream of
             // more than 30 a second, which would otherwise take a call for every few.
             linger: Duration::from_secs(1),
@@ -292,10 +296,11 @@ impl Lane {
                 match state.gathering() {
                     Some(gathering) if !state.need_not_linger() => {
                         let idle = self.slots.available_permits() >= limits.calls_max.max(1);
-                        if idle && gathering.came_alone(limits.gap) {
+                        let gap = if gathering.is_crowd { limits.gap_of_a_crowd } else { limits.gap };
+                        if idle && gathering.came_alone(gap) {
                             return;
                         }
-                        (gathering.last + limits.gap).min(gathering.since + limits.linger)
+                        (gathering.last + gap).min(gathering.since + limits.linger)
                     }
                     _ => return,
                 }

@@ -10,6 +10,10 @@ use tokio::time::Instant;
 use crate::aws::{LOOKUP_IDS_MAX, locked};
 use crate::domain::cloud::{Endpoint, Failure, Instance, InstanceId};
 
+/// From how many ids within [`CROWD_TIME`] on it is a crowd: twice what our rate allows calls for, one each.
+const CROWD: usize = 10;
+const CROWD_TIME: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub(super) struct State {
     /// The ids to ask for, first come, first served; an id stands here once, whoever wants it.
@@ -20,6 +24,8 @@ pub(super) struct State {
     /// When the last id came, and the one before the first of `ids`.
     last: Option<Instant>,
     before: Option<Instant>,
+    /// When the last [`CROWD`] ids came.
+    recent: VecDeque<Instant>,
     /// Questions that need a call of their own. An entry stays until it is answered: who asks the same joins it.
     asked: HashMap<Question, Vec<Waiter>>,
     pub(super) unsent: VecDeque<Question>,
@@ -38,6 +44,8 @@ pub(super) struct Gathering {
     pub(super) last: Instant,
     /// When the one before the first came, which has left already.
     before: Option<Instant>,
+    /// Whether they are part of a crowd.
+    pub(super) is_crowd: bool,
 }
 
 impl Gathering {
@@ -77,6 +85,10 @@ impl State {
                 self.before = self.last;
             }
             self.last = Some(now);
+            if self.recent.len() == CROWD {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(now);
         }
         waiters.push(waiter);
     }
@@ -91,7 +103,9 @@ impl State {
 
     pub(super) fn gathering(&self) -> Option<Gathering> {
         let (since, last) = self.since.zip(self.last)?;
-        Some(Gathering { since, last, before: self.before })
+        let is_crowd =
+            self.recent.len() == CROWD && self.recent.front().is_some_and(|first| first.elapsed() < CROWD_TIME);
+        Some(Gathering { since, last, before: self.before, is_crowd })
     }
 
     pub(super) fn need_not_linger(&self) -> bool {
