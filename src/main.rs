@@ -64,7 +64,8 @@ fn verify(args: VerifyArgs) -> Outcome {
 
 #[cfg(not(feature = "aws"))]
 fn controller(_: ControllerArgs) -> Outcome {
-    Err("this binary was built without the feature aws, and has no cloud to serve; build it with the default features".into())
+    Err("this binary was built without the feature aws, and has no cloud to serve; build it with the default features"
+        .into())
 }
 
 #[cfg(feature = "aws")]
@@ -75,9 +76,9 @@ fn controller(args: ControllerArgs) -> Outcome {
 
 #[cfg(feature = "aws")]
 async fn run(args: ControllerArgs) -> Outcome {
+    use instance_access::audit::Sinks;
     use instance_access::aws::{Cloud, LookupLimits, PushLimits, SdkCloud};
     use instance_access::clock;
-    use instance_access::audit::Sinks;
     use instance_access::controller::{Controller, Parts, Records};
     use instance_access::domain::lifecycle::Settings;
     use instance_access::telemetry::Metrics;

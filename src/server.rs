@@ -28,10 +28,7 @@ pub async fn serve(
     let not_ready = "the lists of requests and policies have not been read yet, or the API server is not heard";
     let ready = move || said(health.is_ready(clock()), "ready", not_ready);
     let page = move || {
-        (
-            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            metrics.page(),
-        )
+        ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.page())
     };
     let router = Router::new()
         .route("/livez", get(|| async move { live() }))

@@ -31,7 +31,8 @@ pub fn start_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=error"));
     // What cannot be written is lost, and no more: the complaint about it would go the same way, and panic there. A log
     // on a full disk must not stop an end.
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -124,7 +125,12 @@ impl Collector for Rooms {
             ("withdrawn", pushes.withdrawn),
             ("turned_away", pushes.turned_away),
         ];
-        counters(&mut encoder, "pushes", "Pushes of keys, by outcome; throttled and unsure ones are among the failed", &outcomes)?;
+        counters(
+            &mut encoder,
+            "pushes",
+            "Pushes of keys, by outcome; throttled and unsure ones are among the failed",
+            &outcomes,
+        )?;
         let outcomes = [
             ("asked", lookups.asked),
             ("calls", lookups.calls),
@@ -132,7 +138,12 @@ impl Collector for Rooms {
             ("throttled", lookups.throttled),
             ("turned_away", lookups.turned_away),
         ];
-        counters(&mut encoder, "lookups", "Look-ups at EC2: questions asked, calls made of them, and how those went", &outcomes)?;
+        counters(
+            &mut encoder,
+            "lookups",
+            "Look-ups at EC2: questions asked, calls made of them, and how those went",
+            &outcomes,
+        )?;
         let outcomes = [
             ("appended", audit.appended),
             ("failed", audit.failed),
@@ -143,7 +154,12 @@ impl Collector for Rooms {
         gauge(&mut encoder, "pushes_waiting", "Pushes that wait their turn", pushes.waiting)?;
         gauge(&mut encoder, "pushes_in_flight", "Pushes under way", pushes.in_flight)?;
         gauge(&mut encoder, "lookups_waiting", "Look-ups that wait their turn", lookups.waiting)?;
-        gauge(&mut encoder, "audit_records_queued", "Audit records that wait to be durable", audit.queue_records as u64)?;
+        gauge(
+            &mut encoder,
+            "audit_records_queued",
+            "Audit records that wait to be durable",
+            audit.queue_records as u64,
+        )?;
         gauge(&mut encoder, "requests", "Requests in the cluster", requests as u64)?;
         gauge(&mut encoder, "grants_live", "Grants that have not ended", grants_live as u64)
     }
@@ -188,9 +204,17 @@ impl Default for Metrics {
         let watch_errors = Family::<Resource, Counter>::default();
         registry.register("watch_errors", "Watches that broke, by resource", watch_errors.clone());
         let restless_turns = Counter::default();
-        registry.register("restless_turns", "Turns that did not come to rest: a bug, report it", restless_turns.clone());
+        registry.register(
+            "restless_turns",
+            "Turns that did not come to rest: a bug, report it",
+            restless_turns.clone(),
+        );
         let undecodable = Gauge::default();
-        registry.register("undecodable_objects", "Objects that cannot be decoded and are left alone", undecodable.clone());
+        registry.register(
+            "undecodable_objects",
+            "Objects that cannot be decoded and are left alone",
+            undecodable.clone(),
+        );
         let source = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Rooms(Arc::clone(&source))));
         Self {
@@ -283,7 +307,8 @@ mod tests {
     #[test]
     fn the_page_has_counters_with_the_ecosystems_names_and_labels_that_are_bounded() {
         let metrics = Metrics::default();
-        metrics.read_from(|| Reading { pushes: PushStats { delivered: 7, ..PushStats::default() }, ..Reading::default() });
+        metrics
+            .read_from(|| Reading { pushes: PushStats { delivered: 7, ..PushStats::default() }, ..Reading::default() });
         metrics.count_end(EndCause::Expired, Duration::from_millis(30));
         metrics.undecodable("a");
         metrics.undecodable("a");

@@ -132,7 +132,13 @@ impl Eyes {
         match waited.await {
             Ok(done) => done,
             Err(_) => {
-                let last = self.lock().all.iter().filter(|(name, seen)| phase_of(name) == phase && seen.active.is_none()).map(|(name, seen)| format!("{name}: {}", seen.words)).next();
+                let last = self
+                    .lock()
+                    .all
+                    .iter()
+                    .filter(|(name, seen)| phase_of(name) == phase && seen.active.is_none())
+                    .map(|(name, seen)| format!("{name}: {}", seen.words))
+                    .next();
                 anyhow::bail!(
                     "after {bound:?}, {} of {count} requests of phase {phase} are {what}; {}",
                     reached(),

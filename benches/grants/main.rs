@@ -203,7 +203,8 @@ impl Bench {
             }
         });
         let mut next = async move |reason: &str| loop {
-            let status = tokio::time::timeout(PHASE_BOUND, heard.recv()).await?.context("the watch over the sample ended")?;
+            let status =
+                tokio::time::timeout(PHASE_BOUND, heard.recv()).await?.context("the watch over the sample ended")?;
             if active_reason(&status) == Some(reason) {
                 return anyhow::Ok(status);
             }
@@ -251,10 +252,13 @@ impl Bench {
             self.report.row(&what, format!("{a:.1} ms"), format!("{b:.1} ms"), format!("{:.2}x", a / b), &aim, kept);
         }
         self.report.detail("single_p50_ms_from_the_start_to", steps(stand, &started, percentile(&ours, 0.5)));
-        self.report.detail("single_cpu_ms", json!({
-            "api_server_and_controller": round(ours_cpu * 1000.0 / count as f64),
-            "loop_api_server": round(loop_cpu * 1000.0 / count as f64),
-        }));
+        self.report.detail(
+            "single_cpu_ms",
+            json!({
+                "api_server_and_controller": round(ours_cpu * 1000.0 / count as f64),
+                "loop_api_server": round(loop_cpu * 1000.0 / count as f64),
+            }),
+        );
         Ok((last, phase.to_owned()))
     }
 
@@ -282,7 +286,8 @@ impl Bench {
             held.push((workers, set));
         }
         // Time for twice what the loop took, a grant's least, and for the ends before these.
-        let end_time = soon(LEAST + best * 2).max(not_before.map_or(Timestamp::MIN, |time| later(time, Duration::from_secs(10))));
+        let end_time =
+            soon(LEAST + best * 2).max(not_before.map_or(Timestamp::MIN, |time| later(time, Duration::from_secs(10))));
         let wishes = wishes(stand, phase, count, Some(end_time));
         self.expected.insert(phase, wishes.iter().map(|wish| wish.instance_id.clone()).collect());
         let (api, own, bench) = (stand.api_cpu(), self.controller.cpu(), bench_cpu());
@@ -294,15 +299,19 @@ impl Bench {
         });
         let created = created.await?;
         self.eyes.active(phase, count, PHASE_BOUND).await?;
-        let last = self.eyes.phase(phase).iter().filter_map(|seen| seen.active).max().context("they were seen active")?;
+        let last =
+            self.eyes.phase(phase).iter().filter_map(|seen| seen.active).max().context("they were seen active")?;
         let elapsed = last - start;
         let per = |seconds: f64| round(seconds * 1000.0 / count as f64);
-        self.report.detail(&format!("{phase}_cpu_ms_per_grant"), json!({
-            "api_server": per(stand.api_cpu() - api),
-            "controller": per(self.controller.cpu() - own),
-            "this_process_with_the_stand_in": per(bench_cpu() - bench),
-            "loop_api_server": per(loop_cpu),
-        }));
+        self.report.detail(
+            &format!("{phase}_cpu_ms_per_grant"),
+            json!({
+                "api_server": per(stand.api_cpu() - api),
+                "controller": per(self.controller.cpu() - own),
+                "this_process_with_the_stand_in": per(bench_cpu() - bench),
+                "loop_api_server": per(loop_cpu),
+            }),
+        );
         self.report.detail(&format!("{phase}_created_after_ms"), json!(round(ms(created))));
         let (a, b) = (count as f64 / elapsed.as_secs_f64(), count as f64 / best.as_secs_f64());
         let kept = a / b >= 0.9;
@@ -361,10 +370,13 @@ impl Bench {
         let metrics = self.controller.metrics().await?;
         let name = "instance_access_end_lateness_seconds";
         let within = metrics.sum(&format!("{name}_bucket{{le=\"0.1\"}}"));
-        self.report.detail("spread_ends_by_the_controllers_own_metric", json!({
-            "ends": metrics.sum(&format!("{name}_count")),
-            "within_100_ms": within,
-        }));
+        self.report.detail(
+            "spread_ends_by_the_controllers_own_metric",
+            json!({
+                "ends": metrics.sum(&format!("{name}_count")),
+                "within_100_ms": within,
+            }),
+        );
         Ok(())
     }
 
@@ -418,7 +430,10 @@ impl Bench {
         }
         self.report.detail("controller", Value::Object(told));
         let memory = self.controller.memory()?;
-        self.report.detail("memory_mib_before_the_memory_phase", json!({"now": round(memory.now), "most": round(memory.most)}));
+        self.report.detail(
+            "memory_mib_before_the_memory_phase",
+            json!({"now": round(memory.now), "most": round(memory.most)}),
+        );
         self.report.detail("watch_resumed", json!(self.eyes.resumed()));
         let changes: u32 = self.eyes.all().iter().filter(|seen| seen.ended.is_some()).map(|seen| seen.changes).sum();
         let ended = self.eyes.all().iter().filter(|seen| seen.ended.is_some()).count();
@@ -452,16 +467,19 @@ async fn memory(stand: &mut Stand, eyes: &Eyes, report: &mut Report, count: usiz
     let controller = stand.controller(&pace).await?;
     tokio::time::sleep(SETTLE).await;
     let restarted = controller.memory()?;
-    report.detail("memory_mib", json!({
-        "empty": round(empty.now),
-        "when_all_are_granted": round(full.now),
-        "settled": round(settled.now),
-        "settled_anonymous": round(settled.anonymous),
-        "most": round(settled.most),
-        "restarted": round(restarted.now),
-        "restarted_most": round(restarted.most),
-        "live_grants": live,
-    }));
+    report.detail(
+        "memory_mib",
+        json!({
+            "empty": round(empty.now),
+            "when_all_are_granted": round(full.now),
+            "settled": round(settled.now),
+            "settled_anonymous": round(settled.anonymous),
+            "most": round(settled.most),
+            "restarted": round(restarted.now),
+            "restarted_most": round(restarted.most),
+            "live_grants": live,
+        }),
+    );
     report.row(
         &format!("resident memory with {live:.0} live grants"),
         format!("{:.0} MiB", settled.now),

@@ -56,9 +56,7 @@ impl Report {
 
     /// For machines.
     pub fn json(&self) -> Value {
-        let row = |Row { what, ours, measure, figure, aim, kept }: &Row| {
-            json!({"what": what, "controller": ours, "loop": measure, "figure": figure, "aim": aim, "kept": kept})
-        };
+        let row = |Row { what, ours, measure, figure, aim, kept }: &Row| json!({"what": what, "controller": ours, "loop": measure, "figure": figure, "aim": aim, "kept": kept});
         json!({"figures": self.rows.iter().map(row).collect::<Vec<_>>(), "details": self.details})
     }
 }
@@ -67,7 +65,12 @@ impl Report {
 pub fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a small index")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a small index"
+    )]
     let index = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }

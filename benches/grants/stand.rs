@@ -90,7 +90,10 @@ impl Stand {
         let crds = printed(&program, &["crds"]).await?;
         let account = format!("{namespace}/{name}");
         let admission = printed(&program, &["admission", "--operator-service-account", &account]).await?;
-        anyhow::ensure!(admission.contains("kind: MutatingAdmissionPolicy"), "the admission policies are part of what is measured");
+        anyhow::ensure!(
+            admission.contains("kind: MutatingAdmissionPolicy"),
+            "the admission policies are part of what is measured"
+        );
         for group in [OURS, LOOP] {
             apply(&lab, &group.own(&crds)).await?;
         }
@@ -121,7 +124,10 @@ impl Stand {
                 availability_zone: format!("{}a", lab::REGION),
                 private_ip: Some([10, a, b, c].into()),
                 public_ip: Some([198, 18 + (b & 1), b, c].into()),
-                tags: BTreeMap::from([("env".to_owned(), "dev".to_owned()), ("Name".to_owned(), format!("bench-{number}"))]),
+                tags: BTreeMap::from([
+                    ("env".to_owned(), "dev".to_owned()),
+                    ("Name".to_owned(), format!("bench-{number}")),
+                ]),
                 ..standin::Instance::default()
             });
             id
@@ -199,7 +205,8 @@ impl Controller {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<f64>().ok());
+            let number =
+                line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<f64>().ok());
             number.map(|kib| kib / 1024.0).with_context(|| format!("the kernel tells no {name}"))
         };
         Ok(Memory { now: field("VmRSS:")?, most: field("VmHWM:")?, anonymous: field("RssAnon:")? })
@@ -223,7 +230,8 @@ impl Controller {
         let mut kill = Command::new("kill");
         kill.arg(self.pid().to_string());
         run(kill, "").await?;
-        let status = tokio::time::timeout(START_BOUND, self.child.wait()).await.context("the controller does not stop")??;
+        let status =
+            tokio::time::timeout(START_BOUND, self.child.wait()).await.context("the controller does not stop")??;
         anyhow::ensure!(status.success(), "the controller ended with {status}");
         Ok(())
     }
@@ -251,7 +259,8 @@ pub fn cpu(pid: i32) -> f64 {
 }
 
 async fn client(kubeconfig: &std::path::Path) -> anyhow::Result<Client> {
-    let config = Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
+    let config =
+        Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }
 

@@ -70,7 +70,10 @@ mod tests {
             let kind = gvk(ours.types.as_ref().unwrap()).kind;
             let found = finding(&kind, &ours, Some(&live));
             assert_eq!(found.is_some(), words.is_some(), "{found:?}");
-            assert!(found.iter().all(|it| it.starts_with("Validating") && it.contains(words.unwrap_or_default())), "{found:?}");
+            assert!(
+                found.iter().all(|it| it.starts_with("Validating") && it.contains(words.unwrap_or_default())),
+                "{found:?}"
+            );
         }
     }
 
@@ -95,14 +98,24 @@ mod tests {
         let bent = Some("is not as it was shipped");
         check(|live| live.data["spec"]["validationActions"] = json!(["Audit"]), bent);
         check(|live| live.data["spec"]["failurePolicy"] = json!("Ignore"), bent);
-        check(|live| live.data["spec"]["matchResources"] = json!({"namespaceSelector": {"matchLabels": {"a": "b"}}}), bent);
-        check(|live| live.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH)), Some("is being deleted"));
+        check(
+            |live| live.data["spec"]["matchResources"] = json!({"namespaceSelector": {"matchLabels": {"a": "b"}}}),
+            bent,
+        );
+        check(
+            |live| live.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH)),
+            Some("is being deleted"),
+        );
     }
 
     #[test]
     fn policies_for_another_operator_do_not_stand() {
         let other = shipped(&ServiceAccount::new("access", "other").unwrap());
-        let found: Vec<_> = shipped(&operator()).iter().zip(&other).filter_map(|(ours, live)| finding("It", ours, Some(live))).collect();
+        let found: Vec<_> = shipped(&operator())
+            .iter()
+            .zip(&other)
+            .filter_map(|(ours, live)| finding("It", ours, Some(live)))
+            .collect();
         assert_eq!(found.len(), 2, "both policies name it, and no binding: {found:?}");
     }
 }

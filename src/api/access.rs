@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{CustomResource, KubeSchema, core::{Reason, Rule}};
+use kube::{
+    CustomResource, KubeSchema,
+    core::{Reason, Rule},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,14 +26,46 @@ use super::Condition;
     status = "InstanceAccessStatus",
     derive = "PartialEq",
     doc = "A request for time-boxed SSH access to one EC2 instance, and what became of it.",
-    printcolumn(name = "Instance", type_ = "string", json_path = ".status.instance.instanceId", description = "The EC2 instance"),
+    printcolumn(
+        name = "Instance",
+        type_ = "string",
+        json_path = ".status.instance.instanceId",
+        description = "The EC2 instance"
+    ),
     printcolumn(name = "User", type_ = "string", json_path = ".spec.requester.username", description = "Who gets in"),
-    printcolumn(name = "Policy", type_ = "string", json_path = ".status.policy.name", description = "The policy that decided"),
-    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Active\")].reason", description = "Whether access is possible now, and why"),
-    printcolumn(name = "Expires", type_ = "string", json_path = ".status.grant.expirationTime", description = "When access ends"),
+    printcolumn(
+        name = "Policy",
+        type_ = "string",
+        json_path = ".status.policy.name",
+        description = "The policy that decided"
+    ),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Active\")].reason",
+        description = "Whether access is possible now, and why"
+    ),
+    printcolumn(
+        name = "Expires",
+        type_ = "string",
+        json_path = ".status.grant.expirationTime",
+        description = "When access ends"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Ticket", type_ = "string", json_path = ".spec.ticket", priority = 1, description = "The ticket"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = 1, description = "Why access is asked for")
+    printcolumn(
+        name = "Ticket",
+        type_ = "string",
+        json_path = ".spec.ticket",
+        priority = 1,
+        description = "The ticket"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".spec.reason",
+        priority = 1,
+        description = "Why access is asked for"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("must be later than spec.startTime").field_path(".endTime").reason(Reason::FieldValueForbidden))]

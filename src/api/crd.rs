@@ -29,7 +29,9 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     for version in &mut access.spec.versions {
         let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
         if let Some(spec) = root.and_then(|root| property(root, "spec")) {
-            spec.x_kubernetes_validations.get_or_insert_default().extend(immutable_but_revoke(spec.properties.as_ref()));
+            spec.x_kubernetes_validations
+                .get_or_insert_default()
+                .extend(immutable_but_revoke(spec.properties.as_ref()));
         }
     }
     vec![access, policy]

@@ -22,11 +22,32 @@ use super::{Condition, ConnectionMethod, KeyDelivery, KeyType};
     derive = "PartialEq",
     doc = "Who may get access to which EC2 instances, and for how long.",
     printcolumn(name = "Effect", type_ = "string", json_path = ".spec.effect", description = "Allow or Deny"),
-    printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority", description = "The highest that admits decides"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether it is understood and in force"),
-    printcolumn(name = "Grants", type_ = "integer", json_path = ".status.activeGrants", description = "Live grants it decided"),
+    printcolumn(
+        name = "Priority",
+        type_ = "integer",
+        json_path = ".spec.priority",
+        description = "The highest that admits decides"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether it is understood and in force"
+    ),
+    printcolumn(
+        name = "Grants",
+        type_ = "integer",
+        json_path = ".status.activeGrants",
+        description = "Live grants it decided"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Problem", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1, description = "What is wrong with it")
+    printcolumn(
+        name = "Problem",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1,
+        description = "What is wrong with it"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.effect != 'Allow' || has(self.ttl)").message("is required of an Allow policy: {defaultSeconds, maxSeconds}").field_path(".ttl").reason(Reason::FieldValueRequired))]

@@ -30,11 +30,10 @@ pub(super) struct Draft {
 impl Draft {
     /// Canonicalises a record. Errors: a sentence on what cannot be written.
     pub(super) fn new(record: &Map<String, Value>, time: Timestamp) -> Result<Self, String> {
-        record.iter().try_for_each(|(name, value)| {
-            writable(value, DEPTH_MAX).map_err(|why| format!("{name}: {why}"))
-        })?;
-        let record =
-            serde_json_canonicalizer::to_string(record).map_err(|error| error.to_string())?;
+        record
+            .iter()
+            .try_for_each(|(name, value)| writable(value, DEPTH_MAX).map_err(|why| format!("{name}: {why}")))?;
+        let record = serde_json_canonicalizer::to_string(record).map_err(|error| error.to_string())?;
         if record.len() > LINE_BYTES_MAX - ENVELOPE_BYTES_MAX {
             return Err(format!("{} bytes are more than a line holds", record.len()));
         }
@@ -51,9 +50,8 @@ impl Draft {
         let Draft { time, record } = self;
         let (sequence, previous) = (previous.sequence + 1, &previous.digest);
         // The JCS form of the line's object without `digest`: names sorted, and the time needs no escapes.
-        let linked = format!(
-            r#"{{"previousDigest":"{previous}","record":{record},"sequence":{sequence},"time":"{time}"}}"#
-        );
+        let linked =
+            format!(r#"{{"previousDigest":"{previous}","record":{record},"sequence":{sequence},"time":"{time}"}}"#);
         let digest = sha256(linked.as_bytes());
         text.push_str(&spelled(sequence, *time, previous, &digest, record));
         text.push('\n');
@@ -82,50 +80,27 @@ struct Written {
 
 /// Reads one line, without its newline. What it follows is for the caller to compare.
 pub(super) fn read(line: &[u8]) -> Result<Link, Finding> {
-    let written: Written = serde_json::from_slice(line).map_err(|error| Finding::Unreadable {
-        reason: error.to_string(),
-    })?;
-    let Written {
-        sequence,
-        time,
-        previous_digest,
-        digest,
-        record,
-    } = written;
+    let written: Written =
+        serde_json::from_slice(line).map_err(|error| Finding::Unreadable { reason: error.to_string() })?;
+    let Written { sequence, time, previous_digest, digest, record } = written;
     if !(1..=INTEGER_MAX).contains(&sequence) {
-        return Err(Finding::Unreadable {
-            reason: format!("sequence {sequence} is not within 1..{INTEGER_MAX}"),
-        });
+        return Err(Finding::Unreadable { reason: format!("sequence {sequence} is not within 1..{INTEGER_MAX}") });
     }
     let draft = Draft::new(&record, time).map_err(|reason| Finding::Unreadable { reason })?;
     // Byte for byte, so that a repeated name, of which JSON readers take whichever they like, hides nothing.
     if spelled(sequence, time, &previous_digest, &digest, &draft.record).as_bytes() != line {
         return Err(Finding::Respelled { sequence });
     }
-    let previous = Receipt {
-        sequence: sequence - 1,
-        digest: previous_digest,
-    };
+    let previous = Receipt { sequence: sequence - 1, digest: previous_digest };
     let receipt = draft.link(&previous, &mut String::new());
     if receipt.digest != digest {
-        return Err(Finding::Edited {
-            sequence,
-            expected: receipt.digest,
-            found: digest,
-        });
+        return Err(Finding::Edited { sequence, expected: receipt.digest, found: digest });
     }
-    let opens_segment = record
-        .get("kind")
-        .is_some_and(|kind| kind == SEGMENT_OPENED);
+    let opens_segment = record.get("kind").is_some_and(|kind| kind == SEGMENT_OPENED);
     if opens_segment && !names_what_it_continues(&record, &previous) {
         return Err(Finding::Misjoined { sequence });
     }
-    Ok(Link {
-        receipt,
-        previous_digest: previous.digest,
-        time,
-        opens_segment,
-    })
+    Ok(Link { receipt, previous_digest: previous.digest, time, opens_segment })
 }
 
 /// Returns the record that opens a segment.
@@ -137,10 +112,7 @@ pub(super) fn segment_opened(previous: &Receipt, torn: Option<(u64, &str)>) -> M
     record.insert("kind".into(), SEGMENT_OPENED.into());
     record.insert("segment".into(), (previous.sequence + 1).into());
     record.insert("previousHead".into(), head_value(previous));
-    record.insert(
-        "tornBytes".into(),
-        torn.map_or(0, |(bytes, _)| bytes).into(),
-    );
+    record.insert("tornBytes".into(), torn.map_or(0, |(bytes, _)| bytes).into());
     if let Some((_, digest)) = torn {
         record.insert("tornDigest".into(), digest.into());
     }
@@ -150,12 +122,10 @@ pub(super) fn segment_opened(previous: &Receipt, torn: Option<(u64, &str)>) -> M
 /// Returns SHA-256 in lower-case hex.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}"); // a String takes all
-            hex
-        })
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}"); // a String takes all
+        hex
+    })
 }
 
 fn names_what_it_continues(record: &Map<String, Value>, previous: &Receipt) -> bool {
@@ -185,15 +155,9 @@ fn writable(value: &Value, depth_left: usize) -> Result<(), String> {
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
         Value::Number(number) => match number.as_i64() {
             Some(integer) if (-INTEGER_MAX..=INTEGER_MAX).contains(&integer) => Ok(()),
-            Some(_) | None => Err(format!(
-                "{number} is not an integer within ±{INTEGER_MAX}; write it as a string"
-            )),
+            Some(_) | None => Err(format!("{number} is not an integer within ±{INTEGER_MAX}; write it as a string")),
         },
-        Value::Array(items) => items
-            .iter()
-            .try_for_each(|item| writable(item, depth_left - 1)),
-        Value::Object(members) => members
-            .values()
-            .try_for_each(|member| writable(member, depth_left - 1)),
+        Value::Array(items) => items.iter().try_for_each(|item| writable(item, depth_left - 1)),
+        Value::Object(members) => members.values().try_for_each(|member| writable(member, depth_left - 1)),
     }
 }

@@ -56,19 +56,13 @@ pub struct Receipt {
 impl Receipt {
     /// Returns what the first line of all continues: number 0, and a digest of 64 zeros.
     pub(crate) fn origin() -> Self {
-        Receipt {
-            sequence: 0,
-            digest: "0".repeat(64),
-        }
+        Receipt { sequence: 0, digest: "0".repeat(64) }
     }
 
     /// Returns whether this is a receipt that a trail could have given, or the origin.
     fn is_plausible(&self) -> bool {
         (0..=line::INTEGER_MAX).contains(&self.sequence)
             && self.digest.len() == 64
-            && self
-                .digest
-                .bytes()
-                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            && self.digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     }
 }

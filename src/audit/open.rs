@@ -108,9 +108,7 @@ pub enum OpenError {
         known: i64,
     },
     /// `Begin::known_head` is no receipt.
-    #[error(
-        "the known head of the audit trail, record {sequence}, is no receipt; look at where it is kept"
-    )]
+    #[error("the known head of the audit trail, record {sequence}, is no receipt; look at where it is kept")]
     NoReceipt {
         /// Its number.
         sequence: i64,
@@ -150,51 +148,28 @@ pub(super) struct Ready {
 pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     let Begin { now, known_head } = begin;
     if let Some(known) = known_head.as_ref().filter(|known| !known.is_plausible()) {
-        return Err(OpenError::NoReceipt {
-            sequence: known.sequence,
-        });
+        return Err(OpenError::NoReceipt { sequence: known.sequence });
     }
     let (sink, store, found, copier): (Arc<str>, Box<dyn Store>, Found, _) = match sinks {
-        Sinks {
-            file: Some(path),
-            stdout,
-        } => {
+        Sinks { file: Some(path), stdout } => {
             let sink: Arc<str> = path.display().to_string().into();
             let store = tail::lock(path, &sink)?;
             let found = tail::mend(&store, known_head.as_ref(), &sink)?;
-            let copier = if stdout {
-                Some(copier().map_err(failed(&sink, "copy to standard output"))?)
-            } else {
-                None
-            };
+            let copier = if stdout { Some(copier().map_err(failed(&sink, "copy to standard output"))?) } else { None };
             (sink, Box::new(store), found, copier)
         }
-        Sinks {
-            file: None,
-            stdout: true,
-        } => {
+        Sinks { file: None, stdout: true } => {
             let sink: Arc<str> = "standard output".into();
             let output = StandardOutput::new().map_err(failed(&sink, "open it"))?;
-            (
-                sink,
-                Box::new(OutputStore::new(output)),
-                Found::default(),
-                None,
-            )
+            (sink, Box::new(OutputStore::new(output)), Found::default(), None)
         }
-        Sinks {
-            file: None,
-            stdout: false,
-        } => return Err(OpenError::NoSink),
+        Sinks { file: None, stdout: false } => return Err(OpenError::NoSink),
     };
     let Found { head, bytes, torn } = found;
     let previous_head = head.or(known_head).filter(|head| head.sequence > 0);
     let previous = previous_head.clone().unwrap_or_else(Receipt::origin);
     let mut chain = Chain::new(store, previous.clone(), bytes);
-    let record = line::segment_opened(
-        &previous,
-        torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str())),
-    );
+    let record = line::segment_opened(&previous, torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str())));
     let (text, _) = Draft::new(&record, now)
         .map_err(io::Error::other)
         .and_then(|draft| chain.commit(std::iter::once(&draft)))
@@ -202,17 +177,8 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     if let Some(copier) = &copier {
         copier.copy(text); // taken: the queue is still empty
     }
-    let opened = Opened {
-        head: chain.head().clone(),
-        previous_head,
-        torn,
-    };
-    Ok(Ready {
-        chain,
-        copier,
-        sink,
-        opened,
-    })
+    let opened = Opened { head: chain.head().clone(), previous_head, torn };
+    Ok(Ready { chain, copier, sink, opened })
 }
 
 fn copier() -> io::Result<Copier> {
@@ -222,9 +188,5 @@ fn copier() -> io::Result<Copier> {
 /// Names the sink of an error, and what was tried.
 pub(super) fn failed(sink: &Arc<str>, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     let sink = sink.clone();
-    move |source| OpenError::Io {
-        sink,
-        action,
-        source,
-    }
+    move |source| OpenError::Io { sink, action, source }
 }

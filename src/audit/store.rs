@@ -41,15 +41,11 @@ impl FileStore {
 impl Store for FileStore {
     fn check(&mut self, bytes: u64) -> io::Result<()> {
         if !self.is_at_its_path()? {
-            return Err(io::Error::other(
-                "another file was put in its place; put it back, or restart to begin there",
-            ));
+            return Err(io::Error::other("another file was put in its place; put it back, or restart to begin there"));
         }
         let found = self.file.metadata()?.len();
         if found != bytes {
-            let what = format!(
-                "it is {found} bytes long, but {bytes} were written; someone else writes to it"
-            );
+            let what = format!("it is {found} bytes long, but {bytes} were written; someone else writes to it");
             return Err(io::Error::other(what));
         }
         Ok(())
@@ -66,9 +62,7 @@ impl Store for FileStore {
     fn truncate(&mut self, bytes: u64) -> io::Result<()> {
         if self.file.metadata()?.len() < bytes {
             // Setting the length would fill it up with NUL bytes, and hide that.
-            return Err(io::Error::other(
-                "durable lines were cut off by someone else; restart to have it looked at",
-            ));
+            return Err(io::Error::other("durable lines were cut off by someone else; restart to have it looked at"));
         }
         self.file.set_len(bytes)
     }
@@ -85,10 +79,7 @@ pub(super) struct OutputStore<W> {
 
 impl<W: Write> OutputStore<W> {
     pub fn new(output: W) -> Self {
-        OutputStore {
-            output,
-            bytes_taken: 0,
-        }
+        OutputStore { output, bytes_taken: 0 }
     }
 }
 
@@ -111,10 +102,7 @@ impl<W: Write + Send> Store for OutputStore<W> {
         if bytes == self.bytes_taken {
             return Ok(());
         }
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "it broke off, and an output cannot be taken back; restart",
-        ))
+        Err(io::Error::new(io::ErrorKind::Unsupported, "it broke off, and an output cannot be taken back; restart"))
     }
 }
 
@@ -124,9 +112,7 @@ pub(super) struct StandardOutput(File);
 
 impl StandardOutput {
     pub fn new() -> io::Result<Self> {
-        Ok(StandardOutput(File::from(
-            io::stdout().as_fd().try_clone_to_owned()?,
-        )))
+        Ok(StandardOutput(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
     }
 }
 
@@ -159,20 +145,14 @@ impl Copier {
     pub fn start(mut output: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, texts) = mpsc::sync_channel::<String>(COPY_QUEUE_MAX);
         let (done_sender, done) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("audit-copy".into())
-            .spawn(move || {
-                for text in texts {
-                    if output
-                        .write_all(text.as_bytes())
-                        .and_then(|()| output.flush())
-                        .is_err()
-                    {
-                        break; // the queue closes, and what comes is counted as dropped
-                    }
+        std::thread::Builder::new().name("audit-copy".into()).spawn(move || {
+            for text in texts {
+                if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+                    break; // the queue closes, and what comes is counted as dropped
                 }
-                drop(done_sender);
-            })?;
+            }
+            drop(done_sender);
+        })?;
         Ok(Copier { queue, done })
     }
 

@@ -16,8 +16,7 @@ use super::{Finding, Receipt};
 /// How much of a file's end is read: a batch that a crash may have torn, and the whole line before it.
 const TAIL_BYTES_MAX: u64 = 16 << 20;
 const _: () = assert!(
-    TAIL_BYTES_MAX as usize
-        > BATCH_BYTES_MAX + BATCH_RECORDS_MAX * ENVELOPE_BYTES_MAX + 2 * (LINE_BYTES_MAX + 1)
+    TAIL_BYTES_MAX as usize > BATCH_BYTES_MAX + BATCH_RECORDS_MAX * ENVELOPE_BYTES_MAX + 2 * (LINE_BYTES_MAX + 1)
 );
 /// How many torn pieces may lie beside a file: more than any number of crashes that nobody looked into.
 pub(super) const TORN_FILES_MAX: u32 = 999;
@@ -35,24 +34,13 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
     if path.is_dir() {
         return Err(OpenError::NotAFile { path });
     }
-    let file = match OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-    {
+    let file = match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(OpenError::NoDirectory { path });
         }
         opened => opened.map_err(failed(sink, "open the file"))?,
     };
-    if !file
-        .metadata()
-        .map_err(failed(sink, "look at the file"))?
-        .is_file()
-    {
+    if !file.metadata().map_err(failed(sink, "look at the file"))?.is_file() {
         return Err(OpenError::NotAFile { path });
     }
     match file.try_lock() {
@@ -64,9 +52,7 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
     // Between opening and locking, the writer before us may have been told to move it.
     match store.is_at_its_path() {
         Ok(true) => Ok(store),
-        Ok(false) => Err(failed(sink, "keep hold of the file")(io::Error::other(
-            "it was replaced; open it again",
-        ))),
+        Ok(false) => Err(failed(sink, "keep hold of the file")(io::Error::other("it was replaced; open it again"))),
         Err(source) => Err(failed(sink, "look at the file")(source)),
     }
 }
@@ -74,51 +60,26 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
 /// Finds the head of a file that is locked, and leaves whole durable lines only.
 ///
 /// In an order in which a crash loses nothing: the torn end is copied and the copy synced before it is cut off.
-pub(super) fn mend(
-    store: &FileStore,
-    known: Option<&Receipt>,
-    sink: &Arc<str>,
-) -> Result<Found, OpenError> {
+pub(super) fn mend(store: &FileStore, known: Option<&Receipt>, sink: &Arc<str>) -> Result<Found, OpenError> {
     let FileStore { path, file } = store;
-    let bytes = file
-        .metadata()
-        .map_err(failed(sink, "look at the file"))?
-        .len();
+    let bytes = file.metadata().map_err(failed(sink, "look at the file"))?.len();
     let start = bytes.saturating_sub(TAIL_BYTES_MAX);
     let mut text = vec![0; usize::try_from(bytes - start).unwrap_or(0)]; // at most TAIL_BYTES_MAX
-    file.read_exact_at(&mut text, start)
-        .map_err(failed(sink, "read the file's end"))?;
-    let Tail {
-        head,
-        whole,
-        newline_missing,
-    } = tail(&text, start > 0, known).map_err(|(at, finding)| OpenError::Broken {
-        path: path.clone(),
-        offset: start + at as u64,
-        finding,
-    })?;
+    file.read_exact_at(&mut text, start).map_err(failed(sink, "read the file's end"))?;
+    let Tail { head, whole, newline_missing } = tail(&text, start > 0, known)
+        .map_err(|(at, finding)| OpenError::Broken { path: path.clone(), offset: start + at as u64, finding })?;
     if let Some(known) = known.filter(|_| bytes > 0) {
         let found = head.as_ref().map_or(0, |head| head.sequence);
         if found < known.sequence {
-            return Err(OpenError::Behind {
-                path: path.clone(),
-                found,
-                known: known.sequence,
-            });
+            return Err(OpenError::Behind { path: path.clone(), found, known: known.sequence });
         }
     }
     let torn_text = &text[whole..];
-    let torn = if torn_text.is_empty() {
-        None
-    } else {
-        Some(set_aside(path, torn_text, sink)?)
-    };
+    let torn = if torn_text.is_empty() { None } else { Some(set_aside(path, torn_text, sink)?) };
     let mut bytes = start + whole as u64;
-    file.set_len(bytes)
-        .map_err(failed(sink, "cut off the torn end"))?;
+    file.set_len(bytes).map_err(failed(sink, "cut off the torn end"))?;
     if newline_missing {
-        file.write_all_at(b"\n", bytes)
-            .map_err(failed(sink, "end the last line"))?;
+        file.write_all_at(b"\n", bytes).map_err(failed(sink, "end the last line"))?;
         bytes += 1;
     }
     // Also what the writer before us left unsynced: we build on it.
@@ -136,18 +97,10 @@ struct Tail {
 }
 
 /// Verifies the end of a trail. Errors: the offset of the line that is wrong, and what is wrong with it.
-fn tail(
-    text: &[u8],
-    begins_amid_a_line: bool,
-    known: Option<&Receipt>,
-) -> Result<Tail, (usize, Finding)> {
+fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Result<Tail, (usize, Finding)> {
     let mut whole = 0;
     if begins_amid_a_line {
-        whole = text
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .ok_or((0, Finding::TooLong))?
-            + 1;
+        whole = text.iter().position(|byte| *byte == b'\n').ok_or((0, Finding::TooLong))? + 1;
     }
     let mut head: Option<Receipt> = None;
     while whole < text.len() {
@@ -165,11 +118,7 @@ fn tail(
                 whole += line.len() + 1;
             }
             (Ok(link), None) => {
-                return Ok(Tail {
-                    head: Some(link.receipt),
-                    whole: whole + line.len(),
-                    newline_missing: true,
-                });
+                return Ok(Tail { head: Some(link.receipt), whole: whole + line.len(), newline_missing: true });
             }
             (Err(_), None) => break,
             (Err(Finding::Unreadable { .. }), Some(_)) if is_last => break,
@@ -179,11 +128,7 @@ fn tail(
     if begins_amid_a_line && head.is_none() {
         return Err((whole, Finding::Torn)); // longer than any batch: no crash of ours
     }
-    Ok(Tail {
-        head,
-        whole,
-        newline_missing: false,
-    })
+    Ok(Tail { head, whole, newline_missing: false })
 }
 
 fn continues(head: Option<&Receipt>, known: Option<&Receipt>, link: Link) -> Result<Link, Finding> {
@@ -202,39 +147,22 @@ fn set_aside(path: &Path, text: &[u8], sink: &Arc<str>) -> Result<Torn, OpenErro
         let mut aside = path.as_os_str().to_owned();
         aside.push(format!(".torn-{number}"));
         let aside = PathBuf::from(aside);
-        let file = match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&aside)
-        {
+        let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             opened => opened.map_err(failed(sink, "set the torn end aside"))?,
         };
-        let copied = file
-            .write_all_at(text, 0)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| sync_directory(path));
+        let copied = file.write_all_at(text, 0).and_then(|()| file.sync_all()).and_then(|()| sync_directory(path));
         if let Err(source) = copied {
             let _ = std::fs::remove_file(&aside); // a piece of it would mislead; the whole is still in the file
             return Err(failed(sink, "set the torn end aside")(source));
         }
-        return Ok(Torn {
-            path: aside,
-            bytes: text.len() as u64,
-            digest: line::sha256(text),
-        });
+        return Ok(Torn { path: aside, bytes: text.len() as u64, digest: line::sha256(text) });
     }
-    Err(OpenError::TooTorn {
-        path: path.to_owned(),
-    })
+    Err(OpenError::TooTorn { path: path.to_owned() })
 }
 
 /// Makes names in the file's directory durable.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
 }

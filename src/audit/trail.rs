@@ -39,25 +39,17 @@ pub(super) const BATCH_RECORDS_MAX: usize = 8192;
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            queue_records_max: 4096,
-            queue_bytes_max: BATCH_BYTES_MAX,
-            record_bytes_max: 64 << 10,
-        }
+        Limits { queue_records_max: 4096, queue_bytes_max: BATCH_BYTES_MAX, record_bytes_max: 64 << 10 }
     }
 }
 
 impl Limits {
     /// Returns limits that hold and that let at least one record through.
     fn clamped(self) -> Self {
-        let record_bytes_max = self
-            .record_bytes_max
-            .clamp(1 << 10, line::LINE_BYTES_MAX - line::ENVELOPE_BYTES_MAX);
+        let record_bytes_max = self.record_bytes_max.clamp(1 << 10, line::LINE_BYTES_MAX - line::ENVELOPE_BYTES_MAX);
         Limits {
             queue_records_max: self.queue_records_max.clamp(1, BATCH_RECORDS_MAX),
-            queue_bytes_max: self
-                .queue_bytes_max
-                .clamp(record_bytes_max, BATCH_BYTES_MAX),
+            queue_bytes_max: self.queue_bytes_max.clamp(record_bytes_max, BATCH_BYTES_MAX),
             record_bytes_max,
         }
     }
@@ -147,22 +139,13 @@ impl Trail {
     ///
     /// # Errors
     /// See [`OpenError`]; each says what to do. Nothing is cut from a file that does not verify.
-    pub async fn open(
-        sinks: Sinks,
-        limits: Limits,
-        begin: Begin,
-    ) -> Result<(Trail, Opened), OpenError> {
+    pub async fn open(sinks: Sinks, limits: Limits, begin: Begin) -> Result<(Trail, Opened), OpenError> {
         let (answer, opened) = oneshot::channel();
         let thread = std::thread::Builder::new().name("audit".into());
         thread
             .spawn(move || match open::open(sinks, begin) {
                 Err(error) => drop(answer.send(Err(error))),
-                Ok(open::Ready {
-                    chain,
-                    copier,
-                    sink,
-                    opened,
-                }) => {
+                Ok(open::Ready { chain, copier, sink, opened }) => {
                     let (trail, queue) = Trail::new(limits, chain.head());
                     let shared = trail.shared.clone();
                     // If nobody waits for it any more, the handle goes, and `run` ends at once.
@@ -171,31 +154,19 @@ impl Trail {
                 }
             })
             .map_err(OpenError::Thread)?;
-        opened
-            .await
-            .unwrap_or_else(|_| Err(OpenError::Thread(std::io::Error::other("it ended"))))
+        opened.await.unwrap_or_else(|_| Err(OpenError::Thread(std::io::Error::other("it ended"))))
     }
 
     fn new(limits: Limits, head: &Receipt) -> (Trail, mpsc::Receiver<Message>) {
         let limits = limits.clamped();
         // Twice: `Shared` bounds the appends, and a `Close` always finds room.
         let (queue, messages) = mpsc::channel(limits.queue_records_max * 2);
-        (
-            Trail {
-                queue,
-                shared: Arc::new(Shared::new(limits, head.clone())),
-            },
-            messages,
-        )
+        (Trail { queue, shared: Arc::new(Shared::new(limits, head.clone())) }, messages)
     }
 
     /// Runs a trail on any chain.
     #[cfg(test)]
-    pub(super) fn on(
-        chain: writer::Chain,
-        copier: Option<super::store::Copier>,
-        limits: Limits,
-    ) -> Trail {
+    pub(super) fn on(chain: writer::Chain, copier: Option<super::store::Copier>, limits: Limits) -> Trail {
         let (trail, queue) = Trail::new(limits, chain.head());
         let shared = trail.shared.clone();
         std::thread::spawn(move || writer::run(chain, queue, copier, &shared, &Arc::from("test")));
@@ -226,32 +197,20 @@ impl Trail {
         let Value::Object(members) = record else {
             return Err(invalid("not an object".to_owned()));
         };
-        if members
-            .get("kind")
-            .is_some_and(|kind| kind == line::SEGMENT_OPENED)
-        {
-            return Err(invalid(format!(
-                "the kind {} is the trail's own",
-                line::SEGMENT_OPENED
-            )));
+        if members.get("kind").is_some_and(|kind| kind == line::SEGMENT_OPENED) {
+            return Err(invalid(format!("the kind {} is the trail's own", line::SEGMENT_OPENED)));
         }
         let draft = Draft::new(members, time).map_err(invalid)?;
         let (bytes, bytes_max) = (draft.bytes(), self.shared.limits.record_bytes_max);
         if bytes > bytes_max {
-            return Err(invalid(format!(
-                "{bytes} bytes, at most {bytes_max} are allowed"
-            )));
+            return Err(invalid(format!("{bytes} bytes, at most {bytes_max} are allowed")));
         }
         Ok(draft)
     }
 
     /// Returns the last durable line's receipt: what to keep outside of the trail.
     pub fn head(&self) -> Receipt {
-        self.shared
-            .head
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns what was done so far. The numbers are read one by one, not at one instant.
@@ -311,9 +270,7 @@ impl Shared {
     fn enter_queue(&self, bytes: usize) -> Result<(), AppendError> {
         let queue_records = self.queue_records.fetch_add(1, Ordering::Relaxed);
         let queue_bytes = self.queue_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if queue_records < self.limits.queue_records_max
-            && queue_bytes + bytes <= self.limits.queue_bytes_max
-        {
+        if queue_records < self.limits.queue_records_max && queue_bytes + bytes <= self.limits.queue_bytes_max {
             return Ok(());
         }
         self.leave_queue(1, bytes);
@@ -327,9 +284,6 @@ impl Shared {
     }
 
     pub fn set_head(&self, head: &Receipt) {
-        self.head
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(head);
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone_from(head);
     }
 }

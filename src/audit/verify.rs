@@ -78,9 +78,7 @@ pub enum Finding {
         sequence: i64,
     },
     /// Does not have the digest that it carries.
-    #[error(
-        "record {sequence} has the digest {expected} but carries {found}; it was edited after it was written"
-    )]
+    #[error("record {sequence} has the digest {expected} but carries {found}; it was edited after it was written")]
     Edited {
         /// The line's own number.
         sequence: i64,
@@ -108,9 +106,7 @@ pub enum Finding {
         found: i64,
     },
     /// Numbers are missing between two lines.
-    #[error(
-        "expected record {expected}, found {found}; those between were taken out, or moved to another place"
-    )]
+    #[error("expected record {expected}, found {found}; those between were taken out, or moved to another place")]
     Gap {
         /// The number after the line before.
         expected: i64,
@@ -181,19 +177,14 @@ pub fn verify_files(paths: &[PathBuf], expect: Expectation) -> Result<Summary, V
     let mut verifier = Verifier::new(expect);
     let mut lines = 0;
     for path in paths {
-        let file =
-            File::open(path).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
+        let file = File::open(path).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
         lines = verifier.read(Some(path), BufReader::new(file))?;
     }
     verifier.finish(paths.last().map(PathBuf::as_path), lines)
 }
 
 fn wrong(file: Option<&Path>, line: u64, finding: Finding) -> VerifyError {
-    VerifyError {
-        file: file.map(Path::to_path_buf),
-        line,
-        finding,
-    }
+    VerifyError { file: file.map(Path::to_path_buf), line, finding }
 }
 
 struct Verifier {
@@ -209,12 +200,7 @@ impl Verifier {
     fn new(expect: Expectation) -> Self {
         let Expectation { after, mut heads } = expect;
         heads.sort_by_key(|head| head.sequence);
-        Verifier {
-            previous: after.unwrap_or_else(Receipt::origin),
-            heads,
-            heads_seen: 0,
-            summary: Summary::default(),
-        }
+        Verifier { previous: after.unwrap_or_else(Receipt::origin), heads, heads_seen: 0, summary: Summary::default() }
     }
 
     /// Reads all lines of one file and returns their number.
@@ -224,11 +210,7 @@ impl Verifier {
         loop {
             number += 1;
             line.clear();
-            let found = match reader
-                .by_ref()
-                .take(LINE_BYTES_MAX as u64 + 1)
-                .read_until(b'\n', &mut line)
-            {
+            let found = match reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line) {
                 Err(source) => Err(Finding::Read(source)),
                 Ok(0) => return Ok(number - 1),
                 Ok(_) if line.pop_if(|last| *last == b'\n').is_some() => self.next(&line),
@@ -246,12 +228,7 @@ impl Verifier {
             Finding::Gap { expected, found } if first => Finding::CutBeginning { expected, found },
             other => other,
         })?;
-        let Link {
-            receipt,
-            time,
-            opens_segment,
-            ..
-        } = link;
+        let Link { receipt, time, opens_segment, .. } = link;
         if first {
             self.look_for_heads(&self.previous.clone())?;
         }
@@ -266,17 +243,10 @@ impl Verifier {
 
     /// Compares a line with the heads up to it.
     fn look_for_heads(&mut self, line: &Receipt) -> Result<(), Finding> {
-        while let Some(head) = self
-            .heads
-            .get(self.heads_seen)
-            .filter(|head| head.sequence <= line.sequence)
-        {
+        while let Some(head) = self.heads.get(self.heads_seen).filter(|head| head.sequence <= line.sequence) {
             if head.sequence < line.sequence {
                 let reached = format!("begins after record {}", line.sequence);
-                return Err(Finding::Missing {
-                    expected: head.sequence,
-                    reached,
-                });
+                return Err(Finding::Missing { expected: head.sequence, reached });
             }
             compare(head, line)?;
             self.heads_seen += 1;
@@ -286,22 +256,14 @@ impl Verifier {
 
     fn finish(mut self, file: Option<&Path>, lines: u64) -> Result<Summary, VerifyError> {
         if self.summary.records == 0 {
-            self.look_for_heads(&self.previous.clone())
-                .map_err(|finding| wrong(file, lines + 1, finding))?;
+            self.look_for_heads(&self.previous.clone()).map_err(|finding| wrong(file, lines + 1, finding))?;
         }
         let reached = match self.summary.records {
             0 => "is empty".to_owned(),
             _ => format!("ends at record {}", self.previous.sequence),
         };
         if let Some(head) = self.heads.get(self.heads_seen) {
-            return Err(wrong(
-                file,
-                lines + 1,
-                Finding::Missing {
-                    expected: head.sequence,
-                    reached,
-                },
-            ));
+            return Err(wrong(file, lines + 1, Finding::Missing { expected: head.sequence, reached }));
         }
         self.summary.head = (self.summary.records > 0).then_some(self.previous);
         Ok(self.summary)
@@ -319,11 +281,7 @@ pub(super) fn follows(previous: &Receipt, link: &Link) -> Result<(), Finding> {
     }
     if link.previous_digest != previous.digest {
         let (expected, found) = (previous.digest.clone(), link.previous_digest.clone());
-        return Err(Finding::Unlinked {
-            sequence: link.receipt.sequence,
-            expected,
-            found,
-        });
+        return Err(Finding::Unlinked { sequence: link.receipt.sequence, expected, found });
     }
     Ok(())
 }
@@ -334,9 +292,5 @@ pub(super) fn compare(receipt: &Receipt, line: &Receipt) -> Result<(), Finding> 
         return Ok(());
     }
     let (expected, found) = (receipt.digest.clone(), line.digest.clone());
-    Err(Finding::Rewritten {
-        sequence: line.sequence,
-        expected,
-        found,
-    })
+    Err(Finding::Rewritten { sequence: line.sequence, expected, found })
 }

@@ -25,12 +25,7 @@ pub(super) struct Chain {
 impl Chain {
     /// Continues `head`, which ends at `bytes_durable` of the store.
     pub fn new(store: Box<dyn Store>, head: Receipt, bytes_durable: u64) -> Self {
-        Chain {
-            store,
-            head,
-            bytes_durable,
-            doubtful: false,
-        }
+        Chain { store, head, bytes_durable, doubtful: false }
     }
 
     pub fn head(&self) -> &Receipt {
@@ -43,19 +38,14 @@ impl Chain {
     /// kernel has by then marked them clean, and a second fsync would succeed without writing them; and reading them
     /// back would show the cache, not the disk. They are cut off instead, the cut is synced, and only then does the
     /// next batch write at that place. As long as the cut fails, so does every commit.
-    pub fn commit<'a>(
-        &mut self,
-        drafts: impl Iterator<Item = &'a Draft>,
-    ) -> io::Result<(String, Vec<Receipt>)> {
+    pub fn commit<'a>(&mut self, drafts: impl Iterator<Item = &'a Draft>) -> io::Result<(String, Vec<Receipt>)> {
         self.take_back()?;
         self.store.check(self.bytes_durable)?;
         let (mut text, mut receipts) = (String::new(), Vec::new());
         for draft in drafts {
             let previous = receipts.last().unwrap_or(&self.head);
             if previous.sequence >= INTEGER_MAX {
-                return Err(io::Error::other(
-                    "its numbers are used up; begin a new trail",
-                ));
+                return Err(io::Error::other("its numbers are used up; begin a new trail"));
             }
             let receipt = draft.link(previous, &mut text);
             receipts.push(receipt);
@@ -76,10 +66,7 @@ impl Chain {
     fn write(&mut self, text: &[u8]) -> io::Result<()> {
         let mut written = 0;
         while written < text.len() {
-            match self
-                .store
-                .write_at(&text[written..], self.bytes_durable + written as u64)
-            {
+            match self.store.write_at(&text[written..], self.bytes_durable + written as u64) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => written += bytes,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -129,11 +116,7 @@ pub(super) fn run(
                 }
             }
             // What arrives while we take waits for the next batch, or a flood would put off every answer.
-            next = if batch.len() < shared.limits.queue_records_max {
-                queue.try_recv().ok()
-            } else {
-                None
-            };
+            next = if batch.len() < shared.limits.queue_records_max { queue.try_recv().ok() } else { None };
         }
         if !batch.is_empty() {
             commit(&mut chain, batch, copier.as_ref(), shared, sink);
@@ -163,9 +146,7 @@ fn commit(
     // The future behind an answer may be gone; its record stays.
     match committed {
         Ok((text, receipts)) => {
-            shared
-                .commit_micros_last
-                .store(micros(start), Ordering::Relaxed);
+            shared.commit_micros_last.store(micros(start), Ordering::Relaxed);
             shared.commits.fetch_add(1, Ordering::Relaxed);
             shared.appended.fetch_add(records, Ordering::Relaxed);
             shared.set_head(chain.head());
@@ -178,10 +159,7 @@ fn commit(
         }
         Err(source) => {
             shared.failed.fetch_add(records, Ordering::Relaxed);
-            let error = AppendError::Unavailable {
-                sink: sink.clone(),
-                source: Arc::new(source),
-            };
+            let error = AppendError::Unavailable { sink: sink.clone(), source: Arc::new(source) };
             for (_, answer) in batch {
                 let _ = answer.send(Err(error.clone()));
             }

@@ -118,7 +118,9 @@ pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
             tracing::info!("the API server is heard again");
             wake_all(&shared);
         } else if is_lost && !was_lost {
-            tracing::warn!("the API server is not heard; soon nothing is pushed any more, as a revocation would not be heard either");
+            tracing::warn!(
+                "the API server is not heard; soon nothing is pushed any more, as a revocation would not be heard either"
+            );
         }
         was_lost = is_lost;
     }

@@ -54,12 +54,18 @@ impl Records {
     pub async fn open(&self, sinks: Sinks, clock: &Clock, stop: &CancellationToken) -> Result<(), OpenError> {
         loop {
             let begin = Begin { now: clock(), known_head: None };
-            match Trail::open(sinks.clone(), Limits { record_bytes_max: RECORD_BYTES_MAX, ..Limits::default() }, begin).await {
+            match Trail::open(sinks.clone(), Limits { record_bytes_max: RECORD_BYTES_MAX, ..Limits::default() }, begin)
+                .await
+            {
                 Ok((trail, opened)) => {
                     if let Some(torn) = &opened.torn {
                         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
                     }
-                    tracing::info!(sequence = opened.head.sequence, digest = opened.head.digest, "opened the audit trail");
+                    tracing::info!(
+                        sequence = opened.head.sequence,
+                        digest = opened.head.digest,
+                        "opened the audit trail"
+                    );
                     if self.trail.set(trail).is_err() {
                         tracing::error!("the audit trail was opened twice");
                     }

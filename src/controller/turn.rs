@@ -230,8 +230,17 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
         }
         Effect::Event { warning, reason, note } => {
             let meta = &object.metadata;
-            let grant_id = object.status.as_ref().and_then(|status| status.grant.as_ref()).map(|grant| grant.id.as_str());
-            tracing::info!(namespace = meta.namespace, name = meta.name, uid = meta.uid, grant_id, reason, note, "told");
+            let grant_id =
+                object.status.as_ref().and_then(|status| status.grant.as_ref()).map(|grant| grant.id.as_str());
+            tracing::info!(
+                namespace = meta.namespace,
+                name = meta.name,
+                uid = meta.uid,
+                grant_id,
+                reason,
+                note,
+                "told"
+            );
             shared.events.tell(object, warning, reason, note);
         }
         Effect::Audit { .. } | Effect::AddFinalizer | Effect::RemoveFinalizer => {
@@ -408,7 +417,13 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
             }
         }
         WriteError::Build(_) | WriteError::Refused(_) => {
-            tracing::warn!(namespace = meta.namespace, name = meta.name, what, error = chain(&error), "a write failed, trying again");
+            tracing::warn!(
+                namespace = meta.namespace,
+                name = meta.name,
+                what,
+                error = chain(&error),
+                "a write failed, trying again"
+            );
             Step::Failed
         }
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use kube::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Event, watcher};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
@@ -15,8 +15,8 @@ use crate::domain::sight::Sight;
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::slots::{Seen, Uid, prune};
 use super::contact::Watch;
+use super::slots::{Seen, Uid, prune};
 use super::turn::{read_again, set_gone, wake};
 
 /// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.

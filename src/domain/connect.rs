@@ -41,7 +41,9 @@ pub enum NoRoute {
         instance_id: InstanceId,
     },
     /// An address that only an endpoint reaches, and no VPC that could hold one.
-    #[error("{instance_id} is in no VPC, so no EC2 Instance Connect Endpoint can reach it; ask with spec.connection.method Direct")]
+    #[error(
+        "{instance_id} is in no VPC, so no EC2 Instance Connect Endpoint can reach it; ask with spec.connection.method Direct"
+    )]
     NoVpc {
         /// Which instance.
         instance_id: InstanceId,

@@ -88,7 +88,9 @@ mod tests {
             ("accountId", |spec| spec.target.account_id = Some("123456789012".into())),
             ("osUser", |spec| spec.os_user = "root".into()),
             ("key", |spec| spec.ssh_public_key.push('B')),
-            ("method", |spec| spec.connection = Some(Connection { method: Some(ConnectionMethod::Direct), port: None })),
+            ("method", |spec| {
+                spec.connection = Some(Connection { method: Some(ConnectionMethod::Direct), port: None })
+            }),
             ("port", |spec| spec.connection = Some(Connection { method: None, port: Some(22) })),
             ("keyDelivery", |spec| spec.key_delivery = Some(KeyDelivery::Continuous)),
             ("ttlSeconds", |spec| spec.ttl_seconds = Some(601)),
@@ -106,8 +108,20 @@ mod tests {
         }
         // A field more needs a row more.
         let InstanceAccessSpec {
-            requester: _, subject: _, target: _, os_user: _, ssh_public_key: _, connection: _, key_delivery: _,
-            ttl_seconds: _, start_time: _, end_time: _, reason: _, ticket: _, policy_name: _, revoke: _,
+            requester: _,
+            subject: _,
+            target: _,
+            os_user: _,
+            ssh_public_key: _,
+            connection: _,
+            key_delivery: _,
+            ttl_seconds: _,
+            start_time: _,
+            end_time: _,
+            reason: _,
+            ticket: _,
+            policy_name: _,
+            revoke: _,
         } = spec();
     }
 

@@ -9,9 +9,7 @@
 
 use std::fmt;
 
-use base64::engine::general_purpose::{
-    GeneralPurpose, GeneralPurposeConfig, STANDARD, STANDARD_NO_PAD,
-};
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD, STANDARD_NO_PAD};
 use base64::engine::{DecodePaddingMode, Engine as _};
 use sha2::{Digest as _, Sha256};
 
@@ -126,9 +124,7 @@ pub enum KeyError {
     )]
     PrivateKey,
     /// A tab, NUL, escape or the like. Line ends are judged as [`KeyError::MultipleLines`].
-    #[error(
-        "spec.sshPublicKey: character {position} is a control character (a tab, for example); {GIVE}"
-    )]
+    #[error("spec.sshPublicKey: character {position} is a control character (a tab, for example); {GIVE}")]
     ControlCharacter {
         /// Counted in characters from 1.
         position: usize,
@@ -163,22 +159,16 @@ pub enum KeyError {
     )]
     Options,
     /// A public key in PEM, which OpenSSH can convert.
-    #[error(
-        "spec.sshPublicKey: is a PEM public key; give what ssh-keygen -i -m {format} -f FILE prints"
-    )]
+    #[error("spec.sshPublicKey: is a PEM public key; give what ssh-keygen -i -m {format} -f FILE prints")]
     PemPublicKey {
         /// The word for `ssh-keygen -m`.
         format: &'static str,
     },
     /// Not in a form that we know.
-    #[error(
-        "spec.sshPublicKey: is neither an OpenSSH public key nor an SSH2 one (RFC 4716); {GIVE}"
-    )]
+    #[error("spec.sshPublicKey: is neither an OpenSSH public key nor an SSH2 one (RFC 4716); {GIVE}")]
     UnknownFormat,
     /// An SSH2 block that breaks RFC 4716.
-    #[error(
-        "spec.sshPublicKey: SSH2 block {fault}; keep its lines as they are (in YAML: sshPublicKey: |)"
-    )]
+    #[error("spec.sshPublicKey: SSH2 block {fault}; keep its lines as they are (in YAML: sshPublicKey: |)")]
     MalformedBlock {
         /// What is wrong with it.
         fault: &'static str,
@@ -190,9 +180,7 @@ pub enum KeyError {
         name: &'static str,
     },
     /// The body is not canonical base64.
-    #[error(
-        "spec.sshPublicKey: the key's body is not base64, something was lost or added; {GIVE}, to its end"
-    )]
+    #[error("spec.sshPublicKey: the key's body is not base64, something was lost or added; {GIVE}, to its end")]
     MalformedBase64,
     /// The body is base64, though not of a key as RFC 4253 and RFC 8709 encode it.
     #[error("spec.sshPublicKey: the key's body is incomplete or damaged; {GIVE}, to its end")]
@@ -248,7 +236,8 @@ const GIVE: &str = "give the line that cat ~/.ssh/id_ed25519.pub prints";
 /// What to type, for a key that should not be used.
 const MAKE: &str = "make a new one with ssh-keygen -t ed25519";
 /// What would be right, for a key that is sound and of no use here.
-const TAKES: &str = "EC2 Instance Connect takes ssh-rsa (2048, 4096 bits) and ssh-ed25519. Make one with ssh-keygen -t ed25519";
+const TAKES: &str =
+    "EC2 Instance Connect takes ssh-rsa (2048, 4096 bits) and ssh-ed25519. Make one with ssh-keygen -t ed25519";
 
 impl KeyError {
     /// The variant's name: the label for metrics and audit, one of a fixed few.
@@ -301,37 +290,20 @@ const TYPE_NAMES: [(&str, Fate); 19] = [
     ("ecdsa-sha2-nistp521", Fate::Unsupported),
     ("sk-ecdsa-sha2-nistp256@openssh.com", Fate::Unsupported),
     ("sk-ssh-ed25519@openssh.com", Fate::Unsupported),
-    (
-        "webauthn-sk-ecdsa-sha2-nistp256@openssh.com",
-        Fate::Unsupported,
-    ),
+    ("webauthn-sk-ecdsa-sha2-nistp256@openssh.com", Fate::Unsupported),
     ("ssh-ed25519-cert-v01@openssh.com", Fate::Certificate),
     ("ssh-rsa-cert-v01@openssh.com", Fate::Certificate),
     ("ssh-dss-cert-v01@openssh.com", Fate::Certificate),
-    (
-        "ecdsa-sha2-nistp256-cert-v01@openssh.com",
-        Fate::Certificate,
-    ),
-    (
-        "ecdsa-sha2-nistp384-cert-v01@openssh.com",
-        Fate::Certificate,
-    ),
-    (
-        "ecdsa-sha2-nistp521-cert-v01@openssh.com",
-        Fate::Certificate,
-    ),
-    (
-        "sk-ecdsa-sha2-nistp256-cert-v01@openssh.com",
-        Fate::Certificate,
-    ),
+    ("ecdsa-sha2-nistp256-cert-v01@openssh.com", Fate::Certificate),
+    ("ecdsa-sha2-nistp384-cert-v01@openssh.com", Fate::Certificate),
+    ("ecdsa-sha2-nistp521-cert-v01@openssh.com", Fate::Certificate),
+    ("sk-ecdsa-sha2-nistp256-cert-v01@openssh.com", Fate::Certificate),
     ("sk-ssh-ed25519-cert-v01@openssh.com", Fate::Certificate),
 ];
 
 /// The entry of [`TYPE_NAMES`] for `name`: our text, so that none of the reader's gets into a message.
 fn known_type(name: &[u8]) -> Option<(&'static str, Fate)> {
-    TYPE_NAMES
-        .into_iter()
-        .find(|(known, _)| known.as_bytes() == name)
+    TYPE_NAMES.into_iter().find(|(known, _)| known.as_bytes() == name)
 }
 
 fn kind_if_taken((name, fate): (&'static str, Fate)) -> Result<(&'static str, KeyType), KeyError> {
@@ -358,10 +330,7 @@ fn refuse_odd_characters(text: &str) -> Result<(), KeyError> {
 
 /// The text in lower case and without white space, so that a changed line break hides nothing.
 fn squeezed(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_whitespace())
-        .map(|c| c.to_ascii_lowercase())
-        .collect()
+    text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 /// Whether the text holds a private key, or enough of one to call it compromised.
@@ -373,9 +342,7 @@ fn holds_private_key(text: &str) -> bool {
     const OPENSSH_BODY: &str = "b3BlbnNzaC1rZXktdjE";
     let bare: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     let decoded = BASE64_LENIENT.decode(&bare).unwrap_or_default();
-    bare.contains(OPENSSH_BODY)
-        || armours_private_key(text)
-        || armours_private_key(&String::from_utf8_lossy(&decoded))
+    bare.contains(OPENSSH_BODY) || armours_private_key(text) || armours_private_key(&String::from_utf8_lossy(&decoded))
 }
 
 /// Looks for `BEGIN … PRIVATE KEY` or `END … PRIVATE KEY` beside a dash, and for PuTTY's words. Linear, as it comes
@@ -391,8 +358,7 @@ fn armours_private_key(text: &str) -> bool {
         if let Some((front, _)) = label.split_once("privatekey") {
             // A base64 body may have run into it: look no farther than the longest label, `SSH2 ENCRYPTED`, goes.
             let near = &front[front.len().saturating_sub("beginssh2encrypted".len())..];
-            let armoured_before =
-                is_dash(before) && (front.starts_with("begin") || front.starts_with("end"));
+            let armoured_before = is_dash(before) && (front.starts_with("begin") || front.starts_with("end"));
             let armoured_behind = is_dash(next) && (near.contains("begin") || near.contains("end"));
             if armoured_before || armoured_behind {
                 return true;
@@ -400,9 +366,7 @@ fn armours_private_key(text: &str) -> bool {
         }
         before = next;
     }
-    ["putty-user-key-file-", "private-lines:", "private-mac:"]
-        .iter()
-        .any(|mark| text.contains(mark))
+    ["putty-user-key-file-", "private-lines:", "private-mac:"].iter().any(|mark| text.contains(mark))
 }
 
 /// Reads base64 with or without padding: only ever to look for a private key.
@@ -421,20 +385,13 @@ fn name_and_body_of_line(text: &str) -> Result<(&'static str, &str), KeyError> {
     let mut words = text.split_ascii_whitespace();
     let Some(known) = words.next().and_then(|word| known_type(word.as_bytes())) else {
         let has_key_behind = words.any(|word| known_type(word.as_bytes()).is_some());
-        return Err(if has_key_behind {
-            KeyError::Options
-        } else {
-            KeyError::UnknownFormat
-        });
+        return Err(if has_key_behind { KeyError::Options } else { KeyError::UnknownFormat });
     };
     if keys_in(text) > 1 {
         return Err(KeyError::MultipleKeys);
     }
     let (name, _) = kind_if_taken(known)?;
-    let lines = text
-        .split(['\n', '\r'])
-        .filter(|line| !line.is_empty())
-        .count();
+    let lines = text.split(['\n', '\r']).filter(|line| !line.is_empty()).count();
     if lines > 1 {
         return Err(KeyError::MultipleLines { lines });
     }
@@ -445,10 +402,7 @@ fn name_and_body_of_line(text: &str) -> Result<(&'static str, &str), KeyError> {
 /// How many times a type's name is followed by what begins a body: every body begins with three zero bytes.
 fn keys_in(text: &str) -> usize {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    words
-        .windows(2)
-        .filter(|pair| known_type(pair[0].as_bytes()).is_some() && pair[1].starts_with("AAAA"))
-        .count()
+    words.windows(2).filter(|pair| known_type(pair[0].as_bytes()).is_some() && pair[1].starts_with("AAAA")).count()
 }
 
 /// Takes an SSH2 block apart: its base64 body, in one piece. Headers are dropped, and with them the comment.
@@ -509,15 +463,10 @@ fn judge(blob: &[u8], stated: Option<&'static str>) -> Result<PublicKey, KeyErro
             return Err(KeyError::TypeMismatch { stated, found });
         }
         (None, Some(stated)) => {
-            return Err(KeyError::TypeMismatch {
-                stated,
-                found: "of unknown type",
-            });
+            return Err(KeyError::TypeMismatch { stated, found: "of unknown type" });
         }
         (None, None) => {
-            return Err(KeyError::UnsupportedType {
-                name: "a key of unknown type",
-            });
+            return Err(KeyError::UnsupportedType { name: "a key of unknown type" });
         }
         (Some(known), _) => kind_if_taken(known)?,
     };
@@ -547,8 +496,7 @@ fn judge(blob: &[u8], stated: Option<&'static str>) -> Result<PublicKey, KeyErro
 /// Takes a string off the front: four bytes of length, then as many. Source: RFC 4251, 5.
 fn take_string<'b>(rest: &mut &'b [u8]) -> Option<&'b [u8]> {
     let (length, after) = rest.split_first_chunk::<4>()?;
-    let (string, after) =
-        after.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+    let (string, after) = after.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     *rest = after;
     Some(string)
 }
@@ -558,9 +506,7 @@ fn take_string<'b>(rest: &mut &'b [u8]) -> Option<&'b [u8]> {
 fn positive(mpint: &[u8]) -> Option<&[u8]> {
     match mpint {
         [] => Some(mpint),
-        [0, magnitude @ ..] if magnitude.first().is_some_and(|byte| *byte >= 0x80) => {
-            Some(magnitude)
-        }
+        [0, magnitude @ ..] if magnitude.first().is_some_and(|byte| *byte >= 0x80) => Some(magnitude),
         [0x01..=0x7f, ..] => Some(mpint),
         _ => None,
     }

@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use regex::{Regex, RegexBuilder};
 
 use crate::api::{
-    ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, KeyDelivery, KeyType, PolicyPin,
-    PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
+    ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, KeyDelivery, KeyType,
+    PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
 };
 
 use super::cloud::Instance;
@@ -129,7 +129,9 @@ impl Policy {
                     let error = error.lines().last().unwrap_or_default().trim().to_owned();
                     problems.push(Problem {
                         reason: "InvalidPattern",
-                        message: format!("spec.{field}.pattern: {error}; the syntax is that of Rust's regex (RE2, no look-around)"),
+                        message: format!(
+                            "spec.{field}.pattern: {error}; the syntax is that of Rust's regex (RE2, no look-around)"
+                        ),
                     });
                     None
                 }
@@ -206,10 +208,7 @@ impl Policy {
             generation: metadata.generation.unwrap_or_default(),
             digest: String::new(),
         };
-        let problem = Problem {
-            reason: "Undecodable",
-            message: format!("it cannot be read ({error})"),
-        };
+        let problem = Problem { reason: "Undecodable", message: format!("it cannot be read ({error})") };
         Self { pin, spec, reason: None, ticket: None, problem: Some(problem), for_all: !is_allow }
     }
 
@@ -488,7 +487,12 @@ fn target_text(question: &Question<'_>) -> String {
     question.instance.map_or_else(|| "the target".to_owned(), |instance| instance.id.to_string())
 }
 
-fn text_finding(field: &str, rule: &Option<PolicyText>, pattern: &Option<Regex>, value: Option<&str>) -> Option<String> {
+fn text_finding(
+    field: &str,
+    rule: &Option<PolicyText>,
+    pattern: &Option<Regex>,
+    value: Option<&str>,
+) -> Option<String> {
     let rule = rule.as_ref()?;
     let value = value.filter(|value| !value.trim().is_empty());
     match (value, pattern) {

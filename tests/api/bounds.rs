@@ -116,19 +116,44 @@ async fn a_request_outside_its_bounds_is_refused_by_the_name_of_the_field() {
     // The last is 07:59:59Z, though it reads later.
     let rows = vec![end("2026-03-01T07:59:59Z"), end("2026-03-01T08:00:00Z"), end("2026-03-01T09:59:59+02:00")];
     check(&world.alice, &window, rows).await;
-    check_taken(&world.alice, &window, "/spec/endTime", vec![json!("2026-03-01T08:00:01Z"), json!("2026-03-01T07:00:01-01:00")])
-        .await;
+    check_taken(
+        &world.alice,
+        &window,
+        "/spec/endTime",
+        vec![json!("2026-03-01T08:00:01Z"), json!("2026-03-01T07:00:01-01:00")],
+    )
+    .await;
     check_taken(&world.alice, &base, "/spec/ttlSeconds", vec![json!(120), json!(604_800)]).await;
-    check_taken(&world.alice, &base, "/spec/osUser", ["ubuntu", "_svc", "a", "DOMAIN$", "j.doe@corp"].map(Value::from).into()).await;
-    check_taken(&world.alice, &base, "/spec/target/region", ["us-gov-west-1", "eu-isoe-west-1"].map(Value::from).into()).await;
-    check_taken(&world.alice, &base, "/spec/connection", vec![json!({}), json!({"method": "Auto"}), json!({"port": 2222})]).await;
+    check_taken(
+        &world.alice,
+        &base,
+        "/spec/osUser",
+        ["ubuntu", "_svc", "a", "DOMAIN$", "j.doe@corp"].map(Value::from).into(),
+    )
+    .await;
+    check_taken(
+        &world.alice,
+        &base,
+        "/spec/target/region",
+        ["us-gov-west-1", "eu-isoe-west-1"].map(Value::from).into(),
+    )
+    .await;
+    check_taken(
+        &world.alice,
+        &base,
+        "/spec/connection",
+        vec![json!({}), json!({"method": "Auto"}), json!({"port": 2222})],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_null_is_an_absent_field_and_never_stored() {
     let world = world().await;
     let mut object = request("nulls");
-    for field in ["requester", "subject", "connection", "keyDelivery", "ttlSeconds", "startTime", "endTime", "reason", "revoke"] {
+    for field in
+        ["requester", "subject", "connection", "keyDelivery", "ttlSeconds", "startTime", "endTime", "reason", "revoke"]
+    {
         object = object.with(&format!("/spec/{field}"), Value::Null);
     }
     let stored = world.alice.create(&object.with("/spec/target/nodeName", Value::Null)).await.unwrap();
@@ -144,7 +169,8 @@ async fn a_null_is_an_absent_field_and_never_stored() {
 async fn a_key_that_cannot_be_delivered_is_refused_with_what_would_be_right() {
     let world = world().await;
     let body = "AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBA== alice@laptop";
-    let takes = "spec.sshPublicKey: Forbidden: EC2 Instance Connect takes ssh-rsa (2048 or 4096 bits) and ssh-ed25519 only";
+    let takes =
+        "spec.sshPublicKey: Forbidden: EC2 Instance Connect takes ssh-rsa (2048 or 4096 bits) and ssh-ed25519 only";
     let no_key = "spec.sshPublicKey: Forbidden: this is no public key in OpenSSH's or RFC 4716's form";
     let key = |text: String, words| ("/spec/sshPublicKey", json!(text), words);
     let rows = vec![
@@ -167,7 +193,13 @@ async fn a_key_that_cannot_be_delivered_is_refused_with_what_would_be_right() {
     ];
     check(&world.alice, &request("key"), rows).await;
     let block = "---- BEGIN SSH2 PUBLIC KEY ----\r\nAAAA\r\n---- END SSH2 PUBLIC KEY ----\r\n";
-    let taken = [PUBLIC_KEY, &format!("\n  {PUBLIC_KEY}\n"), block, "ssh-rsa\tAAAA", "ssh-ed25519 AAAA private key of a back-end"];
+    let taken = [
+        PUBLIC_KEY,
+        &format!("\n  {PUBLIC_KEY}\n"),
+        block,
+        "ssh-rsa\tAAAA",
+        "ssh-ed25519 AAAA private key of a back-end",
+    ];
     check_taken(&world.alice, &request("key"), "/spec/sshPublicKey", taken.map(Value::from).into()).await;
 }
 
@@ -219,7 +251,8 @@ async fn a_private_key_reaches_no_store_and_no_answer_repeats_it() {
     // Nor does a change of an existing request.
     let stands = request("stands");
     world.alice.create(&stands).await.unwrap();
-    let refusal = refused(world.alice.patch(&stands, &json!({"spec": {"sshPublicKey": openssh}})).await, "spec.sshPublicKey");
+    let refusal =
+        refused(world.alice.patch(&stands, &json!({"spec": {"sshPublicKey": openssh}})).await, "spec.sshPublicKey");
     assert!(!refusal.json().contains(secret), "{}", refusal.json());
 
     let args = ["get", "instanceaccesses,events", "-n", &world.namespace, "-o", "json", "--show-managed-fields"];
@@ -235,11 +268,27 @@ async fn an_identity_outside_its_bounds_is_refused() {
     let rows = vec![
         ("/spec/requester", json!({"username": endless()}), "spec.requester.username: Too long"),
         ("/spec/requester", json!({"username": "alice", "uid": endless()}), "spec.requester.uid: Too long"),
-        ("/spec/requester", json!({"username": "alice", "groups": many(513, &json!("g"))}), "spec.requester.groups: Too many"),
+        (
+            "/spec/requester",
+            json!({"username": "alice", "groups": many(513, &json!("g"))}),
+            "spec.requester.groups: Too many",
+        ),
         ("/spec/requester", json!({"username": "alice", "groups": [endless()]}), "spec.requester.groups[0]: Too long"),
-        ("/spec/requester", json!({"username": "alice", "extra": map(65, &json!([]))}), "spec.requester.extra: Too many"),
-        ("/spec/requester", json!({"username": "alice", "extra": {"a": many(65, &json!(""))}}), "spec.requester.extra.a: Too many"),
-        ("/spec/requester", json!({"username": "alice", "extra": {"a": [endless()]}}), "spec.requester.extra.a[0]: Too long"),
+        (
+            "/spec/requester",
+            json!({"username": "alice", "extra": map(65, &json!([]))}),
+            "spec.requester.extra: Too many",
+        ),
+        (
+            "/spec/requester",
+            json!({"username": "alice", "extra": {"a": many(65, &json!(""))}}),
+            "spec.requester.extra.a: Too many",
+        ),
+        (
+            "/spec/requester",
+            json!({"username": "alice", "extra": {"a": [endless()]}}),
+            "spec.requester.extra.a[0]: Too long",
+        ),
         ("/spec/requester", json!({"username": "alice", "extra": {"a": "b"}}), "spec.requester.extra.a"),
         ("/spec/requester", json!("alice"), "spec.requester"),
     ];
@@ -272,9 +321,21 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
         ("/spec/subjects", json!([{"kind": "Robot", "name": "a"}]), "spec.subjects[0].kind: Unsupported value"),
         ("/spec/subjects", json!([{"kind": "User", "name": ""}]), "spec.subjects[0].name"),
         ("/spec/subjects", json!([{"kind": "User", "name": endless()}]), "spec.subjects[0].name: Too long"),
-        ("/spec/subjects", json!([{"kind": "ServiceAccount", "name": "robot"}]), "the name of a ServiceAccount is namespace/name"),
-        ("/spec/subjects", json!([{"kind": "ServiceAccount", "name": "a/b/c"}]), "the name of a ServiceAccount is namespace/name"),
-        ("/spec/subjects", json!([{"kind": "ServiceAccount", "name": "/b"}]), "the name of a ServiceAccount is namespace/name"),
+        (
+            "/spec/subjects",
+            json!([{"kind": "ServiceAccount", "name": "robot"}]),
+            "the name of a ServiceAccount is namespace/name",
+        ),
+        (
+            "/spec/subjects",
+            json!([{"kind": "ServiceAccount", "name": "a/b/c"}]),
+            "the name of a ServiceAccount is namespace/name",
+        ),
+        (
+            "/spec/subjects",
+            json!([{"kind": "ServiceAccount", "name": "/b"}]),
+            "the name of a ServiceAccount is namespace/name",
+        ),
         ("/spec/namespaces", many(257, &json!("a")), "spec.namespaces: Too many"),
         ("/spec/namespaces", json!([""]), "spec.namespaces[0]"),
         ("/spec/namespaces", json!(["a".repeat(64)]), "spec.namespaces[0]: Too long"),
@@ -288,8 +349,16 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
         ("/spec/targets", json!({"instanceIds": [endless()]}), "spec.targets.instanceIds[0]: Too long"),
         ("/spec/targets", json!({"vpcIds": many(65, &json!("*"))}), "spec.targets.vpcIds: Too many"),
         ("/spec/targets", json!({"vpcIds": [endless()]}), "spec.targets.vpcIds[0]: Too long"),
-        ("/spec/targets", json!({"instanceTags": {"matchLabels": map(51, &json!("a"))}}), "spec.targets.instanceTags.matchLabels: Too many"),
-        ("/spec/targets", json!({"instanceTags": {"matchLabels": {"a": endless()}}}), "spec.targets.instanceTags.matchLabels.a: Too long"),
+        (
+            "/spec/targets",
+            json!({"instanceTags": {"matchLabels": map(51, &json!("a"))}}),
+            "spec.targets.instanceTags.matchLabels: Too many",
+        ),
+        (
+            "/spec/targets",
+            json!({"instanceTags": {"matchLabels": {"a": endless()}}}),
+            "spec.targets.instanceTags.matchLabels.a: Too long",
+        ),
         row(tags(many(33, &json!({"key": "a", "operator": "Exists"}))), "matchExpressions: Too many"),
         row(tags(json!([{"key": "a", "operator": "Is"}])), "matchExpressions[0].operator: Unsupported value"),
         row(tags(json!([{"key": "", "operator": "Exists"}])), "matchExpressions[0].key"),
@@ -306,7 +375,11 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
         ("/spec/keyDelivery", many(3, &json!("OnConnect")), "spec.keyDelivery: Too many"),
         ("/spec/ttl", Value::Null, "spec.ttl: Required value: is required of an Allow policy"),
         ("/spec/ttl", json!({"maxSeconds": 600}), "spec.ttl.defaultSeconds: Required value"),
-        ("/spec/ttl", json!({"defaultSeconds": 601, "maxSeconds": 600}), "spec.ttl.defaultSeconds: Forbidden: must not exceed maxSeconds"),
+        (
+            "/spec/ttl",
+            json!({"defaultSeconds": 601, "maxSeconds": 600}),
+            "spec.ttl.defaultSeconds: Forbidden: must not exceed maxSeconds",
+        ),
         ("/spec/ttl", json!({"defaultSeconds": 119, "maxSeconds": 600}), "spec.ttl.defaultSeconds"),
         ("/spec/ttl", json!({"defaultSeconds": 600, "maxSeconds": 604_801}), "spec.ttl.maxSeconds"),
         ("/spec/keys", json!({"types": ["ECDSA"]}), "spec.keys.types[0]: Unsupported value"),
@@ -335,12 +408,32 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
         ("/spec/limits", json!({"activePerSubject": 0}), "spec.limits.activePerSubject"),
         ("/spec/limits", json!({"activePerInstance": 10_001}), "spec.limits.activePerInstance"),
         ("/spec/limits", json!({"requestsPerHour": -1}), "spec.limits.requestsPerHour"),
-        ("/spec/delegates", json!([{"serviceAccount": {"name": "a"}, "maxWindowSeconds": 600}]), "spec.delegates[0].serviceAccount.namespace: Required value"),
-        ("/spec/delegates", json!([{"serviceAccount": {"namespace": "a", "name": "b"}, "maxWindowSeconds": 1}]), "spec.delegates[0].maxWindowSeconds"),
-        ("/spec/delegates", many(33, &json!({"serviceAccount": {"namespace": "a", "name": "b"}, "maxWindowSeconds": 600})), "spec.delegates: Too many"),
+        (
+            "/spec/delegates",
+            json!([{"serviceAccount": {"name": "a"}, "maxWindowSeconds": 600}]),
+            "spec.delegates[0].serviceAccount.namespace: Required value",
+        ),
+        (
+            "/spec/delegates",
+            json!([{"serviceAccount": {"namespace": "a", "name": "b"}, "maxWindowSeconds": 1}]),
+            "spec.delegates[0].maxWindowSeconds",
+        ),
+        (
+            "/spec/delegates",
+            many(33, &json!({"serviceAccount": {"namespace": "a", "name": "b"}, "maxWindowSeconds": 600})),
+            "spec.delegates: Too many",
+        ),
         ("/spec/conditions", json!([{"expression": "true"}]), "spec.conditions[0].message: Required value"),
-        ("/spec/conditions", json!([{"expression": endless(), "message": "a"}]), "spec.conditions[0].expression: Too long"),
-        ("/spec/conditions", json!([{"expression": "true", "message": endless()}]), "spec.conditions[0].message: Too long"),
+        (
+            "/spec/conditions",
+            json!([{"expression": endless(), "message": "a"}]),
+            "spec.conditions[0].expression: Too long",
+        ),
+        (
+            "/spec/conditions",
+            json!([{"expression": "true", "message": endless()}]),
+            "spec.conditions[0].message: Too long",
+        ),
         ("/spec/conditions", many(33, &json!({"expression": "true", "message": "a"})), "spec.conditions: Too many"),
     ];
     check(&world.admin, &policy("bounds"), rows).await;
@@ -354,7 +447,10 @@ async fn a_policy_as_large_as_its_bounds_allow_is_judged_within_the_cost_budget(
     let largest = policy("largest")
         .with("/spec/subjects", many(256, &account))
         .with("/spec/targets/instanceTags", json!({"matchExpressions": many(32, &expression)}))
-        .with("/spec/approval", json!({"count": 1, "approvers": many(64, &account), "oneFromEach": many(16, &account)}));
+        .with(
+            "/spec/approval",
+            json!({"count": 1, "approvers": many(64, &account), "oneFromEach": many(16, &account)}),
+        );
     world.admin.dry_run().create(&largest).await.unwrap();
     let request = request("largest")
         .with("/spec/sshPublicKey", json!(format!("{PUBLIC_KEY}{}", "a".repeat(8192 - PUBLIC_KEY.len()))))
@@ -394,7 +490,8 @@ async fn an_empty_list_is_taken_and_matches_nothing() {
         let pointer = format!("/spec/{field}");
         check_taken(&world.admin, &base, &pointer, vec![json!([])]).await;
     }
-    let targets = [json!({"accounts": []}), json!({"instanceTags": {}}), json!({"instanceTags": {"matchExpressions": []}})];
+    let targets =
+        [json!({"accounts": []}), json!({"instanceTags": {}}), json!({"instanceTags": {"matchExpressions": []}})];
     check_taken(&world.admin, &base, "/spec/targets", targets.into()).await;
     let everywhere = json!([{"kind": "ServiceAccount", "name": "argocd/application-controller"}]);
     check_taken(&world.admin, &base, "/spec/subjects", vec![everywhere]).await;

@@ -93,7 +93,8 @@ async fn granted(world: &World) {
 /// A table with every run of blanks as one, and the ages gone.
 fn squeezed(table: &str) -> String {
     let age = |word: &str| word.ends_with('s') && word.trim_end_matches('s').parse::<u32>().is_ok();
-    let words = |line: &str| line.split_whitespace().map(|it| if age(it) { "AGE" } else { it }).collect::<Vec<_>>().join(" ");
+    let words =
+        |line: &str| line.split_whitespace().map(|it| if age(it) { "AGE" } else { it }).collect::<Vec<_>>().join(" ");
     table.lines().map(words).collect::<Vec<_>>().join("\n")
 }
 

@@ -42,7 +42,8 @@ async fn taking_the_finalizer_out_of_a_living_request_has_no_effect() {
         assert_eq!(kept["metadata"]["finalizers"], json!(["example.com/other", FINALIZER]));
     }
     // The operator's word counts.
-    let gone = world.operator.patch(&object, &json!({"metadata": {"finalizers": ["example.com/other"]}})).await.unwrap();
+    let gone =
+        world.operator.patch(&object, &json!({"metadata": {"finalizers": ["example.com/other"]}})).await.unwrap();
     assert_eq!(gone["metadata"]["finalizers"], json!(["example.com/other"]));
     // And is not undone by the next who writes.
     let still = world.alice.patch(&object, &json!({"metadata": {"labels": {"a": "b"}}})).await.unwrap();

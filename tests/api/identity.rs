@@ -50,10 +50,16 @@ async fn a_service_account_is_named_with_what_its_token_says() {
 
     let mut forged = requester.clone();
     forged["extra"]["authentication.kubernetes.io/credential-id"] = json!(["JTI=another"]);
-    refused(robot.create(&request("forged").with("/spec/requester", forged)).await, "spec.requester.extra must be your own");
+    refused(
+        robot.create(&request("forged").with("/spec/requester", forged)).await,
+        "spec.requester.extra must be your own",
+    );
     let mut silent = requester.clone();
     silent.as_object_mut().unwrap().remove("extra");
-    refused(robot.create(&request("silent").with("/spec/requester", silent)).await, "spec.requester.extra must be your own");
+    refused(
+        robot.create(&request("silent").with("/spec/requester", silent)).await,
+        "spec.requester.extra must be your own",
+    );
     robot.create(&request("said").with("/spec/requester", requester.clone())).await.unwrap();
 }
 
@@ -95,7 +101,10 @@ async fn nobody_asks_in_anothers_name() {
         let refusal = refused(world.alice.create(&forged(field, value)).await, words);
         assert!(refusal.to_string().contains(OURS), "{refusal}");
     }
-    refused(world.alice.create(&request("x").with("/spec/requester", json!({}))).await, "spec.requester.username: Required");
+    refused(
+        world.alice.create(&request("x").with("/spec/requester", json!({}))).await,
+        "spec.requester.username: Required",
+    );
     refused(world.alice.apply(&forged("username", json!("bob")), "gitops").await, OURS);
     // An administrator is no exception.
     refused(world.admin.create(&forged("username", json!("alice"))).await, OURS);

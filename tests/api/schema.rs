@@ -28,7 +28,8 @@ fn the_files_in_crds_are_generated_from_the_types() {
         assert!(stands == yaml, "crds/{file} is stale; run {UPDATE}=1 cargo test --test api");
         expected.push(file);
     }
-    let mut there: Vec<_> = fs::read_dir(&dir).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+    let mut there: Vec<_> =
+        fs::read_dir(&dir).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
     there.sort();
     assert_eq!(there, expected);
 }
@@ -38,16 +39,35 @@ fn findings(path: &str, schema: &Value, findings: &mut Vec<String>) {
     let mut say = |what: &str| findings.push(format!("{path}: {what}"));
     let object = schema.as_object().expect("a schema is an object");
     let known = [
-        "type", "description", "properties", "required", "items", "additionalProperties", "enum", "format", "pattern",
-        "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minimum", "maximum",
-        "default", "x-kubernetes-validations", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+        "type",
+        "description",
+        "properties",
+        "required",
+        "items",
+        "additionalProperties",
+        "enum",
+        "format",
+        "pattern",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+        "minimum",
+        "maximum",
+        "default",
+        "x-kubernetes-validations",
+        "x-kubernetes-list-type",
+        "x-kubernetes-list-map-keys",
     ];
     for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
         say(&format!("has {key}, which no rule here knows")); // nullable, oneOf, anyOf, x-kubernetes-preserve-…
     }
     match schema["type"].as_str() {
         Some("string") => {
-            let bounded = ["maxLength", "enum"].iter().any(|key| object.contains_key(*key)) || schema["format"] == "date-time";
+            let bounded =
+                ["maxLength", "enum"].iter().any(|key| object.contains_key(*key)) || schema["format"] == "date-time";
             if !bounded {
                 say("a string without maxLength, enum or date-time");
             }

@@ -40,7 +40,13 @@ async fn nobody_but_the_operator_writes_status() {
     forge(&world.admin, &object, granted(), OURS).await;
     let other = world.service_account("instance-access/other").await;
     let name = format!("{}-other", world.namespace);
-    let bind = ["create", "clusterrolebinding", &name, "--clusterrole=cluster-admin", "--serviceaccount=instance-access:other"];
+    let bind = [
+        "create",
+        "clusterrolebinding",
+        &name,
+        "--clusterrole=cluster-admin",
+        "--serviceaccount=instance-access:other",
+    ];
     crate::common::kubectl(world.lab, "admin", &bind).await.unwrap();
     forge(&other, &object, granted(), OURS).await;
 
@@ -69,7 +75,8 @@ async fn writing_status_changes_nothing_else() {
     let world = world().await;
     let object = request("only-status");
     let stored = world.alice.create(&object).await.unwrap();
-    let bent = object.with("/spec/osUser", json!("root")).with("/metadata/finalizers", json!([])).with("/status", granted());
+    let bent =
+        object.with("/spec/osUser", json!("root")).with("/metadata/finalizers", json!([])).with("/status", granted());
     let answer = world.operator.replace_status(&bent).await.unwrap();
     assert_eq!(answer["spec"], stored["spec"]);
     assert_eq!(answer["metadata"]["finalizers"], stored["metadata"]["finalizers"]);

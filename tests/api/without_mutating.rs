@@ -16,7 +16,8 @@ async fn where_nothing_is_filled_in_the_client_says_who_it_is_and_cannot_lie() {
     let operator = Person::service_account(&lab, &operator_account(), "default").await.unwrap();
 
     let object = request("said");
-    let refusal = refused(alice.create(&object).await, "spec.requester is missing, and this cluster does not fill it in");
+    let refusal =
+        refused(alice.create(&object).await, "spec.requester is missing, and this cluster does not fill it in");
     assert!(refusal.to_string().contains("kubectl auth whoami -o yaml"), "{refusal}");
 
     // What the message tells to do.
@@ -26,7 +27,10 @@ async fn where_nothing_is_filled_in_the_client_says_who_it_is_and_cannot_lie() {
     refused(admin.create(&said).await, "spec.requester.username must be your own, admin");
     let mut more = who["status"]["userInfo"].clone();
     more["groups"].as_array_mut().unwrap().push(json!("leads"));
-    refused(alice.create(&request("more").with("/spec/requester", more)).await, "spec.requester.groups must be your own");
+    refused(
+        alice.create(&request("more").with("/spec/requester", more)).await,
+        "spec.requester.groups must be your own",
+    );
     let stored = alice.create(&said).await.unwrap();
     assert_eq!(stored["spec"]["requester"]["username"], "alice");
     assert_eq!(stored["metadata"].get("finalizers"), None);

@@ -118,6 +118,11 @@ async fn a_grant_is_made_once_though_the_api_server_goes_away_in_the_middle() ->
     let slow = |api| Fault::new(FaultKind::Slow(Duration::from_secs(4))).on(api).times(1);
     stand.lab.standin().set_fault(slow(Api::Ec2).instance(&one));
     let first = stand.ask(Ask::new("looked-up").instance(&one)).await?;
+    let heard = async || match stand.controller.metric("instance_access_requests").await {
+        Ok(requests) if requests >= 1.0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    lab::poll::until("the watch to deliver the request", SOON, heard).await?;
     stand.lab.stop_api_server();
     until_recorded(&stand, &first, "GrantIntended").await?;
     anyhow::ensure!(stand.pushes(&one).is_empty(), "a key was pushed for a grant that no status holds");

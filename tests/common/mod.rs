@@ -63,7 +63,10 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     })
     .await?;
     poll::until("status to be the operator's alone", BOUND, async || {
-        refused_by("status.instanceaccess.dev", admin.dry_run().patch_status(&probe, &json!({"status": {"activeGrants": 1}})).await)
+        refused_by(
+            "status.instanceaccess.dev",
+            admin.dry_run().patch_status(&probe, &json!({"status": {"activeGrants": 1}})).await,
+        )
     })
     .await?;
     admin.delete(&probe).await?;

@@ -72,13 +72,7 @@ async fn nothing_is_written_behind_bytes_that_could_not_be_taken_back() {
     disk.platter().syncs_to_fail = 1;
     disk.platter().truncates_to_fail = 2;
     unavailable(trail.append(record(2), now()).await);
-    assert_eq!(
-        verify(disk.platter().written.as_slice(), heads(&[]))
-            .unwrap()
-            .records,
-        2,
-        "the caveat of the room"
-    );
+    assert_eq!(verify(disk.platter().written.as_slice(), heads(&[])).unwrap().records, 2, "the caveat of the room");
     unavailable(trail.append(record(3), now()).await);
     disk.platter().syncs_to_fail = 1;
     unavailable(trail.append(record(4), now()).await);
@@ -95,10 +89,7 @@ async fn a_batch_fails_or_succeeds_as_a_whole() {
     let appends = join_all((0..20).map(|number| trail.append(record(number), now())));
     let (results, ()) = futures::join!(appends, async { drop(gate) });
     // One or two batches, by how many were queued when the thread woke.
-    let receipts: Vec<_> = results
-        .iter()
-        .filter_map(|result| result.as_ref().ok().cloned())
-        .collect();
+    let receipts: Vec<_> = results.iter().filter_map(|result| result.as_ref().ok().cloned()).collect();
     assert_eq!(disk.verified(&receipts).records, receipts.len() as u64);
     assert!(results[receipts.len()..].iter().all(Result::is_err));
 }
@@ -106,10 +97,7 @@ async fn a_batch_fails_or_succeeds_as_a_whole() {
 #[tokio::test]
 async fn a_file_that_is_replaced_or_touched_under_its_writer_takes_no_records_until_it_is_back() {
     let directory = tempfile::tempdir().unwrap();
-    let (path, away) = (
-        directory.path().join("audit.jsonl"),
-        directory.path().join("audit.1"),
-    );
+    let (path, away) = (directory.path().join("audit.jsonl"), directory.path().join("audit.1"));
     let (trail, opened) = open(&path).await.unwrap();
 
     fs::rename(&path, &away).unwrap();
@@ -120,24 +108,10 @@ async fn a_file_that_is_replaced_or_touched_under_its_writer_takes_no_records_un
     let first = trail.append(record(1), now()).await.unwrap();
 
     let whole = fs::read(&path).unwrap();
-    fs::OpenOptions::new()
-        .append(true)
-        .open(&path)
-        .unwrap()
-        .write_all(b"{}\n")
-        .unwrap();
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{}\n").unwrap();
     unavailable(trail.append(record(2), now()).await);
-    assert_eq!(
-        fs::read(&path).unwrap().len(),
-        whole.len() + 3,
-        "what another wrote is evidence, and stays"
-    );
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(whole.len() as u64)
-        .unwrap();
+    assert_eq!(fs::read(&path).unwrap().len(), whole.len() + 3, "what another wrote is evidence, and stays");
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(whole.len() as u64).unwrap();
     let second = trail.append(record(2), now()).await.unwrap();
     trail.close().await;
     assert_eq!(verified(&path, &[opened.head, first, second]).records, 3);
@@ -147,16 +121,8 @@ async fn a_file_that_is_replaced_or_touched_under_its_writer_takes_no_records_un
 fn taking_back_never_fills_up_a_file_that_someone_else_cut() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .unwrap();
-    let mut store = FileStore {
-        path: path.clone(),
-        file,
-    };
+    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    let mut store = FileStore { path: path.clone(), file };
     assert_eq!(store.write_at(b"12345", 0).unwrap(), 5);
     assert!(store.truncate(6).is_err());
     store.truncate(4).unwrap();
@@ -169,13 +135,9 @@ struct Mount(tempfile::TempDir);
 impl Mount {
     fn new() -> Option<Mount> {
         let directory = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-            .arg(directory.path())
-            .output();
-        mounted
-            .is_ok_and(|output| output.status.success())
-            .then_some(Mount(directory))
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(directory.path()).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(Mount(directory))
     }
 }
 
@@ -190,10 +152,7 @@ async fn a_real_disk_fills_up_and_heals() {
     let Some(mount) = Mount::new() else {
         return; // not root, or no mounts here
     };
-    let (path, ballast) = (
-        mount.0.path().join("audit.jsonl"),
-        mount.0.path().join("ballast"),
-    );
+    let (path, ballast) = (mount.0.path().join("audit.jsonl"), mount.0.path().join("ballast"));
     let (trail, opened) = open(&path).await.unwrap();
     let mut receipts = vec![opened.head];
     fs::write(&ballast, vec![1; 40 << 10]).unwrap();
@@ -203,9 +162,7 @@ async fn a_real_disk_fills_up_and_heals() {
             Err(error) => break error,
         }
     };
-    let AppendError::Unavailable { source, .. } = error else {
-        panic!("{error}")
-    };
+    let AppendError::Unavailable { source, .. } = error else { panic!("{error}") };
     assert_eq!(source.kind(), io::ErrorKind::StorageFull);
     assert_eq!(verified(&path, &receipts).records, receipts.len() as u64);
     fs::remove_file(ballast).unwrap();
@@ -240,11 +197,7 @@ impl Write for Output {
 async fn an_output_that_broke_off_in_a_line_takes_no_more() {
     let (taken, texts) = mpsc::channel();
     let store = OutputStore::new(Output { room: 400, taken });
-    let trail = Trail::on(
-        Chain::new(Box::new(store), Receipt::origin(), 0),
-        None,
-        Limits::default(),
-    );
+    let trail = Trail::on(Chain::new(Box::new(store), Receipt::origin(), 0), None, Limits::default());
     let first = trail.append(record(1), now()).await.unwrap();
     unavailable(trail.append(record(2), now()).await);
     unavailable(trail.append(record(3), now()).await);
@@ -257,10 +210,7 @@ async fn an_output_that_broke_off_in_a_line_takes_no_more() {
 #[tokio::test]
 async fn a_copy_holds_what_the_file_holds_and_its_failure_stops_nothing() {
     let (taken, texts) = mpsc::channel();
-    let (disk, copier) = (
-        Disk::default(),
-        Copier::start(Output { room: 1000, taken }).unwrap(),
-    );
+    let (disk, copier) = (Disk::default(), Copier::start(Output { room: 1000, taken }).unwrap());
     let chain = Chain::new(Box::new(disk.clone()), Receipt::origin(), 0);
     let trail = Trail::on(chain, Some(copier), Limits::default());
     let mut receipts = Vec::new();

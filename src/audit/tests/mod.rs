@@ -16,10 +16,7 @@ use serde_json::{Value, json};
 use super::line::{Draft, segment_opened};
 use super::store::Store;
 use super::writer::Chain;
-use super::{
-    Begin, Expectation, Limits, OpenError, Opened, Receipt, Sinks, Summary, Trail, verify,
-    verify_files,
-};
+use super::{Begin, Expectation, Limits, OpenError, Opened, Receipt, Sinks, Summary, Trail, verify, verify_files};
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_772_355_600).unwrap()
@@ -30,33 +27,16 @@ fn record(number: usize) -> Value {
 }
 
 fn begin() -> Begin {
-    Begin {
-        now: now(),
-        known_head: None,
-    }
+    Begin { now: now(), known_head: None }
 }
 
 async fn open(path: &Path) -> Result<(Trail, Opened), OpenError> {
     open_after(path, None).await
 }
 
-async fn open_after(
-    path: &Path,
-    known_head: Option<Receipt>,
-) -> Result<(Trail, Opened), OpenError> {
-    let sinks = Sinks {
-        file: Some(path.to_owned()),
-        stdout: false,
-    };
-    Trail::open(
-        sinks,
-        Limits::default(),
-        Begin {
-            known_head,
-            ..begin()
-        },
-    )
-    .await
+async fn open_after(path: &Path, known_head: Option<Receipt>) -> Result<(Trail, Opened), OpenError> {
+    let sinks = Sinks { file: Some(path.to_owned()), stdout: false };
+    Trail::open(sinks, Limits::default(), Begin { known_head, ..begin() }).await
 }
 
 /// Writes a trail of one segment and `records` records, and returns all receipts.
@@ -89,10 +69,7 @@ fn draft(record: &Value) -> Draft {
 }
 
 fn heads(heads: &[Receipt]) -> Expectation {
-    Expectation {
-        after: None,
-        heads: heads.to_vec(),
-    }
+    Expectation { after: None, heads: heads.to_vec() }
 }
 
 #[track_caller]
@@ -133,11 +110,7 @@ impl Disk {
     }
 
     fn trail_within(&self, limits: Limits) -> Trail {
-        Trail::on(
-            Chain::new(Box::new(self.clone()), Receipt::origin(), 0),
-            None,
-            limits,
-        )
+        Trail::on(Chain::new(Box::new(self.clone()), Receipt::origin(), 0), None, limits)
     }
 
     /// Makes the next sync wait until the sender sends, or is dropped.
@@ -149,41 +122,23 @@ impl Disk {
 
     #[track_caller]
     fn verified(&self, receipts: &[Receipt]) -> Summary {
-        verify(self.platter().written.as_slice(), heads(receipts))
-            .unwrap_or_else(|error| panic!("{error}"))
+        verify(self.platter().written.as_slice(), heads(receipts)).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
 impl Store for Disk {
     fn check(&mut self, bytes: u64) -> io::Result<()> {
-        assert_eq!(
-            self.platter().written.len() as u64,
-            bytes,
-            "something stayed behind the last durable line"
-        );
+        assert_eq!(self.platter().written.len() as u64, bytes, "something stayed behind the last durable line");
         Ok(())
     }
 
     fn write_at(&mut self, text: &[u8], offset: u64) -> io::Result<usize> {
         let mut platter = self.platter();
-        assert_eq!(
-            platter.written.len() as u64,
-            offset,
-            "a write overlaps, or leaves a hole"
-        );
-        let room = platter.room.map_or(text.len(), |room| {
-            room.saturating_sub(platter.written.len())
-        });
-        let taken = text
-            .len()
-            .min(room)
-            .min(platter.write_bytes_max.unwrap_or(usize::MAX));
+        assert_eq!(platter.written.len() as u64, offset, "a write overlaps, or leaves a hole");
+        let room = platter.room.map_or(text.len(), |room| room.saturating_sub(platter.written.len()));
+        let taken = text.len().min(room).min(platter.write_bytes_max.unwrap_or(usize::MAX));
         platter.written.extend_from_slice(&text[..taken]);
-        if taken == 0 {
-            Err(io::ErrorKind::StorageFull.into())
-        } else {
-            Ok(taken)
-        }
+        if taken == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -18,16 +18,10 @@ async fn a_thousand_appends_at_once_share_two_syncs() {
     let (receipts, ()) = futures::join!(appends, opener);
     let receipts: Vec<_> = receipts.into_iter().map(Result::unwrap).collect();
     assert!(disk.syncs() <= 2, "{} syncs", disk.syncs());
-    assert!(
-        receipts.iter().map(|receipt| receipt.sequence).eq(1..=1000),
-        "answers are not in the order of the calls"
-    );
+    assert!(receipts.iter().map(|receipt| receipt.sequence).eq(1..=1000), "answers are not in the order of the calls");
     assert_eq!(disk.verified(&receipts).records, 1000);
     let stats = trail.stats();
-    assert_eq!(
-        (stats.appended, stats.failed, stats.queue_records),
-        (1000, 0, 0)
-    );
+    assert_eq!((stats.appended, stats.failed, stats.queue_records), (1000, 0, 0));
     assert_eq!(Some(&trail.head()), receipts.last());
 }
 
@@ -41,22 +35,13 @@ async fn receipts_of_many_threads_are_in_the_order_of_the_file() {
         tokio::spawn(async move {
             let mut receipts = Vec::new();
             for number in 0..50 {
-                receipts.push(
-                    trail
-                        .append(record(writer * 50 + number), now())
-                        .await
-                        .unwrap(),
-                );
+                receipts.push(trail.append(record(writer * 50 + number), now()).await.unwrap());
             }
             assert!(receipts.is_sorted_by_key(|receipt| receipt.sequence));
             receipts
         })
     });
-    let mut receipts: Vec<_> = join_all(writers)
-        .await
-        .into_iter()
-        .flat_map(Result::unwrap)
-        .collect();
+    let mut receipts: Vec<_> = join_all(writers).await.into_iter().flat_map(Result::unwrap).collect();
     receipts.push(opened.head);
     trail.close().await;
     assert_eq!(verified(&path, &receipts).records, 401);
@@ -65,19 +50,13 @@ async fn receipts_of_many_threads_are_in_the_order_of_the_file() {
 #[tokio::test]
 async fn a_full_queue_refuses_and_takes_again_when_it_is_written() {
     let disk = Disk::default();
-    let trail = disk.trail_within(Limits {
-        queue_records_max: 3,
-        ..Limits::default()
-    });
+    let trail = disk.trail_within(Limits { queue_records_max: 3, ..Limits::default() });
     let gate = disk.shut();
     let appends = join_all((0..5).map(|number| trail.append(record(number), now())));
     let (results, ()) = futures::join!(appends, async { drop(gate) });
     for refused in &results[3..] {
         let error = refused.as_ref().unwrap_err();
-        assert!(
-            matches!(error, AppendError::Busy { queue_records: 3 }),
-            "{error}"
-        );
+        assert!(matches!(error, AppendError::Busy { queue_records: 3 }), "{error}");
         assert_eq!(error.class(), Class::Throttled);
     }
     assert!(results[..3].iter().all(Result::is_ok));
@@ -89,11 +68,7 @@ async fn a_full_queue_refuses_and_takes_again_when_it_is_written() {
 #[tokio::test]
 async fn a_queue_is_full_by_bytes_too() {
     let disk = Disk::default();
-    let limits = Limits {
-        queue_bytes_max: 2500,
-        record_bytes_max: 1024,
-        ..Limits::default()
-    };
+    let limits = Limits { queue_bytes_max: 2500, record_bytes_max: 1024, ..Limits::default() };
     let (trail, gate) = (disk.trail_within(limits), disk.shut());
     let big = serde_json::json!({ "a": "x".repeat(1000) });
     let appends = join_all((0..3).map(|_| trail.append(big.clone(), now())));

@@ -9,16 +9,12 @@ use super::{draft, heads, now, text};
 /// Two segments of three lines each, and a line edit by its number from 0.
 fn lines() -> (Vec<String>, Vec<Receipt>) {
     let (text, receipts) = text(2, 2);
-    (
-        text.split_inclusive('\n').map(str::to_owned).collect(),
-        receipts,
-    )
+    (text.split_inclusive('\n').map(str::to_owned).collect(), receipts)
 }
 
 #[track_caller]
 fn finds(lines: &[String], expect: Expectation, line: u64, text: &str) {
-    let error =
-        verify(lines.concat().as_bytes(), expect).expect_err("this trail should not verify");
+    let error = verify(lines.concat().as_bytes(), expect).expect_err("this trail should not verify");
     assert_eq!(error.line, line, "{error}");
     assert!(error.to_string().contains(text), "{error}");
 }
@@ -28,10 +24,7 @@ fn a_whole_trail_verifies_and_is_summed_up() {
     let (lines, receipts) = lines();
     let summary = verify(lines.concat().as_bytes(), heads(&receipts)).unwrap();
     assert_eq!((summary.records, summary.segments), (6, 2));
-    assert_eq!(
-        (summary.first_time, summary.last_time),
-        (Some(now()), Some(now()))
-    );
+    assert_eq!((summary.first_time, summary.last_time), (Some(now()), Some(now())));
     assert_eq!(summary.head.as_ref(), receipts.last());
     assert_eq!(verify(&b""[..], Expectation::default()).unwrap().head, None);
 }
@@ -44,85 +37,20 @@ fn each_kind_of_tampering_has_its_own_message_and_line() {
         change(&mut lines);
         lines
     };
-    finds(
-        &edit(|l| l[1] = l[1].replace("ec2-user", "root")),
-        none(),
-        2,
-        "edited after it was written",
-    );
-    finds(
-        &edit(|l| l[1] = l[1].replace("\"record\":{", "\"record\":{\"number\":7,")),
-        none(),
-        2,
-        "not spelled",
-    );
-    finds(
-        &edit(|l| l[1] = l[1].replace("\"record\":{", "\"record\": {")),
-        none(),
-        2,
-        "not spelled",
-    );
-    finds(
-        &edit(|l| l[1] = l[1].replace("\"number\":0", "\"number\":0.0")),
-        none(),
-        2,
-        "not an integer",
-    );
-    finds(
-        &edit(|l| l[1] = l[1].replace("ec2-user", "ec2\\u002duser")),
-        none(),
-        2,
-        "not spelled",
-    );
-    finds(
-        &edit(|l| l[1] = l[1].replace('\n', "\r\n")),
-        none(),
-        2,
-        "not spelled",
-    );
-    finds(
-        &edit(|l| l[1] = "\n".into()),
-        none(),
-        2,
-        "expected a line of the trail",
-    );
-    finds(
-        &edit(|l| drop(l.remove(3))),
-        none(),
-        4,
-        "expected record 4, found 5",
-    );
-    finds(
-        &edit(|l| l.swap(2, 3)),
-        none(),
-        3,
-        "expected record 3, found 4",
-    );
-    finds(
-        &edit(|l| l.insert(2, l[1].clone())),
-        none(),
-        3,
-        "expected record 3, found 2 again",
-    );
-    finds(
-        &edit(|l| drop(l.remove(0))),
-        none(),
-        1,
-        "the trail begins with record 2, expected 1",
-    );
-    finds(
-        &edit(|l| l.rotate_left(3)),
-        none(),
-        1,
-        "the trail begins with record 4",
-    );
+    finds(&edit(|l| l[1] = l[1].replace("ec2-user", "root")), none(), 2, "edited after it was written");
+    finds(&edit(|l| l[1] = l[1].replace("\"record\":{", "\"record\":{\"number\":7,")), none(), 2, "not spelled");
+    finds(&edit(|l| l[1] = l[1].replace("\"record\":{", "\"record\": {")), none(), 2, "not spelled");
+    finds(&edit(|l| l[1] = l[1].replace("\"number\":0", "\"number\":0.0")), none(), 2, "not an integer");
+    finds(&edit(|l| l[1] = l[1].replace("ec2-user", "ec2\\u002duser")), none(), 2, "not spelled");
+    finds(&edit(|l| l[1] = l[1].replace('\n', "\r\n")), none(), 2, "not spelled");
+    finds(&edit(|l| l[1] = "\n".into()), none(), 2, "expected a line of the trail");
+    finds(&edit(|l| drop(l.remove(3))), none(), 4, "expected record 4, found 5");
+    finds(&edit(|l| l.swap(2, 3)), none(), 3, "expected record 3, found 4");
+    finds(&edit(|l| l.insert(2, l[1].clone())), none(), 3, "expected record 3, found 2 again");
+    finds(&edit(|l| drop(l.remove(0))), none(), 1, "the trail begins with record 2, expected 1");
+    finds(&edit(|l| l.rotate_left(3)), none(), 1, "the trail begins with record 4");
     finds(&edit(|l| l[5].truncate(40)), none(), 6, "no newline");
-    finds(
-        &edit(|l| l[1] = "x".repeat(LINE_BYTES_MAX + 1)),
-        none(),
-        2,
-        "without a newline",
-    );
+    finds(&edit(|l| l[1] = "x".repeat(LINE_BYTES_MAX + 1)), none(), 2, "without a newline");
 }
 
 #[test]
@@ -130,17 +58,8 @@ fn a_segment_of_another_trail_does_not_fit() {
     let (mut ours, _) = lines();
     let (theirs, _) = text(2, 3);
     // The number fits, the chain does not.
-    ours[4] = theirs
-        .lines()
-        .nth(4)
-        .map(|line| format!("{line}\n"))
-        .unwrap();
-    finds(
-        &ours,
-        Expectation::default(),
-        5,
-        "record 5 continues a record with the digest",
-    );
+    ours[4] = theirs.lines().nth(4).map(|line| format!("{line}\n")).unwrap();
+    finds(&ours, Expectation::default(), 5, "record 5 continues a record with the digest");
 }
 
 #[test]
@@ -159,12 +78,7 @@ fn a_cut_end_is_found_by_a_receipt_and_by_nothing_else() {
     let (mut lines, receipts) = lines();
     lines.truncate(4);
     assert!(verify(lines.concat().as_bytes(), Expectation::default()).is_ok());
-    finds(
-        &lines,
-        heads(&receipts[5..]),
-        5,
-        "a receipt was given for record 6, but the trail ends at record 4",
-    );
+    finds(&lines, heads(&receipts[5..]), 5, "a receipt was given for record 6, but the trail ends at record 4");
     finds(&[], heads(&receipts[..1]), 1, "the trail is empty");
 }
 
@@ -173,40 +87,16 @@ fn a_chain_that_was_computed_anew_is_found_by_a_receipt_and_by_nothing_else() {
     let (_, receipts) = lines();
     let forged = text(1, 5).0;
     assert!(verify(forged.as_bytes(), Expectation::default()).is_ok());
-    finds(
-        &[forged],
-        heads(&receipts[4..5]),
-        5,
-        "but a receipt for it says",
-    );
+    finds(&[forged], heads(&receipts[4..5]), 5, "but a receipt for it says");
 }
 
 #[test]
 fn a_later_file_verifies_after_the_receipt_that_it_continues() {
     let (lines, receipts) = lines();
-    let after = |receipt: &Receipt| Expectation {
-        after: Some(receipt.clone()),
-        heads: receipts[2..].to_vec(),
-    };
-    assert_eq!(
-        verify(lines[3..].concat().as_bytes(), after(&receipts[2]))
-            .unwrap()
-            .records,
-        3
-    );
-    finds(
-        &lines[3..],
-        Expectation {
-            heads: receipts.clone(),
-            ..after(&receipts[2])
-        },
-        1,
-        "begins after record 3",
-    );
-    let stranger = Receipt {
-        digest: "f".repeat(64),
-        ..receipts[2].clone()
-    };
+    let after = |receipt: &Receipt| Expectation { after: Some(receipt.clone()), heads: receipts[2..].to_vec() };
+    assert_eq!(verify(lines[3..].concat().as_bytes(), after(&receipts[2])).unwrap().records, 3);
+    finds(&lines[3..], Expectation { heads: receipts.clone(), ..after(&receipts[2]) }, 1, "begins after record 3");
+    let stranger = Receipt { digest: "f".repeat(64), ..receipts[2].clone() };
     finds(&lines[3..], after(&stranger), 1, "another trail");
 }
 
@@ -218,12 +108,7 @@ fn numbers_at_the_edge_are_findings_and_no_panics() {
         finds(&lines, Expectation::default(), 1, "is not within");
     }
     let deep = format!("{{\"sequence\":1,\"record\":{}", "[".repeat(100_000));
-    finds(
-        &[deep + "\n"],
-        Expectation::default(),
-        1,
-        "expected a line of the trail",
-    );
+    finds(&[deep + "\n"], Expectation::default(), 1, "expected a line of the trail");
 }
 
 proptest! {

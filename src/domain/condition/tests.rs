@@ -59,10 +59,14 @@ fn conditions_of_different_types_do_not_touch_each_other() {
 
 #[test]
 fn a_text_is_cut_at_a_characters_edge() {
-    for (text, most, expected) in [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("üüü", 3, "üüü"), ("üüüü", 3, "üü…"), ("ab", 1, "…")] {
+    for (text, most, expected) in
+        [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("üüü", 3, "üüü"), ("üüüü", 3, "üü…"), ("ab", 1, "…")]
+    {
         assert_eq!(bounded(text.to_owned(), most), expected);
     }
-    for (text, most, expected) in [("abc", 3, "abc"), ("abcd", 3, "…"), ("abcde", 4, "a…"), ("üüü", 5, "ü…"), ("üüü", 6, "üüü")] {
+    for (text, most, expected) in
+        [("abc", 3, "abc"), ("abcd", 3, "…"), ("abcde", 4, "a…"), ("üüü", 5, "ü…"), ("üüü", 6, "üüü")]
+    {
         assert_eq!(bounded_bytes(text.to_owned(), most), expected);
     }
     let mut conditions = Vec::new();

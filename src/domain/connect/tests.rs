@@ -138,8 +138,9 @@ prop_compose! {
 }
 
 fn any_endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
-    let one = (1..9u8, 1..4u8, 1..4u8)
-        .prop_map(|(id, vpc, subnet)| endpoint(&format!("eice-{id}"), &format!("vpc-{vpc}"), &format!("subnet-{subnet}")));
+    let one = (1..9u8, 1..4u8, 1..4u8).prop_map(|(id, vpc, subnet)| {
+        endpoint(&format!("eice-{id}"), &format!("vpc-{vpc}"), &format!("subnet-{subnet}"))
+    });
     prop::collection::vec(one, 0..6)
 }
 

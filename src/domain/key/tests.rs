@@ -4,10 +4,8 @@ use super::*;
 use proptest::prelude::*;
 
 // Made once with ssh-keygen 9.2p1, comments cut off, private halves thrown away.
-const ED25519: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
-const ED25519_OTHER: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEQdN8roIf6IHa5zLdHevpIZrDt2NroGZHSKOvwwClyN";
+const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
+const ED25519_OTHER: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEQdN8roIf6IHa5zLdHevpIZrDt2NroGZHSKOvwwClyN";
 const RSA_1024: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDBvLK1nhUXUq130BjC4iNCzNi3kw954uhZU6CgrmkLSvqgol3vDL18G7vL17k55N96qWtHfzY/n9kw80DvZxKJAhx2LfgfL0PxQ03h48YOJgzeqqMK+j23pxPMuqgLEwZ0N7Yl6WPhVbfBKOYsE4pdUbPDYgarg6npcIRVtDBWVw==";
 const RSA_2047: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAHLIZ8gmUu9RPEUM10VxMmedlbzfE5MsOHLRv86j/PPOw6mBxtbrSkLrAP4vf/w7UNPfSa84SoQrpxGFOlvyxzuurRRzLMjFrL27kYTFvPuG193MM8pn23NlRgtJb7X69aIKVBuCHxrRqv2FADc7UBb+GskRS8qt6F75WBFqvd4ZN4JnxzeFGoAs5JuHMxWBFVvf332QrqEtj+qXTv72DZpYC2o/xBma3kN1UMYgnv7dj7J9iuX6BKiY0uXJ769xnI3Lmid3VQohPAueEJzJAEJk8pMFLDvrIT0D7CVF1+zWhgkec17GpBhQAolVUiOEfqM7k7UXrLdO3w1Zieoxv8E=";
 const RSA_2048: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC6n6bekvkcY0vVwCXHP/z2+M75iMPnam3e4t/850mxBs1eaUU9TtXk7SFGvaEHINrYaPFvsC9wu7FouNAtCDJ+9XnGLZHSrsUEmSqQNy/LuJnrRGNKm5dXxhMdqNfwF82NYkycOQ5AJo/InNQLNQTl+0wSD1DsdKTlgHvzykJcH1eKg6wk6NcONLtwcqAHx3gWFsMkAG6ud2s7JiPpD03l2I38CaoWTNrzHVYxQdsoWKA+hteFkhTuouwkd31YokX9fRfmwOvoWMLjRrpVBCfvVgGowY5/+X5l/Cd6Wq/lj1+iHjW1qJrKFqS6c88EUsmVpvW8bfT+5H2QbBx4P1zz";
@@ -83,10 +81,7 @@ fn check(text: &str, expected: &str) {
         }
         Err(error) => {
             let shown = format!("{error} {error:?}");
-            assert!(
-                error.to_string().starts_with("spec.sshPublicKey: "),
-                "{shown}"
-            );
+            assert!(error.to_string().starts_with("spec.sshPublicKey: "), "{shown}");
             assert!(format!("{error:?}").starts_with(error.reason()), "{shown}");
             assert!(!shown.contains(CANARY), "{shown}");
             error.reason().to_string()
@@ -101,27 +96,18 @@ fn check(text: &str, expected: &str) {
 fn deliverable(key: &PublicKey) {
     let line = key.openssh();
     assert!(line.starts_with("ssh-"));
-    assert!(
-        line.bytes()
-            .all(|byte| byte == b' ' || byte.is_ascii_graphic())
-    );
+    assert!(line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()));
     assert_eq!(line.matches(' ').count(), 1);
     assert!((LINE_CHARS_MIN..=LINE_CHARS_MAX).contains(&line.len()));
     assert_eq!(PublicKey::parse(line).as_ref(), Ok(key));
     let other = ssh_key::PublicKey::from_openssh(line).unwrap();
-    assert_eq!(
-        other.fingerprint(ssh_key::HashAlg::Sha256).to_string(),
-        key.fingerprint()
-    );
+    assert_eq!(other.fingerprint(ssh_key::HashAlg::Sha256).to_string(), key.fingerprint());
     assert_eq!(other.to_openssh().as_deref(), Ok(line));
     let (kind, bits) = match other.key_data() {
         ssh_key::public::KeyData::Ed25519(_) => (KeyType::ED25519, 256),
         ssh_key::public::KeyData::Rsa(rsa) => {
             let n = rsa.n.as_positive_bytes().unwrap();
-            (
-                KeyType::RSA,
-                n.len() as i32 * 8 - n[0].leading_zeros() as i32,
-            )
+            (KeyType::RSA, n.len() as i32 * 8 - n[0].leading_zeros() as i32)
         }
         other => panic!("{other:?}"),
     };
@@ -174,14 +160,8 @@ fn ed25519(point: &[u8]) -> String {
 /// Something with a private key's armour, put together here, so that no scanner of sources is alarmed.
 fn fake_private(label: &str) -> String {
     let (dashes, word) = ("-----", "PRIVATE");
-    let label = if label.is_empty() {
-        String::new()
-    } else {
-        format!("{label} ")
-    };
-    format!(
-        "{dashes}BEGIN {label}{word} KEY{dashes}\n{CANARY}\n{dashes}END {label}{word} KEY{dashes}\n"
-    )
+    let label = if label.is_empty() { String::new() } else { format!("{label} ") };
+    format!("{dashes}BEGIN {label}{word} KEY{dashes}\n{CANARY}\n{dashes}END {label}{word} KEY{dashes}\n")
 }
 
 #[test]
@@ -224,10 +204,7 @@ fn blanks_line_ends_and_comments_do_not_change_a_key() {
 #[test]
 fn an_ssh2_block_may_have_any_headers_and_line_ends() {
     let expected = format!("ED25519 256 {ED25519_PRINT}");
-    let (begin, end) = (
-        "---- BEGIN SSH2 PUBLIC KEY ----",
-        "---- END SSH2 PUBLIC KEY ----",
-    );
+    let (begin, end) = ("---- BEGIN SSH2 PUBLIC KEY ----", "---- END SSH2 PUBLIC KEY ----");
     let (head, tail) = body(ED25519).split_at(40);
     for text in [
         block_of(ED25519),
@@ -249,10 +226,7 @@ fn an_ssh2_block_may_have_any_headers_and_line_ends() {
 
 #[test]
 fn a_malformed_ssh2_block_is_refused() {
-    let (begin, end) = (
-        "---- BEGIN SSH2 PUBLIC KEY ----",
-        "---- END SSH2 PUBLIC KEY ----",
-    );
+    let (begin, end) = ("---- BEGIN SSH2 PUBLIC KEY ----", "---- END SSH2 PUBLIC KEY ----");
     let body = body(ED25519);
     check(begin, "MalformedBlock");
     check(&format!("{begin}\n{end}"), "MalformedBlock");
@@ -260,49 +234,26 @@ fn a_malformed_ssh2_block_is_refused() {
     check(&format!("{begin}\n{body}"), "MalformedBlock");
     check(&format!("{begin}\n{body}\n{end} x"), "MalformedBlock");
     check(&format!("{begin}\n{body}\n{end}\nx"), "MalformedBlock");
-    check(
-        &format!("{begin}\n{body}\nComment: late\n{end}"),
-        "MalformedBase64",
-    );
-    check(
-        &format!("{begin}\nComment: x\\\n{body}\n{end}"),
-        "MalformedBlock",
-    );
-    check(
-        &format!("{begin}\nComment: x\\\n{end}\n{body}"),
-        "MalformedBlock",
-    );
+    check(&format!("{begin}\n{body}\nComment: late\n{end}"), "MalformedBase64");
+    check(&format!("{begin}\nComment: x\\\n{body}\n{end}"), "MalformedBlock");
+    check(&format!("{begin}\nComment: x\\\n{end}\n{body}"), "MalformedBlock");
     check(&format!("{begin} {body}\n{end}"), "MalformedBlock");
     check(&ED25519_SSH2.replace('\n', " "), "MalformedBlock");
     check(&ED25519_SSH2.to_lowercase(), "MalformedBlock");
     check(&format!("{begin}\n{ED25519}\n{end}"), "MalformedBase64");
     check(&format!("{begin}\n{}\n{end}", &body[..40]), "MalformedBody");
     check(&format!("{ED25519_SSH2}\n{RSA_2048_SSH2}"), "MultipleKeys");
-    check(
-        &format!("{begin}\n{body}\n{begin}\n{body}\n{end}"),
-        "MultipleKeys",
-    );
+    check(&format!("{begin}\n{body}\n{begin}\n{body}\n{end}"), "MultipleKeys");
     check(&format!("{ED25519_SSH2}\n{RSA_2048}"), "MultipleKeys");
     check(&format!("-{ED25519_SSH2}"), "UnknownFormat");
-    check(
-        &format!("{begin}\nComment: a\tb\n{body}\n{end}"),
-        "ControlCharacter",
-    );
-    check(
-        &format!("{begin}\nComment: J\u{fc}rgen\n{body}\n{end}"),
-        "NonAscii",
-    );
+    check(&format!("{begin}\nComment: a\tb\n{body}\n{end}"), "ControlCharacter");
+    check(&format!("{begin}\nComment: J\u{fc}rgen\n{body}\n{end}"), "NonAscii");
 }
 
 #[test]
 fn a_type_that_eic_does_not_deliver_is_refused_in_either_form() {
     let sk_ed25519 = [b"sk-ssh-ed25519@openssh.com".as_slice(), &[7; 32], b"ssh:"];
-    let sk_ecdsa = [
-        b"sk-ecdsa-sha2-nistp256@openssh.com".as_slice(),
-        b"nistp256",
-        &[4; 65],
-        b"ssh:",
-    ];
+    let sk_ecdsa = [b"sk-ecdsa-sha2-nistp256@openssh.com".as_slice(), b"nistp256", &[4; 65], b"ssh:"];
     let sk_ed25519 = line_of("sk-ssh-ed25519@openssh.com", &sk_ed25519);
     let sk_ecdsa = line_of("sk-ecdsa-sha2-nistp256@openssh.com", &sk_ecdsa);
     for line in [ECDSA_256, ECDSA_384, ECDSA_521, DSA, &sk_ed25519, &sk_ecdsa] {
@@ -322,10 +273,7 @@ fn a_type_that_eic_does_not_deliver_is_refused_in_either_form() {
             Fate::Certificate => check(name, "Certificate"),
         }
     }
-    check(
-        &block_of(&line_of("x", &[b"ssh-ed25519-new", &[7; 32]])),
-        "UnsupportedType",
-    );
+    check(&block_of(&line_of("x", &[b"ssh-ed25519-new", &[7; 32]])), "UnsupportedType");
 }
 
 #[test]
@@ -356,27 +304,10 @@ fn an_rsa_key_has_2048_or_4096_bits_and_a_sound_exponent() {
     ] {
         assert_eq!(taken(e), Ok(()), "{e:?}");
     }
-    for e in [
-        [].as_slice(),
-        &[1],
-        &[2],
-        &[4],
-        &[1, 0, 0],
-        &[0, 0x80],
-        &[1; 9],
-        &[0x7f; 256],
-    ] {
+    for e in [[].as_slice(), &[1], &[2], &[4], &[1, 0, 0], &[0, 0x80], &[1; 9], &[0x7f; 256]] {
         assert_eq!(taken(e), Err(KeyError::RsaExponent), "{e:?}");
     }
-    for e in [
-        [0].as_slice(),
-        &[0, 3],
-        &[0, 1, 0, 1],
-        &[0, 0, 0x81],
-        &[0x80],
-        &[0xff],
-        &[0x80, 0, 1],
-    ] {
+    for e in [[0].as_slice(), &[0, 3], &[0, 1, 0, 1], &[0, 0, 0x81], &[0x80], &[0xff], &[0x80, 0, 1]] {
         assert_eq!(taken(e), Err(KeyError::MalformedBody), "{e:?}");
     }
     check(&rsa(e, &[]), "RsaBits");
@@ -397,15 +328,13 @@ fn an_ed25519_point_has_32_bytes_is_reduced_and_not_of_small_order() {
         for (low, expected) in [(0, "Ed25519Point"), (1, "Ed25519Point"), (2, ""), (3, "")] {
             let mut point = [0; 32];
             (point[0], point[31]) = (low, sign);
-            let found =
-                PublicKey::parse(&ed25519(&point)).map_or_else(|error| error.reason(), |_| "");
+            let found = PublicKey::parse(&ed25519(&point)).map_or_else(|error| error.reason(), |_| "");
             assert_eq!(found, expected);
         }
         for low in 0xea..=0xff {
             let mut point = [0xff; 32];
             (point[0], point[31]) = (low, 0x7f | sign);
-            let found =
-                PublicKey::parse(&ed25519(&point)).map_or_else(|error| error.reason(), |_| "");
+            let found = PublicKey::parse(&ed25519(&point)).map_or_else(|error| error.reason(), |_| "");
             assert_eq!(found, if low < 0xec { "" } else { "Ed25519Point" });
         }
         for hex in [
@@ -429,10 +358,7 @@ fn an_ed25519_point_has_32_bytes_is_reduced_and_not_of_small_order() {
     let mut overstated = blob_of(ED25519);
     overstated[18] = 64;
     assert!(ssh_key::PublicKey::from_bytes(&overstated).is_ok());
-    check(
-        &format!("ssh-ed25519 {}", STANDARD.encode(overstated)),
-        "MalformedBody",
-    );
+    check(&format!("ssh-ed25519 {}", STANDARD.encode(overstated)), "MalformedBody");
 }
 
 #[test]
@@ -457,39 +383,20 @@ fn a_body_that_is_not_the_stated_key_and_nothing_else_is_refused() {
     check(&format!("ssh-ed25519 {}", body(ECDSA_256)), "TypeMismatch");
     check(&format!("ssh-rsa {}", body(RSA_CERT)), "TypeMismatch");
     check(&format!("ssh-rsa {}", body(DSA)), "TypeMismatch");
-    check(
-        &line_of("ssh-ed25519", &[CANARY.as_bytes(), &[7; 32]]),
-        "TypeMismatch",
-    );
-    check(
-        &line_of("ssh-ed25519", &[b"ssh-ed25519 ", &[7; 32]]),
-        "TypeMismatch",
-    );
+    check(&line_of("ssh-ed25519", &[CANARY.as_bytes(), &[7; 32]]), "TypeMismatch");
+    check(&line_of("ssh-ed25519", &[b"ssh-ed25519 ", &[7; 32]]), "TypeMismatch");
     check(&line_of("ssh-ed25519", &[b"", &[7; 32]]), "TypeMismatch");
     for line in [ED25519, RSA_2048, RSA_4096] {
         for extra in [1, 3, 64] {
             let (name, _) = line.split_once(' ').unwrap();
-            let text = format!(
-                "{name} {}",
-                STANDARD.encode([blob_of(line), vec![0; extra]].concat())
-            );
-            assert_eq!(
-                PublicKey::parse(&text),
-                Err(KeyError::TrailingBytes { bytes: extra })
-            );
+            let text = format!("{name} {}", STANDARD.encode([blob_of(line), vec![0; extra]].concat()));
+            assert_eq!(PublicKey::parse(&text), Err(KeyError::TrailingBytes { bytes: extra }));
             check(&block_of(&text), "TrailingBytes");
         }
         for length in 0..blob_of(line).len() {
             let (name, _) = line.split_once(' ').unwrap();
             let text = format!("{name} {}", STANDARD.encode(&blob_of(line)[..length]));
-            check(
-                &text,
-                if length == 0 {
-                    "MissingBody"
-                } else {
-                    "MalformedBody"
-                },
-            );
+            check(&text, if length == 0 { "MissingBody" } else { "MalformedBody" });
         }
     }
     // Spare bits that are not zero, and padding left out: the same bytes, spelled otherwise.
@@ -528,10 +435,7 @@ fn options_and_host_names_in_front_are_refused() {
 #[test]
 fn one_field_holds_one_key_on_one_line() {
     check(&format!("{ED25519}\n{ED25519_OTHER}"), "MultipleKeys");
-    check(
-        &format!("{ED25519} alice\r\n{RSA_2048} bob\r\n"),
-        "MultipleKeys",
-    );
+    check(&format!("{ED25519} alice\r\n{RSA_2048} bob\r\n"), "MultipleKeys");
     check(&format!("{ED25519} {ED25519_OTHER}"), "MultipleKeys");
     check(&format!("{ED25519} alice {ECDSA_256}"), "MultipleKeys");
     check(&format!("{ED25519}\n\n{ED25519}"), "MultipleKeys");
@@ -540,10 +444,7 @@ fn one_field_holds_one_key_on_one_line() {
     check(&format!("{ED25519}\n# alice"), "MultipleLines");
     check(&format!("{ED25519} a\rb"), "MultipleLines");
     check(&ED25519.replace(' ', "\n"), "MultipleLines");
-    check(
-        &RSA_2048.replace("AAAADAQAB", "AAAADAQ\nAB"),
-        "MultipleLines",
-    );
+    check(&RSA_2048.replace("AAAADAQAB", "AAAADAQ\nAB"), "MultipleLines");
     check(&format!("{ED25519}\n{ED25519_SSH2}"), "MultipleLines");
     let lines = PublicKey::parse(&format!("{ED25519}\r\n\r\na\r\nb")).unwrap_err();
     assert_eq!(lines, KeyError::MultipleLines { lines: 3 });
@@ -551,28 +452,14 @@ fn one_field_holds_one_key_on_one_line() {
 
 #[test]
 fn what_is_not_printable_ascii_is_refused_with_its_position() {
-    for c in (0..0x20u8)
-        .chain([0x7f])
-        .map(char::from)
-        .filter(|c| *c != '\n' && *c != '\r')
-    {
+    for c in (0..0x20u8).chain([0x7f]).map(char::from).filter(|c| *c != '\n' && *c != '\r') {
         check(&format!("{ED25519} a{c}b"), "ControlCharacter");
         check(&format!("{ED25519}{c}"), "ControlCharacter");
         check(&format!("{c}{ED25519}"), "ControlCharacter");
         check(&ED25519.replace(' ', &c.to_string()), "ControlCharacter");
         check(&c.to_string(), "ControlCharacter");
     }
-    for c in [
-        '\u{a0}',
-        '\u{feff}',
-        '\u{200b}',
-        '\u{2028}',
-        '\u{85}',
-        '\u{202e}',
-        '\u{2013}',
-        '\u{fc}',
-        '\u{1f511}',
-    ] {
+    for c in ['\u{a0}', '\u{feff}', '\u{200b}', '\u{2028}', '\u{85}', '\u{202e}', '\u{2013}', '\u{fc}', '\u{1f511}'] {
         check(&format!("{ED25519} a{c}b"), "NonAscii");
         check(&format!("{c}{ED25519}"), "NonAscii");
         check(&format!("{ED25519}{c}"), "NonAscii");
@@ -580,14 +467,8 @@ fn what_is_not_printable_ascii_is_refused_with_its_position() {
         check(&c.to_string(), "NonAscii");
     }
     let position = 3;
-    assert_eq!(
-        PublicKey::parse(" \n\0x"),
-        Err(KeyError::ControlCharacter { position })
-    );
-    assert_eq!(
-        PublicKey::parse("ab\u{fc}\t"),
-        Err(KeyError::NonAscii { position })
-    );
+    assert_eq!(PublicKey::parse(" \n\0x"), Err(KeyError::ControlCharacter { position }));
+    assert_eq!(PublicKey::parse("ab\u{fc}\t"), Err(KeyError::NonAscii { position }));
 }
 
 #[test]
@@ -600,58 +481,34 @@ fn what_is_no_key_at_all_is_refused() {
     check(&format!("\n # alice\n{ED25519}\n"), "CommentedOut");
     check("alice", "UnknownFormat");
     check(body(ED25519), "UnknownFormat");
-    check(
-        &ED25519.replace("ssh-ed25519", "SSH-ED25519"),
-        "UnknownFormat",
-    );
-    check(
-        &ED25519.replace("ssh-ed25519", "ssh-ed25519,"),
-        "UnknownFormat",
-    );
+    check(&ED25519.replace("ssh-ed25519", "SSH-ED25519"), "UnknownFormat");
+    check(&ED25519.replace("ssh-ed25519", "ssh-ed25519,"), "UnknownFormat");
     check(&ED25519.replace("ssh-ed25519", "ed25519"), "UnknownFormat");
     check(&format!("\"{ED25519}\""), "UnknownFormat");
     check(&STANDARD.encode(ED25519), "UnknownFormat");
     check("~/.ssh/id_ed25519.pub", "UnknownFormat");
     check("https://github.com/alice.keys", "UnknownFormat");
     check(ED25519_PRINT, "UnknownFormat");
-    check(
-        "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
-        "UnknownFormat",
-    );
-    check(
-        "-----BEGIN PGP PUBLIC KEY BLOCK-----\nmQEN\n-----END PGP PUBLIC KEY BLOCK-----",
-        "UnknownFormat",
-    );
+    check("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----", "UnknownFormat");
+    check("-----BEGIN PGP PUBLIC KEY BLOCK-----\nmQEN\n-----END PGP PUBLIC KEY BLOCK-----", "UnknownFormat");
     for (text, format) in [(RSA_2048_PKCS8, "PKCS8"), (RSA_2048_PKCS1, "PEM")] {
         check(text, "PemPublicKey");
         check(&text.replace('\n', " "), "PemPublicKey");
-        assert_eq!(
-            PublicKey::parse(text),
-            Err(KeyError::PemPublicKey { format })
-        );
+        assert_eq!(PublicKey::parse(text), Err(KeyError::PemPublicKey { format }));
     }
 }
 
 #[test]
 fn text_beyond_the_bound_is_refused_and_text_within_is_read() {
     let room = TEXT_CHARS_MAX - ED25519.len() - 1;
-    check(
-        &format!("{ED25519} {}", "a".repeat(room)),
-        &format!("ED25519 256 {ED25519_PRINT}"),
-    );
+    check(&format!("{ED25519} {}", "a".repeat(room)), &format!("ED25519 256 {ED25519_PRINT}"));
     check(&format!("{ED25519} {}", "a".repeat(room + 1)), "TooLong");
     check(&"\u{1f511}".repeat(TEXT_CHARS_MAX), "NonAscii");
     check(&"\u{1f511}".repeat(TEXT_CHARS_MAX + 1), "TooLong");
     check(&" ".repeat(TEXT_CHARS_MAX + 1), "TooLong");
-    check(
-        &"-begin private key".replace(' ', "-").repeat(100_000),
-        "TooLong",
-    );
+    check(&"-begin private key".replace(' ', "-").repeat(100_000), "TooLong");
     check(&"beginprivate".repeat(100_000), "TooLong");
-    check(
-        &fake_private("RSA").replace(CANARY, &CANARY.repeat(1000)),
-        "PrivateKey",
-    );
+    check(&fake_private("RSA").replace(CANARY, &CANARY.repeat(1000)), "PrivateKey");
 }
 
 #[test]
@@ -668,10 +525,7 @@ fn a_private_key_is_called_compromised_and_never_shown() {
             text.replace('\n', "\n    "),
             text.to_lowercase().replace(&CANARY.to_lowercase(), CANARY),
             text.replace("--", "\u{2014}"),
-            text.replace(
-                CANARY,
-                &format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: AES\n\n{CANARY}"),
-            ),
+            text.replace(CANARY, &format!("Proc-Type: 4,ENCRYPTED\nDEK-Info: AES\n\n{CANARY}")),
             text.replace(CANARY, &format!("{CANARY}\0\u{fc}")),
             format!("# mine\n{text}"),
             format!("{ED25519}\n{text}"),
@@ -695,36 +549,21 @@ fn a_private_key_is_called_compromised_and_never_shown() {
     let ssh2 = fake_private("SSH2 ENCRYPTED").replace("-----", "----");
     check(&ssh2, "PrivateKey");
     for version in [2, 3] {
-        let (head, lines) = (
-            format!("PuTTY-User-Key-File-{version}: ssh-ed25519"),
-            "Private-Lines: 1",
-        );
-        check(
-            &format!("{head}\nEncryption: none\n{lines}\n{CANARY}\n"),
-            "PrivateKey",
-        );
+        let (head, lines) = (format!("PuTTY-User-Key-File-{version}: ssh-ed25519"), "Private-Lines: 1");
+        check(&format!("{head}\nEncryption: none\n{lines}\n{CANARY}\n"), "PrivateKey");
         check(&format!("{head}\r\n"), "PrivateKey");
-        check(
-            &format!("{lines}\r\n{CANARY}\r\nPrivate-MAC: 00\r\n"),
-            "PrivateKey",
-        );
+        check(&format!("{lines}\r\n{CANARY}\r\nPrivate-MAC: 00\r\n"), "PrivateKey");
     }
     let naked = STANDARD.encode([b"openssh-key-v1\0".as_slice(), CANARY.as_bytes()].concat());
     check(&naked, "PrivateKey");
     check(&format!("ssh-ed25519 {naked}"), "PrivateKey");
-    check(
-        &format!("ssh-ed25519 {} {}", &naked[..10], &naked[10..]),
-        "PrivateKey",
-    );
+    check(&format!("ssh-ed25519 {} {}", &naked[..10], &naked[10..]), "PrivateKey");
 }
 
 #[test]
 fn debug_shows_type_and_fingerprint_only() {
     let key = PublicKey::parse(ED25519).unwrap();
-    assert_eq!(
-        format!("{key:?}"),
-        format!("PublicKey(ED25519 {ED25519_PRINT})")
-    );
+    assert_eq!(format!("{key:?}"), format!("PublicKey(ED25519 {ED25519_PRINT})"));
 }
 
 #[test]
@@ -783,16 +622,7 @@ fn one_changed_character_is_refused_or_another_key() {
 /// Pieces of which texts are put together that come close to being keys.
 fn piece() -> impl Strategy<Value = String> {
     let names: Vec<&str> = TYPE_NAMES.iter().map(|(name, _)| *name).collect();
-    let bodies = [
-        ED25519,
-        RSA_2048,
-        RSA_4096,
-        RSA_1024,
-        ECDSA_256,
-        DSA,
-        ED25519_CERT,
-    ]
-    .map(body);
+    let bodies = [ED25519, RSA_2048, RSA_4096, RSA_1024, ECDSA_256, DSA, ED25519_CERT].map(body);
     let marks = [
         " ",
         "\n",
@@ -822,10 +652,7 @@ fn piece() -> impl Strategy<Value = String> {
 fn holds_or_is_refused(text: &str) {
     match PublicKey::parse(text) {
         Ok(key) => deliverable(&key),
-        Err(error) => assert!(
-            error.to_string().is_ascii() && error.to_string().len() < 320,
-            "{error}"
-        ),
+        Err(error) => assert!(error.to_string().is_ascii() && error.to_string().len() < 320, "{error}"),
     }
 }
 

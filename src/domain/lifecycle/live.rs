@@ -13,15 +13,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, Revocation};
 use crate::domain::cloud::{FailureClass, Instance, InstanceState};
-use crate::domain::connect::{self, Route};
 use crate::domain::condition::{self, ActiveReason, Saying};
+use crate::domain::connect::{self, Route};
 use crate::domain::digest::spec_digest;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
 use super::pending::{Asked, instance_facts, key_push, state_words};
-use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time};
+use super::{
+    Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time,
+};
 
 /// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
 const FAILURES_WORTH_A_WORD: u32 = 3;
@@ -123,11 +125,17 @@ impl<'a> Draft<'a> {
         if connection.method != ConnectionMethod::Direct || instance.state != InstanceState::Running {
             return;
         }
-        let own = [instance.public_ip.map(IpAddr::from), instance.ipv6.map(IpAddr::from), instance.private_ip.map(IpAddr::from)];
+        let own = [
+            instance.public_ip.map(IpAddr::from),
+            instance.ipv6.map(IpAddr::from),
+            instance.private_ip.map(IpAddr::from),
+        ];
         if own.into_iter().flatten().any(|address| address.to_string() == connection.address) {
             return;
         }
-        let Ok(route @ Route::Direct { address }) = connect::choose(ConnectionMethod::Direct, instance, &[]) else { return };
+        let Ok(route @ Route::Direct { address }) = connect::choose(ConnectionMethod::Direct, instance, &[]) else {
+            return;
+        };
         connection.address = address.to_string();
         connection.command = connect::command(&route, &instance.id, &instance.region, &asked.os_user, asked.port, 0);
         self.status.instance = Some(instance_facts(instance));
@@ -191,7 +199,12 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn policy_admits(&self, asked: &Asked<'_>, instance: Option<&Instance>, expiration: Timestamp) -> Result<(), String> {
+    fn policy_admits(
+        &self,
+        asked: &Asked<'_>,
+        instance: Option<&Instance>,
+        expiration: Timestamp,
+    ) -> Result<(), String> {
         let Some(pin) = &self.status.policy else {
             return Err("the grant names no policy".to_owned());
         };
@@ -236,10 +249,8 @@ impl<'a> Draft<'a> {
         // A first push that is not ours was another process', whatever our clocks say of who came first.
         let unknown = (self.is_restarted() || !self.first_push_is_ours())
             .then(|| plus(plus(sight.since_time, PUSH_TIMEOUT), KEY_WINDOW));
-        let flying = sight
-            .push
-            .is_under_way()
-            .then(|| plus(plus(plus(self.now, STOP_LATENCY_MAX), PUSH_TIMEOUT), KEY_WINDOW));
+        let flying =
+            sight.push.is_under_way().then(|| plus(plus(plus(self.now, STOP_LATENCY_MAX), PUSH_TIMEOUT), KEY_WINDOW));
         unknown.max(flying).max(sight.push.readable_until())
     }
 
@@ -396,9 +407,11 @@ impl<'a> Draft<'a> {
             (Some((time, failure, failures)), _) => match failure.class {
                 // It would be refused again: the request is wrong, and immutable.
                 FailureClass::Invalid => return self.wake_in_vain(not_after),
-                FailureClass::Retry | FailureClass::Throttled | FailureClass::Refused | FailureClass::Gone | FailureClass::Bug => {
-                    due(self.now, time, back_off(failure.class, failures, uid))
-                }
+                FailureClass::Retry
+                | FailureClass::Throttled
+                | FailureClass::Refused
+                | FailureClass::Gone
+                | FailureClass::Bug => due(self.now, time, back_off(failure.class, failures, uid)),
             },
             (None, Some(time)) => due(self.now, time, REPUSH_INTERVAL),
             (None, None) => self.now,
@@ -415,7 +428,9 @@ impl<'a> Draft<'a> {
             request_id: push.request_id().map(str::to_owned),
             pushes: Some(push.landed_count()),
             // Each try has a record of its own, also where nothing landed between them: one that nobody answered may have.
-            message: push.failure().map(|(_, failure, failures)| format!("try {} after {}", failures + 1, failure.code)),
+            message: push
+                .failure()
+                .map(|(_, failure, failures)| format!("try {} after {}", failures + 1, failure.code)),
             ..self.record(RecordKind::PushIntended)
         };
         self.audit(true, record);

@@ -285,7 +285,10 @@ impl<'a> Draft<'a> {
         }
         let changed = !self.silent && Some(&self.status) != self.request.status.as_ref();
         // A record that was made up for is worth a write: its receipt is the proof that it is not missing any more.
-        let owed = self.before.iter().any(|effect| matches!(effect, Effect::Audit { record, .. } if record.kind == RecordKind::Ended));
+        let owed = self
+            .before
+            .iter()
+            .any(|effect| matches!(effect, Effect::Audit { record, .. } if record.kind == RecordKind::Ended));
         Plan {
             before: self.before,
             status: (changed || owed).then(|| Box::new(self.status)),
@@ -377,10 +380,10 @@ impl<'a> Draft<'a> {
         };
         if self.status.grant.is_some() {
             // What was promised when access began to be taken back stands; else the worst of what is known.
-            let promised = self.status.revocation.as_ref().and_then(|revocation| revocation.key_window_closed_time.clone());
-            let closed = promised.unwrap_or_else(|| {
-                Time(whole_second(self.readable_until().unwrap_or(end_time).min(end_time)))
-            });
+            let promised =
+                self.status.revocation.as_ref().and_then(|revocation| revocation.key_window_closed_time.clone());
+            let closed =
+                promised.unwrap_or_else(|| Time(whole_second(self.readable_until().unwrap_or(end_time).min(end_time))));
             self.status.revocation = Some(Revocation { cause, key_window_closed_time: Some(closed) });
         } else {
             self.status.revocation = Some(Revocation { cause, key_window_closed_time: None });
@@ -503,25 +506,35 @@ pub fn end_reason(cause: EndCause) -> EndReason {
 fn failure_words(what: &str, failure: &Failure) -> (ActiveReason, String, bool) {
     let Failure { class, code, message } = failure;
     match class {
-        FailureClass::Throttled => {
-            (ActiveReason::Throttled, format!("AWS asks to wait before it will {what} ({code}); trying again by itself"), true)
-        }
-        FailureClass::Retry => {
-            (ActiveReason::AwsUnavailable, format!("AWS did not {what} ({code}: {message}); trying again by itself"), true)
-        }
+        FailureClass::Throttled => (
+            ActiveReason::Throttled,
+            format!("AWS asks to wait before it will {what} ({code}); trying again by itself"),
+            true,
+        ),
+        FailureClass::Retry => (
+            ActiveReason::AwsUnavailable,
+            format!("AWS did not {what} ({code}: {message}); trying again by itself"),
+            true,
+        ),
         FailureClass::Bug => (
             ActiveReason::AwsUnavailable,
-            format!("AWS did not {what}, for a reason that this version does not know ({code}: {message}); trying again by itself"),
+            format!(
+                "AWS did not {what}, for a reason that this version does not know ({code}: {message}); trying again by itself"
+            ),
             true,
         ),
         FailureClass::Refused => (
             ActiveReason::AccessDenied,
-            format!("AWS does not let the operator {what} ({code}: {message}); an administrator must mend the operator's credentials or IAM policy"),
+            format!(
+                "AWS does not let the operator {what} ({code}: {message}); an administrator must mend the operator's credentials or IAM policy"
+            ),
             false,
         ),
-        FailureClass::Invalid => {
-            (ActiveReason::PushRefused, format!("AWS refuses to {what} ({code}: {message}); make a new request without the mistake"), false)
-        }
+        FailureClass::Invalid => (
+            ActiveReason::PushRefused,
+            format!("AWS refuses to {what} ({code}: {message}); make a new request without the mistake"),
+            false,
+        ),
         FailureClass::Gone => (
             ActiveReason::InstanceNotRunning,
             format!("the instance takes no key now ({code}: {message}); trying again by itself"),

@@ -100,7 +100,10 @@ impl<'a> Draft<'a> {
         if let Some(end_time) = end_time
             && end_time <= self.now
         {
-            return self.end(EndCause::Expired, format!("spec.endTime {end_time} is past; make a new request with a later one"));
+            return self.end(
+                EndCause::Expired,
+                format!("spec.endTime {end_time} is past; make a new request with a later one"),
+            );
         }
         if give_up_time <= self.now {
             return self.end(
@@ -130,7 +133,13 @@ impl<'a> Draft<'a> {
         self.judge(&asked, &instance, start_time, end_time);
     }
 
-    fn judge(&mut self, asked: &Asked<'_>, instance: &Instance, start_time: Option<Timestamp>, end_time: Option<Timestamp>) {
+    fn judge(
+        &mut self,
+        asked: &Asked<'_>,
+        instance: &Instance,
+        start_time: Option<Timestamp>,
+        end_time: Option<Timestamp>,
+    ) {
         // Who is not admitted learns nothing of the instance but its id: no address, no network, no missing endpoint.
         let is_dead = matches!(instance.state, InstanceState::ShuttingDown | InstanceState::Terminated);
         if is_dead {
@@ -182,7 +191,14 @@ impl<'a> Draft<'a> {
         self.grant(asked, instance, &route, start, expiration);
     }
 
-    fn grant(&mut self, asked: &Asked<'_>, instance: &Instance, route: &Route, start: Timestamp, expiration: Timestamp) {
+    fn grant(
+        &mut self,
+        asked: &Asked<'_>,
+        instance: &Instance,
+        route: &Route,
+        start: Timestamp,
+        expiration: Timestamp,
+    ) {
         let uid = self.request.metadata.uid.clone().unwrap_or_default();
         let digest = spec_digest(&self.request.spec);
         self.status.spec_digest = Some(digest.clone());
@@ -198,7 +214,14 @@ impl<'a> Draft<'a> {
             address: address.to_string(),
             port: asked.port.into(),
             endpoint_id,
-            command: connect::command(route, &instance.id, &instance.region, &asked.os_user, asked.port, tunnel_seconds),
+            command: connect::command(
+                route,
+                &instance.id,
+                &instance.region,
+                &asked.os_user,
+                asked.port,
+                tunnel_seconds,
+            ),
         });
         self.status.key = Some(KeyFacts {
             type_: asked.key.key_type(),
@@ -271,7 +294,9 @@ impl<'a> Draft<'a> {
             (Some(region), _) => parsed("spec.target.region", region, Region::parse, &mut findings),
             (None, Some(region)) => Some(region.clone()),
             (None, None) => {
-                findings.push("spec.target.region is missing, and the operator has no region of its own; name one".to_owned());
+                findings.push(
+                    "spec.target.region is missing, and the operator has no region of its own; name one".to_owned(),
+                );
                 None
             }
         };
@@ -285,7 +310,9 @@ impl<'a> Draft<'a> {
             }
             (None, Some(tags), None) if !tags.is_empty() => Some(TargetQuery::Tags(tags.clone())),
             (None, None, Some(_)) => {
-                findings.push("spec.target.nodeName: this version finds no instance by node; use instanceId or tags".to_owned());
+                findings.push(
+                    "spec.target.nodeName: this version finds no instance by node; use instanceId or tags".to_owned(),
+                );
                 None
             }
             _ => {
@@ -294,7 +321,10 @@ impl<'a> Draft<'a> {
             }
         };
         if spec.key_delivery == Some(KeyDelivery::OnConnect) {
-            findings.push("spec.keyDelivery: OnConnect needs the gateway, which this version does not have; use Continuous".to_owned());
+            findings.push(
+                "spec.keyDelivery: OnConnect needs the gateway, which this version does not have; use Continuous"
+                    .to_owned(),
+            );
         }
         let connection = spec.connection.unwrap_or_default();
         let port = connection.port.map_or(Some(SSH_PORT), |port| u16::try_from(port).ok().filter(|port| *port > 0));
@@ -302,7 +332,9 @@ impl<'a> Draft<'a> {
             findings.push("spec.connection.port must be 1 to 65535".to_owned());
         }
         match (requester, key, os_user, region, query, port) {
-            (Some(requester), Some(key), Some(os_user), Some(region), Some(query), Some(port)) if findings.is_empty() => {
+            (Some(requester), Some(key), Some(os_user), Some(region), Some(query), Some(port))
+                if findings.is_empty() =>
+            {
                 Ok(Asked {
                     requester,
                     namespace: self.request.metadata.namespace.as_deref().unwrap_or_default(),
@@ -462,12 +494,12 @@ pub(super) fn state_words(instance: &Instance) -> (ActiveReason, String, bool) {
         InstanceState::ShuttingDown | InstanceState::Terminated => {
             (ActiveReason::InstanceTerminated, format!("{id} is terminated; ask for another instance"), false)
         }
-        InstanceState::Pending => (ActiveReason::InstanceNotRunning, format!("{id} is starting; access follows by itself"), true),
-        InstanceState::Stopping | InstanceState::Stopped => (
-            ActiveReason::InstanceNotRunning,
-            format!("{id} is stopped; start it, and access follows by itself"),
-            true,
-        ),
+        InstanceState::Pending => {
+            (ActiveReason::InstanceNotRunning, format!("{id} is starting; access follows by itself"), true)
+        }
+        InstanceState::Stopping | InstanceState::Stopped => {
+            (ActiveReason::InstanceNotRunning, format!("{id} is stopped; start it, and access follows by itself"), true)
+        }
         InstanceState::Running | InstanceState::Unknown => {
             (ActiveReason::InstanceNotRunning, format!("{id} is in no state that takes keys"), true)
         }

@@ -132,7 +132,10 @@ fn deny(name: &str) -> InstanceAccessPolicy {
     })
 }
 
-fn policy(mut policy: InstanceAccessPolicy, change: impl FnOnce(&mut InstanceAccessPolicySpec)) -> InstanceAccessPolicy {
+fn policy(
+    mut policy: InstanceAccessPolicy,
+    change: impl FnOnce(&mut InstanceAccessPolicySpec),
+) -> InstanceAccessPolicy {
     change(&mut policy.spec);
     policy
 }
@@ -358,7 +361,10 @@ fn each_field_of_a_policy_does_what_its_doc_says() {
         match decision(&policies, &ask) {
             Ok(_) => assert_eq!(*expected, "", "row {number} is admitted"),
             Err(refusal) => {
-                assert!(!expected.is_empty() && refusal.contains(expected), "row {number}: {refusal:?}, not {expected:?}");
+                assert!(
+                    !expected.is_empty() && refusal.contains(expected),
+                    "row {number}: {refusal:?}, not {expected:?}"
+                );
             }
         }
     }
@@ -386,7 +392,11 @@ fn a_deny_denies_what_it_matches_and_nothing_else() {
         (false, |p| p.namespaces.clear(), |_| {}),
         (false, |p| labels(p, &[("env", "prod")]), |_| {}),
         (false, |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]), |_| {}),
-        (false, |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]), |a| a.method = ConnectionMethod::Auto),
+        (
+            false,
+            |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]),
+            |a| a.method = ConnectionMethod::Auto,
+        ),
         (false, |p| p.key_delivery = Some(vec![KeyDelivery::OnConnect]), |_| {}),
         // Not before the instance is known.
         (false, |_| {}, |a| a.instance = None),
@@ -430,13 +440,37 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
         ("InvalidPattern", "spec.ticket.pattern", |p| p.ticket = text(false, Some("(?=x)"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some(r"(x)\1"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some("((a{999}){999}){999}"))),
-        ("NotEnforced", "spec.approval cannot", |p| p.approval = Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None })),
-        ("NotEnforced", "spec.windows cannot", |p| p.windows = Some(vec![PolicyWindow { days: vec![Weekday::Mon], start: "08:00".into(), end: "18:00".into(), time_zone: "UTC".into() }])),
+        ("NotEnforced", "spec.approval cannot", |p| {
+            p.approval =
+                Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None })
+        }),
+        ("NotEnforced", "spec.windows cannot", |p| {
+            p.windows = Some(vec![PolicyWindow {
+                days: vec![Weekday::Mon],
+                start: "08:00".into(),
+                end: "18:00".into(),
+                time_zone: "UTC".into(),
+            }])
+        }),
         ("NotEnforced", "spec.windows cannot", |p| p.windows = Some(vec![])),
-        ("NotEnforced", "spec.limits cannot", |p| p.limits = Some(PolicyLimits { active_per_subject: None, active_per_instance: None, requests_per_hour: None })),
-        ("NotEnforced", "spec.delegates cannot", |p| p.delegates = Some(vec![PolicyDelegate { service_account: ServiceAccountName { namespace: "a".into(), name: "b".into() }, max_window_seconds: 120 }])),
-        ("NotEnforced", "spec.conditions cannot", |p| p.conditions = Some(vec![PolicyCondition { expression: "true".into(), message: "x".into() }])),
-        ("NotEnforced", "spec.approval, spec.windows", |p| { p.windows = Some(vec![]); p.approval = Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None }); }),
+        ("NotEnforced", "spec.limits cannot", |p| {
+            p.limits =
+                Some(PolicyLimits { active_per_subject: None, active_per_instance: None, requests_per_hour: None })
+        }),
+        ("NotEnforced", "spec.delegates cannot", |p| {
+            p.delegates = Some(vec![PolicyDelegate {
+                service_account: ServiceAccountName { namespace: "a".into(), name: "b".into() },
+                max_window_seconds: 120,
+            }])
+        }),
+        ("NotEnforced", "spec.conditions cannot", |p| {
+            p.conditions = Some(vec![PolicyCondition { expression: "true".into(), message: "x".into() }])
+        }),
+        ("NotEnforced", "spec.approval, spec.windows", |p| {
+            p.windows = Some(vec![]);
+            p.approval =
+                Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None });
+        }),
         ("InvalidSpec", "spec.ttl is required", |p| p.ttl = None),
     ];
     for (reason, part, change) in rows {
@@ -503,7 +537,10 @@ fn verdicts_are_ordered_by_nearness_and_bounded() {
     let policies = [
         policy(allow("no-match"), |spec| spec.subjects.clear()),
         policy(allow("invalid"), |spec| spec.windows = Some(vec![])),
-        policy(allow("far"), |spec| { spec.os_users.clear(); spec.targets.regions = Some(vec![]); }),
+        policy(allow("far"), |spec| {
+            spec.os_users.clear();
+            spec.targets.regions = Some(vec![]);
+        }),
         policy(allow("near"), |spec| spec.os_users.clear()),
         allow("admits"),
         deny("denies"),
@@ -519,14 +556,16 @@ fn verdicts_are_ordered_by_nearness_and_bounded() {
 }
 
 fn any_policy() -> impl Strategy<Value = InstanceAccessPolicy> {
-    (0..ROWS.len(), 0..ROWS.len(), any::<bool>(), -2..2i32, 0..6usize).prop_map(|(first, second, denies, priority, name)| {
-        let base = if denies { deny(&format!("p{name}")) } else { allow(&format!("p{name}")) };
-        policy(base, |spec| {
-            ROWS[first].1(spec);
-            ROWS[second].1(spec);
-            spec.priority = Some(priority);
-        })
-    })
+    (0..ROWS.len(), 0..ROWS.len(), any::<bool>(), -2..2i32, 0..6usize).prop_map(
+        |(first, second, denies, priority, name)| {
+            let base = if denies { deny(&format!("p{name}")) } else { allow(&format!("p{name}")) };
+            policy(base, |spec| {
+                ROWS[first].1(spec);
+                ROWS[second].1(spec);
+                spec.priority = Some(priority);
+            })
+        },
+    )
 }
 
 fn any_ask() -> impl Strategy<Value = Ask> {

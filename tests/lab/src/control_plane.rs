@@ -198,7 +198,8 @@ impl ControlPlane {
         self.create(&accounts, metadata(name)).await?;
         let request = json!({"spec": {"expirationSeconds": TOKEN_SECONDS}});
         let token = self.create(&format!("{accounts}/{name}/token"), request).await?;
-        let token = token.as_ref().and_then(|it| it["status"]["token"].as_str()).context("the API server issued no token")?;
+        let token =
+            token.as_ref().and_then(|it| it["status"]["token"].as_str()).context("the API server issued no token")?;
         self.write_kubeconfig(&format!("{namespace}.{name}"), token, namespace)
     }
 
@@ -256,7 +257,8 @@ fn binaries(version: Option<&str>) -> anyhow::Result<PathBuf> {
         (Some(assets), None) => (PathBuf::from(assets), "KUBEBUILDER_ASSETS names this directory".to_owned()),
         (_, version) => {
             let advice = version.map_or_else(String::new, |it| format!(" --kubernetes {it}"));
-            let bin = cache_dir()?.join("control-plane").join(version.unwrap_or(default_kubernetes_version())).join("bin");
+            let bin =
+                cache_dir()?.join("control-plane").join(version.unwrap_or(default_kubernetes_version())).join("bin");
             (bin, format!("run tests/lab/setup.sh{advice}"))
         }
     };

@@ -170,7 +170,16 @@ impl Fleet {
             // sshd's own; it is gone after every boot.
             fs::DirBuilder::new().recursive(true).mode(0o755).create("/run/sshd")?;
         }
-        Ok(Self { workspace, standin, port, vpc_id, subnet_id, endpoint_id, machines: Mutex::default(), making: tokio::sync::Mutex::default() })
+        Ok(Self {
+            workspace,
+            standin,
+            port,
+            vpc_id,
+            subnet_id,
+            endpoint_id,
+            machines: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
+        })
     }
 
     pub fn endpoint_id(&self) -> &str {
@@ -255,8 +264,10 @@ impl Fleet {
             group += &format!("{os_user}:x:{gid}:\n"); // and no group tty, or an ordinary user gets no terminal
         }
         if user.is_root() {
-            let sshd = nix::unistd::User::from_name("sshd")?.context("there is no user sshd; run tests/lab/setup.sh")?;
-            passwd += &format!("root:x:0:0:root:/root:/bin/sh\nsshd:x:{}:65534::/run/sshd:/usr/sbin/nologin\n", sshd.uid);
+            let sshd =
+                nix::unistd::User::from_name("sshd")?.context("there is no user sshd; run tests/lab/setup.sh")?;
+            passwd +=
+                &format!("root:x:0:0:root:/root:/bin/sh\nsshd:x:{}:65534::/run/sshd:/usr/sbin/nologin\n", sshd.uid);
             passwd += "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
             group += "root:x:0:\nnogroup:x:65534:\n";
         }
@@ -270,7 +281,12 @@ impl Fleet {
         Ok([("LD_PRELOAD", nss_wrapper()?), ("NSS_WRAPPER_PASSWD", passwd?), ("NSS_WRAPPER_GROUP", group?)])
     }
 
-    fn sshd_config(&self, host_key: &Path, addresses: &[IpAddr], environment: &[(&str, String)]) -> anyhow::Result<String> {
+    fn sshd_config(
+        &self,
+        host_key: &Path,
+        addresses: &[IpAddr],
+        environment: &[(&str, String)],
+    ) -> anyhow::Result<String> {
         let metadata = self.standin.metadata_addr();
         let keys = format!("http://{metadata}/latest/meta-data/managed-ssh-keys/active-keys/%u");
         let asker = if nix::unistd::geteuid().is_root() { "nobody" } else { OS_USERS[0] };

@@ -35,8 +35,8 @@ use tokio::process::Command;
 
 use control_plane::ControlPlane;
 pub use control_plane::{PEOPLE, default_kubernetes_version};
-pub use instances::{Instance, Launch, OS_USERS, REGION};
 use instances::Fleet;
+pub use instances::{Instance, Launch, OS_USERS, REGION};
 pub use proc::SessionProcess;
 use ssh::{KeyPair, Output};
 pub use standin::ACCOUNT_ID;

@@ -15,11 +15,11 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use lab::{Lab, Options, PEOPLE, poll};
-use orders::Order;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, setsid},
 };
+use orders::Order;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -83,13 +83,14 @@ impl About {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = cli.dir.map_or_else(lab::default_dir, |dir| Ok(std::path::absolute(dir)?)).and_then(|dir| match cli.action {
-        Action::Up(up) => self::up(dir, &up),
-        Action::Down => down(&dir),
-        Action::Status => status(&dir),
-        Action::Serve(up) => Ok(serve(dir, &up)),
-        Action::Order(order) => give(&dir, &order),
-    });
+    let done =
+        cli.dir.map_or_else(lab::default_dir, |dir| Ok(std::path::absolute(dir)?)).and_then(|dir| match cli.action {
+            Action::Up(up) => self::up(dir, &up),
+            Action::Down => down(&dir),
+            Action::Status => status(&dir),
+            Action::Serve(up) => Ok(serve(dir, &up)),
+            Action::Order(order) => give(&dir, &order),
+        });
     done.unwrap_or_else(|error| {
         eprintln!("lab: {error:#}");
         ExitCode::FAILURE
@@ -119,7 +120,8 @@ fn up(dir: PathBuf, up: &Up) -> anyhow::Result<ExitCode> {
     if up.no_control_plane {
         daemon.arg("--no-control-plane");
     }
-    let mut daemon = daemon.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/").spawn()?;
+    let mut daemon =
+        daemon.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/").spawn()?;
     let lines = BufReader::new(daemon.stdout.take().context("the daemon has no output")?).lines();
     for line in lines {
         let line = line?;
@@ -140,7 +142,8 @@ fn down(dir: &Path) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let pid = Pid::from_raw(About::read(dir)?.pid);
-    let gone = || poll::until_ok("the lab to end", DOWN_BOUND, || if lab::is_running(dir) { Err("it runs") } else { Ok(()) });
+    let gone =
+        || poll::until_ok("the lab to end", DOWN_BOUND, || if lab::is_running(dir) { Err("it runs") } else { Ok(()) });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for ending in [Signal::SIGTERM, Signal::SIGKILL] {
         kill(pid, ending)?;

@@ -168,7 +168,11 @@ async fn carry_out(lab: &Lab, order: Order) -> anyhow::Result<String> {
                 }
                 (Some(person), None) => {
                     let known = || lab::PEOPLE.map(|(name, _)| name).join(", ");
-                    anyhow::ensure!(lab::PEOPLE.iter().any(|(name, _)| *name == person), "{person}: there are {}", known());
+                    anyhow::ensure!(
+                        lab::PEOPLE.iter().any(|(name, _)| *name == person),
+                        "{person}: there are {}",
+                        known()
+                    );
                     lab.kubeconfig(&person)?
                 }
                 (None, None) => anyhow::bail!("whose?"),

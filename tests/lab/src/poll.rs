@@ -59,6 +59,10 @@ where
 ///
 /// # Errors
 /// As [`until`].
-pub async fn until_ok<T, E: Display>(what: &str, bound: Duration, mut look: impl FnMut() -> Result<T, E>) -> anyhow::Result<T> {
+pub async fn until_ok<T, E: Display>(
+    what: &str,
+    bound: Duration,
+    mut look: impl FnMut() -> Result<T, E>,
+) -> anyhow::Result<T> {
     until(what, bound, || std::future::ready(look())).await
 }

@@ -74,7 +74,8 @@ pub(crate) fn pid_namespace() -> String {
 pub(crate) fn session_processes(addresses: &[IpAddr], port: u16) -> Vec<SessionProcess> {
     let endings: Vec<String> = addresses.iter().map(|address| format!(" {address} {port}")).collect();
     let in_session = |pid| {
-        let connection = environment(pid, "SSH_CONNECTION").filter(|it| endings.iter().any(|ending| it.ends_with(ending)))?;
+        let connection =
+            environment(pid, "SSH_CONNECTION").filter(|it| endings.iter().any(|ending| it.ends_with(ending)))?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let command = String::from_utf8_lossy(&command).replace('\0', " ").trim_end().to_owned();
         Some(SessionProcess { pid, connection, command })

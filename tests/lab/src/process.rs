@@ -66,7 +66,11 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a program; its output is appended to `log`.
     pub fn spawn(name: &str, mut command: Command, log: PathBuf) -> anyhow::Result<Self> {
-        let file = fs::File::options().create(true).append(true).open(&log).with_context(|| format!("opening {}", log.display()))?;
+        let file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("opening {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         // A Ctrl-C at the terminal is for whoever runs the lab, which then ends it in order.
         command.process_group(0);
@@ -77,7 +81,13 @@ impl Process {
     /// Its end, if it has ended: what to tell, with the last lines of its log.
     pub fn death(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok().flatten()?;
-        Some(format!("{} ended with {}; its last words in {}:\n{}", self.name, describe(status), self.log.display(), self.last_words()))
+        Some(format!(
+            "{} ended with {}; its last words in {}:\n{}",
+            self.name,
+            describe(status),
+            self.log.display(),
+            self.last_words()
+        ))
     }
 
     fn last_words(&self) -> String {
@@ -118,7 +128,9 @@ impl Process {
         for pid in pids {
             match signal::kill(Pid::from_raw(*pid), signal) {
                 Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                Err(error) => return Err(error).with_context(|| format!("sending {signal} to {}, process {pid}", self.name)),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("sending {signal} to {}, process {pid}", self.name));
+                }
             }
         }
         Ok(())

@@ -85,7 +85,13 @@ impl Workspace {
         let lock = lock(&dir)?;
         let hosts = new_dir(&format!("{PREFIX}hosts."), 0o711)?;
         let pid = std::process::id().cast_signed();
-        let owner = Owner { pid, start_ticks: proc::start_ticks(pid), pid_namespace: proc::pid_namespace(), dir: dir.clone(), temporary };
+        let owner = Owner {
+            pid,
+            start_ticks: proc::start_ticks(pid),
+            pid_namespace: proc::pid_namespace(),
+            dir: dir.clone(),
+            temporary,
+        };
         fs::write(hosts.join("owner"), serde_json::to_vec(&owner)?)?;
         for sub in ["log", "home", "keys"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(sub))?;
@@ -182,13 +188,20 @@ const LOCK: &str = ".lab";
 
 /// Takes a directory that the caller chose: makes it, or makes sure that it is the caller's, and empty or a lab's.
 fn open_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("making {}", dir.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("making {}", dir.display()))?;
     let dir = fs::canonicalize(dir)?;
     let shown = dir.display();
     let uid = nix::unistd::geteuid();
     anyhow::ensure!(fs::metadata(&dir)?.uid() == uid.as_raw(), "{shown} belongs to another user");
     let is_lab = dir.join(LOCK).exists();
-    anyhow::ensure!(is_lab || fs::read_dir(&dir)?.next().is_none(), "{shown} is neither empty nor a lab's; name another");
+    anyhow::ensure!(
+        is_lab || fs::read_dir(&dir)?.next().is_none(),
+        "{shown} is neither empty nor a lab's; name another"
+    );
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
     Ok(dir)
 }

@@ -14,22 +14,13 @@ const ID: &str = "i-0123456789abcdef0";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
 fn output(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 #[track_caller]
 fn text(output: Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout)
-        .expect("text")
-        .trim()
-        .to_owned()
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
 /// An sshd that knows no key but what the stand-in's metadata says. It ends with this.
@@ -41,10 +32,7 @@ struct Sshd {
 impl Sshd {
     fn start(dir: &Path, host: SocketAddr, metadata: SocketAddr, user: &str) -> Self {
         let program = "/usr/sbin/sshd";
-        assert!(
-            Path::new(program).exists(),
-            "openssh-server is needed (Debian: apt-get install openssh-server)"
-        );
+        assert!(Path::new(program).exists(), "openssh-server is needed (Debian: apt-get install openssh-server)");
         if user == "root" {
             // gone after every boot, and sshd insists on it
             fs::create_dir_all("/run/sshd").unwrap();
@@ -65,21 +53,11 @@ impl Sshd {
         fs::write(&config, text).unwrap();
         let errors = fs::File::create(&log).unwrap();
         let mut sshd = Command::new(program);
-        let child = sshd
-            .args(["-D", "-e", "-f"])
-            .arg(&config)
-            .stderr(errors)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = sshd.args(["-D", "-e", "-f"]).arg(&config).stderr(errors).stdin(Stdio::null()).spawn().unwrap();
         let sshd = Self { child, log };
         let start = Instant::now();
         while TcpStream::connect(host).is_err() {
-            assert!(
-                start.elapsed() < Duration::from_secs(10),
-                "sshd does not listen: {}",
-                sshd.log()
-            );
+            assert!(start.elapsed() < Duration::from_secs(10), "sshd does not listen: {}", sshd.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         sshd
@@ -136,18 +114,8 @@ fn aws(stand_in: &StandIn, dir: &Path) -> Command {
 /// A shell that reads its commands from standard input.
 fn shell(mut command: Command, script: &'static str) -> Output {
     use std::io::Write;
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(script.as_bytes())
-        .unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
 
@@ -163,12 +131,7 @@ async fn aws_own_ssh_command_reaches_a_shell_for_sixty_seconds_after_its_push_an
         session_token: None,
         account_id: "123456789012".into(),
     };
-    let stand_in = StandIn::start(Config {
-        credentials: vec![credential],
-        ..Config::default()
-    })
-    .await
-    .unwrap();
+    let stand_in = StandIn::start(Config { credentials: vec![credential], ..Config::default() }).await.unwrap();
     let user = text(output(Command::new("id").arg("-un")));
     let dir = tempfile::tempdir().unwrap();
     let host = free(IpAddr::from([127, 0, 77, 1]));
@@ -185,44 +148,18 @@ async fn aws_own_ssh_command_reaches_a_shell_for_sixty_seconds_after_its_push_an
     // the client's own key, made for this one login
     let port = host.port().to_string();
     let mut command = aws(&stand_in, dir.path());
-    command.args([
-        "ssh",
-        "--instance-id",
-        ID,
-        "--os-user",
-        &user,
-        "--ssh-port",
-        &port,
-    ]);
-    let output =
-        off_the_runtime(move || shell(command, "echo \"I am $(id -un)\"; echo $SSH_CONNECTION\n"))
-            .await;
+    command.args(["ssh", "--instance-id", ID, "--os-user", &user, "--ssh-port", &port]);
+    let output = off_the_runtime(move || shell(command, "echo \"I am $(id -un)\"; echo $SSH_CONNECTION\n")).await;
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains(&format!("I am {user}")),
-        "{said} {errors} {}",
-        sshd.log()
-    );
+    assert!(said.contains(&format!("I am {user}")), "{said} {errors} {}", sshd.log());
     assert!(said.contains(&format!("{} {port}", host.ip())), "{said}");
 
     let journal = stand_in.journal();
-    let asked: Vec<&str> = journal
-        .iter()
-        .filter(|it| it.api != Api::Metadata)
-        .map(|it| &*it.action)
-        .collect();
+    let asked: Vec<&str> = journal.iter().filter(|it| it.api != Api::Metadata).map(|it| &*it.action).collect();
     assert_eq!(asked, ["DescribeInstances", "SendSSHPublicKey"]);
-    let reads: Vec<_> = journal
-        .iter()
-        .filter(|it| it.api == Api::Metadata)
-        .collect();
-    assert!(
-        !reads.is_empty()
-            && reads
-                .iter()
-                .all(|it| it.instance_ids == [ID] && it.answered == Some(1))
-    );
+    let reads: Vec<_> = journal.iter().filter(|it| it.api == Api::Metadata).collect();
+    assert!(!reads.is_empty() && reads.iter().all(|it| it.instance_ids == [ID] && it.answered == Some(1)));
 
     // a key of one's own: pushed by the client, used by plain ssh, and then no more
     let key = dir.path().join("key");
@@ -242,9 +179,7 @@ async fn aws_own_ssh_command_reaches_a_shell_for_sixty_seconds_after_its_push_an
     text(off_the_runtime(move || shell(command, "")).await);
     let log_in = || {
         let mut ssh = Command::new(dir.path().join("bin/ssh"));
-        ssh.arg("-i")
-            .arg(&key)
-            .args(["-p", &port, "-l", &user, &host.ip().to_string(), "echo in"]);
+        ssh.arg("-i").arg(&key).args(["-p", &port, "-l", &user, &host.ip().to_string(), "echo in"]);
         off_the_runtime(move || shell(ssh, ""))
     };
     assert_eq!(text(log_in().await), "in");
@@ -252,18 +187,11 @@ async fn aws_own_ssh_command_reaches_a_shell_for_sixty_seconds_after_its_push_an
     stand_in.advance(Duration::from_secs(60));
     let refused = log_in().await;
     let errors = String::from_utf8_lossy(&refused.stderr);
-    assert!(
-        !refused.status.success() && errors.contains("Permission denied (publickey)"),
-        "{errors}"
-    );
+    assert!(!refused.status.success() && errors.contains("Permission denied (publickey)"), "{errors}");
 }
 
 fn keygen(file: &Path) -> Output {
-    output(
-        Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(file),
-    )
+    output(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(file))
 }
 
 /// Takes TLS off for the stand-in, under a name that only a private copy of `/etc` knows.
@@ -275,28 +203,9 @@ impl Tls {
     fn start(dir: &Path, name: &str, listen: IpAddr, to: SocketAddr) -> Self {
         let (certificate, key) = (dir.join("tls.pem"), dir.join("tls.key"));
         let mut openssl = Command::new("openssl");
-        openssl.args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-        ]);
-        openssl.args([
-            "-days",
-            "1",
-            "-subj",
-            "/CN=lab",
-            "-addext",
-            &format!("subjectAltName=DNS:{name}"),
-        ]);
-        openssl
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate);
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+        openssl.args(["-days", "1", "-subj", "/CN=lab", "-addext", &format!("subjectAltName=DNS:{name}")]);
+        openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
         text(output(&mut openssl));
         let mut child = Command::new("python3")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/moto/tls.py"))
@@ -308,22 +217,13 @@ impl Tls {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line.trim(), "ready");
 
         // what the client will see of /etc
-        let (hosts, bundle) = (
-            Path::new("/etc/hosts"),
-            Path::new("/etc/ssl/certs/ca-certificates.crt"),
-        );
+        let (hosts, bundle) = (Path::new("/etc/hosts"), Path::new("/etc/ssl/certs/ca-certificates.crt"));
         let read = |path| fs::read_to_string(path).unwrap_or_default();
-        fs::write(
-            dir.join("hosts"),
-            format!("{}\n{listen} {name}\n", read(hosts)),
-        )
-        .unwrap();
+        fs::write(dir.join("hosts"), format!("{}\n{listen} {name}\n", read(hosts))).unwrap();
         let trusted = read(bundle) + &fs::read_to_string(&certificate).unwrap();
         fs::write(dir.join("bundle"), trusted).unwrap();
         Self { child }
@@ -342,11 +242,7 @@ fn in_private_etc(command: &Command, dir: &Path) -> Command {
     let script = "mount --bind \"$0/hosts\" /etc/hosts && \
                   mount --bind \"$0/bundle\" /etc/ssl/certs/ca-certificates.crt && exec \"$@\"";
     let mut wrapped = Command::new("unshare");
-    wrapped
-        .args(["-m", "sh", "-c", script])
-        .arg(dir)
-        .arg(command.get_program())
-        .args(command.get_args());
+    wrapped.args(["-m", "sh", "-c", script]).arg(dir).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(name, value),
@@ -363,8 +259,7 @@ async fn aws_own_ssh_command_goes_through_an_endpoint() {
         eprintln!("left out: port 443 and a name of one's own need root");
         return;
     }
-    let name =
-        "eice-0123456789abcdef0.example.ec2-instance-connect-endpoint.us-west-2.amazonaws.com";
+    let name = "eice-0123456789abcdef0.example.ec2-instance-connect-endpoint.us-west-2.amazonaws.com";
     let host = free(IpAddr::from([127, 0, 77, 2]));
     let config = Config {
         credentials: vec![Credential {
@@ -383,15 +278,8 @@ async fn aws_own_ssh_command_goes_through_an_endpoint() {
         host_addr: Some(host),
         ..Instance::default()
     });
-    stand_in.put_endpoint(Endpoint {
-        dns_name: name.into(),
-        ..Endpoint::default()
-    });
-    let (path, to, metadata) = (
-        dir.path().to_owned(),
-        stand_in.api_addr(),
-        stand_in.metadata_addr(),
-    );
+    stand_in.put_endpoint(Endpoint { dns_name: name.into(), ..Endpoint::default() });
+    let (path, to, metadata) = (dir.path().to_owned(), stand_in.api_addr(), stand_in.metadata_addr());
     let (_tls, sshd) = off_the_runtime(move || {
         let tls = Tls::start(&path, name, IpAddr::from([127, 0, 77, 2]), to);
         (tls, Sshd::start(&path, host, metadata, "root"))
@@ -401,42 +289,14 @@ async fn aws_own_ssh_command_goes_through_an_endpoint() {
     // no public address: the client chooses the endpoint by itself
     let port = host.port().to_string();
     let mut command = aws(&stand_in, dir.path());
-    command.args([
-        "ssh",
-        "--instance-id",
-        ID,
-        "--os-user",
-        "root",
-        "--ssh-port",
-        &port,
-    ]);
+    command.args(["ssh", "--instance-id", ID, "--os-user", "root", "--ssh-port", &port]);
     let command = in_private_etc(&command, dir.path());
     let output = off_the_runtime(move || shell(command, "echo \"I am $(id -un)\"\n")).await;
     let said = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("I am root"),
-        "{said} {errors} {} {:#?}",
-        sshd.log(),
-        stand_in.journal()
-    );
+    assert!(said.contains("I am root"), "{said} {errors} {} {:#?}", sshd.log(), stand_in.journal());
     let journal = stand_in.journal();
-    let asked: Vec<&str> = journal
-        .iter()
-        .filter(|it| it.api != Api::Metadata)
-        .map(|it| &*it.action)
-        .collect();
-    assert_eq!(
-        asked[..4],
-        [
-            "DescribeInstances",
-            "DescribeInstanceConnectEndpoints",
-            "SendSSHPublicKey",
-            "openTunnel"
-        ]
-    );
-    assert!(
-        journal.iter().all(|it| it.outcome == Outcome::Ok),
-        "{journal:#?}"
-    );
+    let asked: Vec<&str> = journal.iter().filter(|it| it.api != Api::Metadata).map(|it| &*it.action).collect();
+    assert_eq!(asked[..4], ["DescribeInstances", "DescribeInstanceConnectEndpoints", "SendSSHPublicKey", "openTunnel"]);
+    assert!(journal.iter().all(|it| it.outcome == Outcome::Ok), "{journal:#?}");
 }

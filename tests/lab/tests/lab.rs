@@ -145,7 +145,13 @@ async fn a_call_that_a_stranger_signed_is_refused() {
     let (lab, web, _) = one_instance().await;
     let api = lab.aws_env().into_iter().find(|(name, _)| name == "AWS_ENDPOINT_URL_EC2").unwrap().1;
     let mut describe = Command::new("curl");
-    describe.args(["-s", "--aws-sigv4", "aws:amz:us-west-2:ec2", "--user", "AKIAI44QH8DHBEXAMPLE:je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"]);
+    describe.args([
+        "-s",
+        "--aws-sigv4",
+        "aws:amz:us-west-2:ec2",
+        "--user",
+        "AKIAI44QH8DHBEXAMPLE:je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY",
+    ]);
     describe.args(["--data", &format!("Action=DescribeInstances&Version=2016-11-15&InstanceId.1={}", web.id), &api]);
     let refused = ssh::run(&mut describe).await.unwrap();
     assert!(refused.stdout.contains("AuthFailure"), "{refused:?}");
@@ -266,8 +272,13 @@ async fn the_command_starts_shows_and_ends_a_lab() {
         assert!(done.success(), "{order}: {done:?}");
     }
     let list = command(&dir, &["instance", "list"]).await.stdout;
-    let states: Vec<_> = list.lines().skip(1).map(|line| line.split_whitespace().step_by(2).take(2).collect::<Vec<_>>()).collect();
-    assert_eq!(states, [["db-1", "running"], ["old-1", "stopped"], ["web-1", "stopped"], ["web-2", "running"]], "{list}");
+    let states: Vec<_> =
+        list.lines().skip(1).map(|line| line.split_whitespace().step_by(2).take(2).collect::<Vec<_>>()).collect();
+    assert_eq!(
+        states,
+        [["db-1", "running"], ["old-1", "stopped"], ["web-1", "stopped"], ["web-2", "running"]],
+        "{list}"
+    );
     let unknown = command(&dir, &["instance", "stop", "web-9"]).await;
     assert!(unknown.stderr.contains("there are db-1, old-1, web-1, web-2"), "{unknown:?}");
     let account = command(&dir, &["kubeconfig", "--service-account", "instance-access/operator"]).await;
@@ -318,7 +329,8 @@ async fn what_a_crash_left_is_swept_at_the_next_start() {
 
 /// The directory in the temporary directory that belongs to the lab in `dir`.
 fn hosts_of(dir: &Path) -> Option<PathBuf> {
-    let names_it = |path: &PathBuf| fs::read_to_string(path.join("owner")).is_ok_and(|it| it.contains(dir.to_str().unwrap()));
+    let names_it =
+        |path: &PathBuf| fs::read_to_string(path.join("owner")).is_ok_and(|it| it.contains(dir.to_str().unwrap()));
     fs::read_dir(std::env::temp_dir()).unwrap().map(|entry| entry.unwrap().path()).find(names_it)
 }
 

@@ -144,7 +144,10 @@ fn what_cannot_be_served_as_it_is_written_is_refused_with_all_findings() {
     invalid(world().with(|request| request.spec.target.account_id = Some("1".into())), "spec.target.accountId");
     invalid(world().with(|request| request.spec.target.instance_id = Some("i-xyz".into())), "spec.target.instanceId");
     invalid(world().with(|request| request.spec.target.instance_id = None), "exactly one of");
-    invalid(world().with(|request| request.spec.target.tags = Some([("a".into(), "b".into())].into())), "exactly one of");
+    invalid(
+        world().with(|request| request.spec.target.tags = Some([("a".into(), "b".into())].into())),
+        "exactly one of",
+    );
     invalid(
         world().with(|request| {
             request.spec.target.instance_id = None;
@@ -312,9 +315,19 @@ fn an_instance_that_is_not_ready_is_waited_for_without_haste() {
     let mut gone = world();
     gone.instances.clear();
     waits(gone, "TargetNotFound", true, "no instance matches spec.target in region us-west-2");
-    waits(world().on(|instance| instance.state = InstanceState::Stopped), "InstanceNotRunning", true, "is stopped; start it");
+    waits(
+        world().on(|instance| instance.state = InstanceState::Stopped),
+        "InstanceNotRunning",
+        true,
+        "is stopped; start it",
+    );
     waits(world().on(|instance| instance.state = InstanceState::Pending), "InstanceNotRunning", true, "is starting");
-    waits(world().on(|instance| instance.state = InstanceState::Terminated), "InstanceTerminated", false, "is terminated");
+    waits(
+        world().on(|instance| instance.state = InstanceState::Terminated),
+        "InstanceTerminated",
+        false,
+        "is terminated",
+    );
     let mut no_route = world().on(|instance| instance.public_ip = None);
     no_route.endpoints.clear();
     waits(no_route, "NoRoute", true, "vpc-1 has no EC2 Instance Connect Endpoint");
@@ -333,7 +346,12 @@ fn an_instance_that_is_not_ready_is_waited_for_without_haste() {
     waits(two, "TargetAmbiguous", false, "match 2 instances or more (i-00000000000000001, i-0123456789abcdef0)");
     let foreign = world().on(|instance| instance.account_id = AccountId::parse("210987654321").unwrap());
     let account_id = Some("123456789012".to_owned());
-    waits(foreign.with(|request| request.spec.target.account_id = account_id), "TargetNotFound", false, "does not belong");
+    waits(
+        foreign.with(|request| request.spec.target.account_id = account_id),
+        "TargetNotFound",
+        false,
+        "does not belong",
+    );
     let mut none = by_tags(world());
     none.instances.clear();
     waits(none, "TargetNotFound", true, "no instance matches");
@@ -372,7 +390,8 @@ fn the_way_is_chosen_as_awss_command_line_would() {
     assert_eq!((through.method, through.endpoint_id.as_deref()), (ConnectionMethod::Endpoint, Some("eice-1")));
     assert!(through.command.contains("--max-tunnel-duration 600"), "{}", through.command);
     let connection = Connection { method: Some(ConnectionMethod::Direct), port: Some(2222) };
-    let direct = world().with(|request| request.spec.connection = Some(connection)).settled().status().connection.unwrap();
+    let direct =
+        world().with(|request| request.spec.connection = Some(connection)).settled().status().connection.unwrap();
     assert_eq!((direct.method, direct.endpoint_id, direct.port), (ConnectionMethod::Direct, None, 2222));
 }
 

@@ -31,8 +31,18 @@ pub(in super::super) enum Fate {
 /// A push on its way.
 #[derive(Debug)]
 enum Push {
-    Waits { permit: PushPermit, leaves: Timestamp, fate: Fate },
-    Flies { instance_id: String, lands: Option<Timestamp>, answers: Timestamp, answer: Result<String, Failure>, known: bool },
+    Waits {
+        permit: PushPermit,
+        leaves: Timestamp,
+        fate: Fate,
+    },
+    Flies {
+        instance_id: String,
+        lands: Option<Timestamp>,
+        answers: Timestamp,
+        answer: Result<String, Failure>,
+        known: bool,
+    },
 }
 
 /// A key on an instance.
@@ -284,8 +294,10 @@ impl Life {
             let plan = self.ask();
             self.plans += 1;
             assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());
-            let is_over = { let status = self.view.as_ref().and_then(|view| view.status.clone()).unwrap_or_default();
-                condition::is_true(&status.conditions, ConditionType::Ended) };
+            let is_over = {
+                let status = self.view.as_ref().and_then(|view| view.status.clone()).unwrap_or_default();
+                condition::is_true(&status.conditions, ConditionType::Ended)
+            };
             if plan.is_empty() {
                 if let Some((deadline, time)) = plan.look_again {
                     assert!(time > self.now, "{deadline:?} at {time} is not after {}\n{}", self.now, self.log());
@@ -314,14 +326,19 @@ impl Life {
             return;
         }
         let again = self.ask();
-        let only_lets_go = again.before.is_empty() && again.status.is_none() && again.after == [Effect::RemoveFinalizer];
+        let only_lets_go =
+            again.before.is_empty() && again.status.is_none() && again.after == [Effect::RemoveFinalizer];
         assert!(again.is_empty() || only_lets_go, "a second plan: {again:?}\n{}", self.log());
         assert_eq!(again.look_again, deadline, "another deadline on its own result\n{}", self.log());
     }
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
         if has_push(&plan) {
-            assert!(self.policies_read && self.policy_admits, "I2: a push is planned, and no policy admits it\n{}", self.log());
+            assert!(
+                self.policies_read && self.policy_admits,
+                "I2: a push is planned, and no policy admits it\n{}",
+                self.log()
+            );
         }
         let mut receipt = None;
         for effect in std::mem::take(&mut plan.before) {
@@ -385,7 +402,11 @@ impl Life {
             Effect::StopPush => {
                 let waited = self.push.iter().any(|push| matches!(push, Push::Waits { .. }));
                 self.push.retain(|push| matches!(push, Push::Flies { .. }));
-                if waited { self.sight.push.unsent() } else { self.sight.push.stopped(self.now) }
+                if waited {
+                    self.sight.push.unsent()
+                } else {
+                    self.sight.push.stopped(self.now)
+                }
                 self.step("push stopped")
             }
             Effect::AddFinalizer => self.write("finalizer added", |object| {

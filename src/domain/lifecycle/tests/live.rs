@@ -134,10 +134,22 @@ fn a_push_that_nobody_answers_is_tried_again() {
 fn an_instance_that_goes_is_told_when_it_is_seen_and_gets_no_key() {
     type Change = fn(&mut Life);
     let states: [(Change, &str); 5] = [
-        (|life| life.change_instance(|instance| instance.state = InstanceState::Stopped), "InstanceNotRunning Reconciling=True"),
-        (|life| life.change_instance(|instance| instance.state = InstanceState::Stopping), "InstanceNotRunning Reconciling=True"),
-        (|life| life.change_instance(|instance| instance.state = InstanceState::Terminated), "InstanceTerminated Stalled=True"),
-        (|life| life.change_instance(|instance| instance.state = InstanceState::Unknown), "InstanceNotRunning Reconciling=True"),
+        (
+            |life| life.change_instance(|instance| instance.state = InstanceState::Stopped),
+            "InstanceNotRunning Reconciling=True",
+        ),
+        (
+            |life| life.change_instance(|instance| instance.state = InstanceState::Stopping),
+            "InstanceNotRunning Reconciling=True",
+        ),
+        (
+            |life| life.change_instance(|instance| instance.state = InstanceState::Terminated),
+            "InstanceTerminated Stalled=True",
+        ),
+        (
+            |life| life.change_instance(|instance| instance.state = InstanceState::Unknown),
+            "InstanceNotRunning Reconciling=True",
+        ),
         (|life| life.instances.clear(), "TargetNotFound Reconciling=True"),
     ];
     for (change, line) in states {
@@ -182,7 +194,10 @@ fn an_instance_that_is_tagged_otherwise_ends_the_grant() {
     life.change_instance(|instance| drop(instance.tags.insert("env".into(), "prod".into())));
     life = life.until(160);
     life.shows("Approved=True Active=True/RevocationPending Reconciling=True");
-    life.says(ConditionType::Active, "policy developers no longer admits this: it selects instances by the tags env=dev");
+    life.says(
+        ConditionType::Active,
+        "policy developers no longer admits this: it selects instances by the tags env=dev",
+    );
     life = life.until(230);
     life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
     assert_eq!(life.status().revocation.unwrap().cause, EndCause::PolicyChanged);

@@ -26,8 +26,7 @@ use crate::domain::policy::Policy;
 
 pub(super) use driver::{Fate, Life};
 
-pub(super) const ED25519: &str =
-    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
+pub(super) const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
 /// The part of it that no message may show.
 pub(super) const KEY_BODY: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
 pub(super) const INSTANCE: &str = "i-0123456789abcdef0";

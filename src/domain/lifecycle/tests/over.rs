@@ -177,9 +177,15 @@ fn a_policy_that_no_longer_admits_takes_access_back() {
         (|policies| policies[0].metadata.uid = Some("another".into()), "policy developers was deleted"),
         (|policies| policies[0].spec.subjects.clear(), "is not for this requester"),
         (|policies| policies[0].spec.os_users = vec!["ops".into()], "allows osUsers ops"),
-        (|policies| policies[0].spec.ttl = Some(PolicyTtl { default_seconds: 300, max_seconds: 300 }), "at most ttlSeconds 300"),
+        (
+            |policies| policies[0].spec.ttl = Some(PolicyTtl { default_seconds: 300, max_seconds: 300 }),
+            "at most ttlSeconds 300",
+        ),
         (|policies| policies[0].spec.targets.instance_tags = None, "names no targets"),
-        (|policies| policies[0].spec.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]), "connectionMethods Endpoint"),
+        (
+            |policies| policies[0].spec.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]),
+            "connectionMethods Endpoint",
+        ),
         (|policies| policies[0].spec.windows = Some(vec![]), "cannot be enforced"),
         (|policies| policies[0].spec.effect = PolicyEffect::Deny, "denies this"),
         (|policies| policies.push(policy("freeze", PolicyEffect::Deny)), "policy freeze denies this"),

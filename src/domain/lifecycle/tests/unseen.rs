@@ -45,7 +45,9 @@ fn a_request_that_vanished_while_its_grant_lived_owes_the_record_of_its_end() {
     let mut life = world().until(100);
     let object = life.object.clone().unwrap();
     let plan = vanished(at(100), &object, &Sight::new(at(0)));
-    assert!(matches!(&plan.before[..], [Effect::StopPush, Effect::Audit { required: true, record }] if record.kind == RecordKind::Ended));
+    assert!(
+        matches!(&plan.before[..], [Effect::StopPush, Effect::Audit { required: true, record }] if record.kind == RecordKind::Ended)
+    );
     assert!(plan.status.is_none() && plan.after.is_empty());
     let mut failing = Sight::new(at(0));
     failing.audit_failed_time = Some(at(98));

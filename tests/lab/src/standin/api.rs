@@ -55,11 +55,7 @@ impl Refusal {
             "RequestLimitExceeded" | "Unavailable" | "ServiceUnavailable" => 503,
             _ => 400,
         };
-        Self {
-            code: code.into(),
-            message: message.into(),
-            status,
-        }
+        Self { code: code.into(), message: message.into(), status }
     }
 
     fn throttled(api: Api) -> Self {
@@ -67,24 +63,17 @@ impl Refusal {
             Api::Ec2 => Self::new("RequestLimitExceeded", "Request limit exceeded."),
             Api::Eic => Self::new("ThrottlingException", "Rate exceeded"),
             Api::Sts => Self::new("Throttling", "Rate exceeded"),
-            Api::Tunnel | Api::Metadata => Self {
-                status: 429,
-                ..Self::new("TooManyRequests", "Rate exceeded")
-            },
+            Api::Tunnel | Api::Metadata => Self { status: 429, ..Self::new("TooManyRequests", "Rate exceeded") },
         }
     }
 
     fn broken(api: Api, status: u16) -> Self {
         let it = match api {
-            Api::Ec2 if status == 503 => Self::new(
-                "Unavailable",
-                "The service is unavailable. Please try again shortly.",
-            ),
+            Api::Ec2 if status == 503 => {
+                Self::new("Unavailable", "The service is unavailable. Please try again shortly.")
+            }
             Api::Ec2 => Self::new("InternalError", "An internal error has occurred"),
-            Api::Eic => Self::new(
-                "ServiceException",
-                "The service encountered an error. Try again.",
-            ),
+            Api::Eic => Self::new("ServiceException", "The service encountered an error. Try again."),
             Api::Sts => Self::new("InternalFailure", "The request processing has failed."),
             Api::Tunnel | Api::Metadata => Self::new("InternalError", "Internal error"),
         };
@@ -92,15 +81,9 @@ impl Refusal {
     }
 
     fn denied(api: Api, caller: &Caller, action: &str) -> Self {
-        let text = format!(
-            "User: {} is not authorized to perform: {action}",
-            caller.arn
-        );
+        let text = format!("User: {} is not authorized to perform: {action}", caller.arn);
         match api {
-            Api::Ec2 => Self::new(
-                "UnauthorizedOperation",
-                "You are not authorized to perform this operation.",
-            ),
+            Api::Ec2 => Self::new("UnauthorizedOperation", "You are not authorized to perform this operation."),
             Api::Eic => Self::new("AccessDeniedException", text),
             Api::Sts | Api::Tunnel | Api::Metadata => Self::new("AccessDenied", text),
         }
@@ -125,10 +108,7 @@ impl Refusal {
     }
 
     fn auth_failure() -> Self {
-        Self::new(
-            "AuthFailure",
-            "AWS was not able to validate the provided access credentials",
-        )
+        Self::new("AuthFailure", "AWS was not able to validate the provided access credentials")
     }
 
     fn flawed(api: Api, flaw: Flaw) -> Self {
@@ -146,15 +126,12 @@ impl Refusal {
             (Api::Ec2, _) => return Self::auth_failure(),
             (Api::Eic, Flaw::Missing) => "MissingAuthenticationTokenException",
             (Api::Eic, Flaw::Malformed(_)) => "IncompleteSignatureException",
-            (Api::Eic, Flaw::Old(_) | Flaw::Young(_) | Flaw::Mismatch) => {
-                "InvalidSignatureException"
-            }
+            (Api::Eic, Flaw::Old(_) | Flaw::Young(_) | Flaw::Mismatch) => "InvalidSignatureException",
             (Api::Sts | Api::Tunnel | Api::Metadata, Flaw::Missing) => "MissingAuthenticationToken",
             (Api::Sts | Api::Tunnel | Api::Metadata, Flaw::Malformed(_)) => "IncompleteSignature",
-            (
-                Api::Sts | Api::Tunnel | Api::Metadata,
-                Flaw::Old(_) | Flaw::Young(_) | Flaw::Mismatch,
-            ) => "SignatureDoesNotMatch",
+            (Api::Sts | Api::Tunnel | Api::Metadata, Flaw::Old(_) | Flaw::Young(_) | Flaw::Mismatch) => {
+                "SignatureDoesNotMatch"
+            }
         };
         Self::new(code, text)
     }
@@ -167,21 +144,13 @@ pub(super) enum Verdict {
 }
 
 /// Answers one request on the API's port.
-pub(super) async fn answer(
-    shared: Arc<Shared>,
-    conn: Arc<Conn>,
-    request: Request<Incoming>,
-) -> Response<Body> {
+pub(super) async fn answer(shared: Arc<Shared>, conn: Arc<Conn>, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     if parts.uri.path() == "/openTunnel" {
         return tunnel::answer(shared, conn, parts).await;
     }
     let Ok(body) = to_bytes(Body::new(body), BODY_BYTES_MAX).await else {
-        return respond(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "text/plain",
-            "the body is too large or was cut".into(),
-        );
+        return respond(StatusCode::PAYLOAD_TOO_LARGE, "text/plain", "the body is too large or was cut".into());
     };
     if parts.uri.path().starts_with("/_lab/") {
         return control::answer(&shared, &conn, &parts, &body);
@@ -191,11 +160,7 @@ pub(super) async fn answer(
     match work.await {
         Ok(Verdict::Answer(response)) => response,
         Ok(Verdict::Reset) => match conn.reset().await {},
-        Err(_) => respond(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "text/plain",
-            "the stand-in failed".into(),
-        ),
+        Err(_) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "the stand-in failed".into()),
     }
 }
 
@@ -207,10 +172,7 @@ enum Call {
 }
 
 async fn work(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Verdict {
-    let target = parts
-        .headers
-        .get("x-amz-target")
-        .and_then(|it| it.to_str().ok());
+    let target = parts.headers.get("x-amz-target").and_then(|it| it.to_str().ok());
     let call = if let Some(target) = target {
         let action = target.strip_prefix(eic::TARGET_PREFIX).unwrap_or(target);
         Call::Eic(action.to_owned(), Push::read(&body))
@@ -220,11 +182,7 @@ async fn work(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Verdict {
         } else {
             Form::read(&body)
         };
-        if sts::is_action(form.action()) {
-            Call::Sts(form)
-        } else {
-            Call::Ec2(form)
-        }
+        if sts::is_action(form.action()) { Call::Sts(form) } else { Call::Ec2(form) }
     };
     let signature = sigv4::read(&parts);
     let (api, action) = match &call {
@@ -236,23 +194,15 @@ async fn work(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Verdict {
     match &call {
         Call::Ec2(form) => entry.instance_ids = form.named_instances(),
         Call::Eic(_, push) => {
-            entry.instance_ids = push
-                .field("InstanceId")
-                .map(str::to_owned)
-                .into_iter()
-                .collect();
+            entry.instance_ids = push.field("InstanceId").map(str::to_owned).into_iter().collect();
             entry.os_user = push.field("InstanceOSUser").map(str::to_owned);
-            entry.key_fingerprint = push
-                .field("SSHPublicKey")
-                .and_then(|it| keys::parse(it).ok())
-                .map(|it| it.fingerprint);
+            entry.key_fingerprint =
+                push.field("SSHPublicKey").and_then(|it| keys::parse(it).ok()).map(|it| it.fingerprint);
         }
         Call::Sts(_) => {}
     }
 
-    let mishap = shared
-        .faults
-        .strike(api, &entry.action, &entry.instance_ids);
+    let mishap = shared.faults.strike(api, &entry.action, &entry.instance_ids);
     if !mishap.delay.is_zero() {
         tokio::time::sleep(mishap.delay).await;
     }
@@ -260,9 +210,7 @@ async fn work(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Verdict {
         shared.decided(entry, Outcome::Dropped);
         return Verdict::Reset;
     }
-    let done = judge(
-        &shared, api, &call, signature, &parts, &body, &mishap, &mut entry,
-    );
+    let done = judge(&shared, api, &call, signature, &parts, &body, &mishap, &mut entry);
     let request_id = entry.request_id.clone();
     let outcome = match &done {
         Ok(_) if mishap.end == Some(FaultKind::DoThenDrop) => Outcome::DoneThenDropped,
@@ -278,11 +226,7 @@ async fn work(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Verdict {
         return Verdict::Reset;
     }
     if mishap.end == Some(FaultKind::Garbage) {
-        return Verdict::Answer(respond(
-            StatusCode::OK,
-            "text/html",
-            "<html><body>Welcome to the hotel".into(),
-        ));
+        return Verdict::Answer(respond(StatusCode::OK, "text/html", "<html><body>Welcome to the hotel".into()));
     }
     let mut response = match done {
         Ok(body) => respond(StatusCode::OK, content_type(api), body),
@@ -294,10 +238,7 @@ async fn work(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Verdict {
     Verdict::Answer(response)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the one place where a call meets everything that judges it"
-)]
+#[expect(clippy::too_many_arguments, reason = "the one place where a call meets everything that judges it")]
 fn judge(
     shared: &Shared,
     api: Api,
@@ -327,9 +268,7 @@ fn judge(
         Call::Sts(_) => None,
     };
     if let Some(lane) = lane
-        && !shared
-            .buckets
-            .take(lane, &caller.account_id, &caller.region, shared.clock.now())
+        && !shared.buckets.take(lane, &caller.account_id, &caller.region, shared.clock.now())
     {
         return Err(Refusal::throttled(api));
     }
@@ -355,9 +294,7 @@ impl Shared {
             api,
             action,
             region: signature.map(|it| it.region.clone()).unwrap_or_default(),
-            access_key_id: signature
-                .map(|it| it.access_key_id.clone())
-                .unwrap_or_default(),
+            access_key_id: signature.map(|it| it.access_key_id.clone()).unwrap_or_default(),
             account_id: String::new(),
             instance_ids: Vec::new(),
             os_user: None,
@@ -397,22 +334,11 @@ impl Shared {
             return Err(flawed(Flaw::Malformed(text)));
         }
         let now = Timestamp::now() + SignedDuration::from_secs(mishap.skew);
-        signature
-            .judge_time(now, self.config.clock_skew_max)
-            .map_err(flawed)?;
+        signature.judge_time(now, self.config.clock_skew_max).map_err(flawed)?;
         let session = self.sessions.get(&signature.access_key_id);
-        let known = self
-            .config
-            .credentials
-            .iter()
-            .find(|it| it.access_key_id == signature.access_key_id);
+        let known = self.config.credentials.iter().find(|it| it.access_key_id == signature.access_key_id);
         let (secret, token, account_id, arn) = match (&session, known) {
-            (Some(it), _) => (
-                Some(&it.secret),
-                Some(&it.token),
-                &it.account_id,
-                it.arn.clone(),
-            ),
+            (Some(it), _) => (Some(&it.secret), Some(&it.token), &it.account_id, it.arn.clone()),
             (None, Some(it)) => (
                 Some(&it.secret_access_key),
                 it.session_token.as_ref(),
@@ -421,12 +347,7 @@ impl Shared {
             ),
             (None, None) if self.config.credentials.is_empty() => {
                 let account = &self.config.account_id;
-                (
-                    None,
-                    None,
-                    account,
-                    format!("arn:aws:iam::{account}:user/lab"),
-                )
+                (None, None, account, format!("arn:aws:iam::{account}:user/lab"))
             }
             (None, None) => return Err(Refusal::unknown_key(api)),
         };
@@ -436,10 +357,7 @@ impl Shared {
         if let Some(secret) = secret {
             signature.judge(parts, body, secret).map_err(flawed)?;
         }
-        if session
-            .as_ref()
-            .is_some_and(|it| it.expires <= Timestamp::now())
-        {
+        if session.as_ref().is_some_and(|it| it.expires <= Timestamp::now()) {
             return Err(Refusal::expired(api));
         }
         Ok(Caller {
@@ -451,16 +369,9 @@ impl Shared {
     }
 
     /// Refuses what a fault says is to be refused.
-    pub(super) fn afflict(
-        &self,
-        api: Api,
-        mishap: &Mishap,
-        caller: &Caller,
-        action: &str,
-    ) -> Result<(), Refusal> {
+    pub(super) fn afflict(&self, api: Api, mishap: &Mishap, caller: &Caller, action: &str) -> Result<(), Refusal> {
         Err(match &mishap.end {
-            None
-            | Some(FaultKind::Slow(_) | FaultKind::SlowAnswer(_) | FaultKind::ClockSkew(_)) => {
+            None | Some(FaultKind::Slow(_) | FaultKind::SlowAnswer(_) | FaultKind::ClockSkew(_)) => {
                 return Ok(());
             }
             Some(FaultKind::Drop | FaultKind::DoThenDrop | FaultKind::Garbage) => return Ok(()),
@@ -469,15 +380,9 @@ impl Shared {
             Some(FaultKind::Deny) => Refusal::denied(api, caller, action),
             Some(FaultKind::ExpiredCredentials) => Refusal::expired(api),
             Some(FaultKind::BadSignature) => Refusal::flawed(api, Flaw::Mismatch),
-            Some(FaultKind::Error {
-                code,
-                message,
-                status,
-            }) => Refusal {
-                code: code.clone(),
-                message: message.clone(),
-                status: *status,
-            },
+            Some(FaultKind::Error { code, message, status }) => {
+                Refusal { code: code.clone(), message: message.clone(), status: *status }
+            }
         })
     }
 }
@@ -497,8 +402,7 @@ pub(super) fn refuse(api: Api, refusal: &Refusal, request_id: &str) -> Response<
     let mut xml = Xml::default();
     let body = match api {
         Api::Ec2 => {
-            xml.0
-                .push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+            xml.0.push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
             xml.node("Response", |xml| {
                 xml.node("Errors", |xml| {
                     xml.node("Error", |xml| {
@@ -511,17 +415,9 @@ pub(super) fn refuse(api: Api, refusal: &Refusal, request_id: &str) -> Response<
             xml.0
         }
         Api::Sts => {
-            xml.0
-                .push_str("<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">");
+            xml.0.push_str("<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">");
             xml.node("Error", |xml| {
-                xml.leaf(
-                    "Type",
-                    if refusal.status < 500 {
-                        "Sender"
-                    } else {
-                        "Receiver"
-                    },
-                );
+                xml.leaf("Type", if refusal.status < 500 { "Sender" } else { "Receiver" });
                 xml.leaf("Code", &refusal.code);
                 xml.leaf("Message", &refusal.message);
             });
@@ -541,15 +437,9 @@ pub(super) fn refuse(api: Api, refusal: &Refusal, request_id: &str) -> Response<
     response
 }
 
-pub(super) fn respond(
-    status: StatusCode,
-    content_type: &'static str,
-    body: String,
-) -> Response<Body> {
+pub(super) fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -28,18 +28,9 @@ impl Default for Rates {
     /// EC2's published rates, and for pushes a guess of the same order.
     fn default() -> Self {
         Self {
-            describe: Bucket {
-                size: 100.0,
-                refill_per_second: 20.0,
-            },
-            describe_all: Bucket {
-                size: 50.0,
-                refill_per_second: 10.0,
-            },
-            push: Bucket {
-                size: 100.0,
-                refill_per_second: 20.0,
-            },
+            describe: Bucket { size: 100.0, refill_per_second: 20.0 },
+            describe_all: Bucket { size: 50.0, refill_per_second: 10.0 },
+            push: Bucket { size: 100.0, refill_per_second: 20.0 },
         }
     }
 }
@@ -72,10 +63,7 @@ pub(super) struct Buckets {
 
 impl Buckets {
     pub(super) fn new(rates: Option<Rates>) -> Self {
-        Self {
-            rates,
-            levels: Mutex::default(),
-        }
+        Self { rates, levels: Mutex::default() }
     }
 
     /// Takes a token, if there is one.
@@ -85,9 +73,8 @@ impl Buckets {
         };
         let bucket = rates.bucket(lane);
         let mut levels = self.levels.lock().expect("no holder panics");
-        let (tokens, counted) = levels
-            .entry((lane, account_id.to_owned(), region.to_owned()))
-            .or_insert((bucket.size, now));
+        let (tokens, counted) =
+            levels.entry((lane, account_id.to_owned(), region.to_owned())).or_insert((bucket.size, now));
         let came = now.saturating_sub(*counted).as_secs_f64() * bucket.refill_per_second;
         *tokens = (*tokens + came).min(bucket.size);
         *counted = now;
@@ -108,9 +95,7 @@ mod tests {
         let buckets = Buckets::new(Some(Rates::default()));
         let taken = |account: &str, second| {
             let now = Duration::from_secs(second);
-            (0..200)
-                .filter(|_| buckets.take(Lane::DescribeInstances, account, "us-west-2", now))
-                .count()
+            (0..200).filter(|_| buckets.take(Lane::DescribeInstances, account, "us-west-2", now)).count()
         };
         assert_eq!(taken("1", 0), 100);
         assert_eq!(taken("1", 1), 20);

@@ -12,10 +12,7 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            skipped: watch::Sender::new(Duration::ZERO),
-        }
+        Self { start: Instant::now(), skipped: watch::Sender::new(Duration::ZERO) }
     }
 
     /// Time since the start.

@@ -29,18 +29,9 @@ struct Advance {
     seconds: f64,
 }
 
-pub(super) fn answer(
-    shared: &Arc<Shared>,
-    conn: &Conn,
-    parts: &Parts,
-    body: &[u8],
-) -> Response<Body> {
+pub(super) fn answer(shared: &Arc<Shared>, conn: &Conn, parts: &Parts, body: &[u8]) -> Response<Body> {
     if !conn.peer.ip().is_loopback() {
-        return respond(
-            StatusCode::FORBIDDEN,
-            "text/plain",
-            "only from loopback".into(),
-        );
+        return respond(StatusCode::FORBIDDEN, "text/plain", "only from loopback".into());
     }
     let path = parts.uri.path().trim_start_matches("/_lab/");
     let (topic, id) = path.split_once('/').unwrap_or((path, ""));
@@ -51,9 +42,7 @@ pub(super) fn answer(
                 .and_then(|(_, value)| value.parse().ok())
                 .unwrap_or(0);
             let (entries, dropped) = shared.journal.since(since);
-            let next = entries
-                .last()
-                .map_or_else(|| shared.journal.next_sequence(), |it| it.sequence + 1);
+            let next = entries.last().map_or_else(|| shared.journal.next_sequence(), |it| it.sequence + 1);
             good(&json!({ "entries": entries, "dropped": dropped, "next": next }))
         }
         (&Method::GET, "keys", "") => good(&shared.keyring.all(shared.clock.now())),
@@ -65,9 +54,7 @@ pub(super) fn answer(
         }
         (&Method::POST, "instances", "") => each(body, |it: Instance| shared.put_instance(it)),
         (&Method::DELETE, "instances", id) => found(shared.remove_instance(id)),
-        (&Method::POST, "endpoints", "") => {
-            each(body, |it: Endpoint| shared.world.put_endpoint(it))
-        }
+        (&Method::POST, "endpoints", "") => each(body, |it: Endpoint| shared.world.put_endpoint(it)),
         (&Method::DELETE, "endpoints", id) => found(shared.world.remove_endpoint(id)),
         (&Method::POST, "advance", "") => match serde_json::from_slice::<Advance>(body) {
             Ok(Advance { seconds }) => match Duration::try_from_secs_f64(seconds) {
@@ -79,21 +66,14 @@ pub(super) fn answer(
             },
             Err(error) => bad(&error.to_string()),
         },
-        _ => respond(
-            StatusCode::NOT_FOUND,
-            "text/plain",
-            format!("there is no {} {path}\n", parts.method),
-        ),
+        _ => respond(StatusCode::NOT_FOUND, "text/plain", format!("there is no {} {path}\n", parts.method)),
     }
 }
 
 fn each<T: for<'de> Deserialize<'de>>(body: &[u8], put: impl FnMut(T)) -> Response<Body> {
     let is_list = body.iter().find(|it| !it.is_ascii_whitespace()) == Some(&b'[');
-    let read: Result<Vec<T>, _> = if is_list {
-        serde_json::from_slice(body)
-    } else {
-        serde_json::from_slice(body).map(|it| vec![it])
-    };
+    let read: Result<Vec<T>, _> =
+        if is_list { serde_json::from_slice(body) } else { serde_json::from_slice(body).map(|it| vec![it]) };
     match read {
         Ok(read) => {
             read.into_iter().for_each(put);
@@ -113,9 +93,5 @@ fn bad(text: &str) -> Response<Body> {
 }
 
 fn found(is_found: bool) -> Response<Body> {
-    if is_found {
-        good(&json!({}))
-    } else {
-        respond(StatusCode::NOT_FOUND, "text/plain", "not found\n".into())
-    }
+    if is_found { good(&json!({})) } else { respond(StatusCode::NOT_FOUND, "text/plain", "not found\n".into()) }
 }

@@ -45,21 +45,11 @@ impl Form {
             let parts: Vec<&str> = key.split('.').collect();
             match parts[..] {
                 ["Filter", n, "Name"] if n.parse::<u32>().is_ok() => {
-                    form.filters
-                        .entry(n.parse().expect("it is a number"))
-                        .or_default()
-                        .name = value.into_owned();
+                    form.filters.entry(n.parse().expect("it is a number")).or_default().name = value.into_owned();
                 }
-                ["Filter", n, "Value", m]
-                    if n.parse::<u32>().is_ok() && m.parse::<u32>().is_ok() =>
-                {
-                    let filter = form
-                        .filters
-                        .entry(n.parse().expect("it is a number"))
-                        .or_default();
-                    filter
-                        .values
-                        .insert(m.parse().expect("it is a number"), value.into_owned());
+                ["Filter", n, "Value", m] if n.parse::<u32>().is_ok() && m.parse::<u32>().is_ok() => {
+                    let filter = form.filters.entry(n.parse().expect("it is a number")).or_default();
+                    filter.values.insert(m.parse().expect("it is a number"), value.into_owned());
                 }
                 [name, n] if n.parse::<u32>().is_ok() => {
                     let list = form.lists.entry(name.to_owned()).or_default();
@@ -87,11 +77,7 @@ impl Form {
 
     /// The instances that a call names, for the journal and the faults.
     pub(super) fn named_instances(&self) -> Vec<String> {
-        let by_filter = self
-            .filters
-            .values()
-            .filter(|it| it.name == "instance-id")
-            .flat_map(|it| it.values.values());
+        let by_filter = self.filters.values().filter(|it| it.name == "instance-id").flat_map(|it| it.values.values());
         self.list("InstanceId").chain(by_filter).cloned().collect()
     }
 
@@ -102,11 +88,7 @@ impl Form {
                 let is_narrow = !self.filters.is_empty()
                     || self.lists.contains_key("InstanceId")
                     || self.get("MaxResults").is_some();
-                Some(if is_narrow {
-                    Lane::DescribeInstances
-                } else {
-                    Lane::DescribeAllInstances
-                })
+                Some(if is_narrow { Lane::DescribeInstances } else { Lane::DescribeAllInstances })
             }
             "DescribeInstanceConnectEndpoints" => Some(Lane::DescribeEndpoints),
             _ => None,
@@ -117,33 +99,21 @@ impl Form {
 /// An answer's body, and how many things are in it.
 pub(super) type Done = (String, usize);
 
-pub(super) fn perform(
-    shared: &Shared,
-    form: &Form,
-    caller: &Caller,
-    request_id: &str,
-) -> Result<Done, Refusal> {
+pub(super) fn perform(shared: &Shared, form: &Form, caller: &Caller, request_id: &str) -> Result<Done, Refusal> {
     match form.get("Version") {
         None => {
-            return Err(Refusal::new(
-                "MissingParameter",
-                "The request must contain the parameter Version",
-            ));
+            return Err(Refusal::new("MissingParameter", "The request must contain the parameter Version"));
         }
         Some(VERSION) => {}
         Some(other) => {
-            let text =
-                format!("The requested version ({other}) of service AmazonEC2 does not exist");
+            let text = format!("The requested version ({other}) of service AmazonEC2 does not exist");
             return Err(Refusal::new("NoSuchVersion", text));
         }
     }
     match form.action() {
         "DescribeInstances" => describe_instances(shared, form, caller, request_id),
         "DescribeInstanceConnectEndpoints" => describe_endpoints(shared, form, caller, request_id),
-        "" => Err(Refusal::new(
-            "MissingAction",
-            "The request is missing an action or a required parameter.",
-        )),
+        "" => Err(Refusal::new("MissingAction", "The request is missing an action or a required parameter.")),
         other => {
             let text = format!("The action {other} is not valid for this web service.");
             Err(Refusal::new("InvalidAction", text))
@@ -151,32 +121,18 @@ pub(super) fn perform(
     }
 }
 
-fn describe_instances(
-    shared: &Shared,
-    form: &Form,
-    caller: &Caller,
-    request_id: &str,
-) -> Result<Done, Refusal> {
+fn describe_instances(shared: &Shared, form: &Form, caller: &Caller, request_id: &str) -> Result<Done, Refusal> {
     let ids: BTreeSet<&str> = form.list("InstanceId").map(String::as_str).collect();
     if let Some(bad) = ids.iter().find(|id| !is_instance_id(id)) {
-        return Err(Refusal::new(
-            "InvalidInstanceID.Malformed",
-            format!("Invalid id: \"{bad}\""),
-        ));
+        return Err(Refusal::new("InvalidInstanceID.Malformed", format!("Invalid id: \"{bad}\"")));
     }
     if !ids.is_empty() {
         for name in ["MaxResults", "NextToken"] {
             if form.get(name).is_some() {
-                let parameter = if name == "MaxResults" {
-                    "maxResults"
-                } else {
-                    "nextToken"
-                };
+                let parameter = if name == "MaxResults" { "maxResults" } else { "nextToken" };
                 return Err(Refusal::new(
                     "InvalidParameterCombination",
-                    format!(
-                        "The parameter instancesSet cannot be used with the parameter {parameter}"
-                    ),
+                    format!("The parameter instancesSet cannot be used with the parameter {parameter}"),
                 ));
             }
         }
@@ -187,8 +143,7 @@ fn describe_instances(
     dry_run(form)?;
 
     let now = shared.clock.now();
-    let is_visible =
-        |it: &Instance| it.region == caller.region && it.account_id == caller.account_id;
+    let is_visible = |it: &Instance| it.region == caller.region && it.account_id == caller.account_id;
     let candidates: Vec<_> = if ids.is_empty() {
         match exact_ids(&filters) {
             Some(ids) => ids
@@ -204,17 +159,8 @@ fn describe_instances(
             }
         }
     } else {
-        let found = |id: &&str| {
-            shared
-                .world
-                .instance(id, now)
-                .filter(|it| is_visible(&it.instance))
-        };
-        let missing: Vec<&str> = ids
-            .iter()
-            .copied()
-            .filter(|id| found(id).is_none())
-            .collect();
+        let found = |id: &&str| shared.world.instance(id, now).filter(|it| is_visible(&it.instance));
+        let missing: Vec<&str> = ids.iter().copied().filter(|id| found(id).is_none()).collect();
         match missing[..] {
             [] => ids.iter().filter_map(found).collect(),
             [id] => {
@@ -231,25 +177,15 @@ fn describe_instances(
             }
         }
     };
-    let page_max = if ids.is_empty() {
-        page_max.unwrap_or(PAGE_MAX)
-    } else {
-        usize::MAX
-    };
+    let page_max = if ids.is_empty() { page_max.unwrap_or(PAGE_MAX) } else { usize::MAX };
 
     let mut items = String::new();
     let mut count = 0;
     let mut last: Option<&str> = None;
     let mut next = None;
     for (examined, stored) in candidates.iter().enumerate() {
-        let is_full = if shared.config.sparse_pages {
-            examined >= page_max
-        } else {
-            count >= page_max
-        };
-        let is_match = filters
-            .iter()
-            .all(|it| instance_matches(&stored.instance, it));
+        let is_full = if shared.config.sparse_pages { examined >= page_max } else { count >= page_max };
+        let is_match = filters.iter().all(|it| instance_matches(&stored.instance, it));
         if is_full && (shared.config.sparse_pages || is_match) {
             next = last.map(str::to_owned);
             break;
@@ -260,48 +196,20 @@ fn describe_instances(
             count += 1;
         }
     }
-    Ok((
-        envelope(
-            "DescribeInstancesResponse",
-            "reservationSet",
-            &items,
-            next,
-            request_id,
-        ),
-        count,
-    ))
+    Ok((envelope("DescribeInstancesResponse", "reservationSet", &items, next, request_id), count))
 }
 
-fn describe_endpoints(
-    shared: &Shared,
-    form: &Form,
-    caller: &Caller,
-    request_id: &str,
-) -> Result<Done, Refusal> {
+fn describe_endpoints(shared: &Shared, form: &Form, caller: &Caller, request_id: &str) -> Result<Done, Refusal> {
     let filters = filters(form, |name| {
-        matches!(
-            name,
-            "instance-connect-endpoint-id"
-                | "state"
-                | "subnet-id"
-                | "vpc-id"
-                | "tag-key"
-                | "tag-value"
-        ) || name.starts_with("tag:")
+        matches!(name, "instance-connect-endpoint-id" | "state" | "subnet-id" | "vpc-id" | "tag-key" | "tag-value")
+            || name.starts_with("tag:")
     })?;
     let page_max = page_max(form, 1, ENDPOINTS_PAGE_MAX)?.unwrap_or(ENDPOINTS_PAGE_MAX);
     let after = after(form)?;
     dry_run(form)?;
-    let ids: BTreeSet<&str> = form
-        .list("InstanceConnectEndpointId")
-        .map(String::as_str)
-        .collect();
+    let ids: BTreeSet<&str> = form.list("InstanceConnectEndpointId").map(String::as_str).collect();
     for id in &ids {
-        if shared
-            .world
-            .endpoint(id)
-            .is_none_or(|it| it.region != caller.region)
-        {
+        if shared.world.endpoint(id).is_none_or(|it| it.region != caller.region) {
             return Err(Refusal::new(
                 "InvalidInstanceConnectEndpointId.NotFound",
                 format!("The instance connect endpoint ID '{id}' does not exist"),
@@ -338,19 +246,13 @@ fn describe_endpoints(
         last = Some(endpoint.id.clone());
     }
     let name = "DescribeInstanceConnectEndpointsResponse";
-    Ok((
-        envelope(name, "instanceConnectEndpointSet", &items, next, request_id),
-        count,
-    ))
+    Ok((envelope(name, "instanceConnectEndpointSet", &items, next, request_id), count))
 }
 
 fn envelope(name: &str, set: &str, items: &str, next: Option<String>, request_id: &str) -> String {
     let mut xml = Xml(String::with_capacity(items.len() + 512));
-    xml.0
-        .push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-    xml.0.push_str(&format!(
-        "<{name} xmlns=\"http://ec2.amazonaws.com/doc/{VERSION}/\">"
-    ));
+    xml.0.push_str("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    xml.0.push_str(&format!("<{name} xmlns=\"http://ec2.amazonaws.com/doc/{VERSION}/\">"));
     xml.leaf("requestId", request_id);
     xml.node(set, |xml| xml.0.push_str(items));
     if let Some(last) = next {
@@ -364,8 +266,7 @@ type Filters<'a> = Vec<(&'a str, Vec<&'a str>)>;
 
 fn filters(form: &Form, is_known: impl Fn(&str) -> bool) -> Result<Filters<'_>, Refusal> {
     if form.filters.len() > FILTERS_MAX {
-        let text =
-            format!("The maximum number of filters specified on a single call is {FILTERS_MAX}");
+        let text = format!("The maximum number of filters specified on a single call is {FILTERS_MAX}");
         return Err(Refusal::new("FilterLimitExceeded", text));
     }
     form.filters
@@ -394,9 +295,7 @@ fn page_max(form: &Form, least: usize, most: usize) -> Result<Option<usize>, Ref
         return Ok(None);
     };
     let bad = |expecting: String| {
-        let text = format!(
-            "Value ( {text} ) for parameter maxResults is invalid. Expecting a value {expecting}."
-        );
+        let text = format!("Value ( {text} ) for parameter maxResults is invalid. Expecting a value {expecting}.");
         Refusal::new("InvalidParameterValue", text)
     };
     match text.parse::<usize>() {
@@ -424,10 +323,7 @@ fn dry_run(form: &Form) -> Result<(), Refusal> {
     match form.get("DryRun") {
         Some("true") => Err(Refusal {
             status: 412,
-            ..Refusal::new(
-                "DryRunOperation",
-                "Request would have succeeded, but DryRun flag is set.",
-            )
+            ..Refusal::new("DryRunOperation", "Request would have succeeded, but DryRun flag is set.")
         }),
         _ => Ok(()),
     }
@@ -437,10 +333,7 @@ fn dry_run(form: &Form) -> Result<(), Refusal> {
 fn exact_ids<'a>(filters: &Filters<'a>) -> Option<BTreeSet<&'a str>> {
     let (_, values) = filters.iter().find(|(name, _)| *name == "instance-id")?;
     let is_exact = |it: &&str| !it.contains(['*', '?', '\\']);
-    values
-        .iter()
-        .all(is_exact)
-        .then(|| values.iter().copied().collect())
+    values.iter().all(is_exact).then(|| values.iter().copied().collect())
 }
 
 fn is_instance_filter(name: &str) -> bool {
@@ -474,20 +367,14 @@ fn instance_matches(it: &Instance, (name, values): &(&str, Vec<&str>)) -> bool {
         "subnet-id" => !is_gone && any(&it.subnet_id),
         "private-ip-address" => !is_gone && it.private_ip.is_some_and(|ip| any(&ip.to_string())),
         "ip-address" => !is_gone && it.public_ip.is_some_and(|ip| any(&ip.to_string())),
-        name => name
-            .strip_prefix("tag:")
-            .and_then(|key| it.tags.get(key))
-            .is_some_and(|value| any(value)),
+        name => name.strip_prefix("tag:").and_then(|key| it.tags.get(key)).is_some_and(|value| any(value)),
     }
 }
 
 /// `i-` and 8 or 17 hexadecimal digits.
 pub(super) fn is_instance_id(id: &str) -> bool {
     id.strip_prefix("i-").is_some_and(|it| {
-        matches!(it.len(), 8 | 17)
-            && it
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        matches!(it.len(), 8 | 17) && it.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
@@ -562,11 +449,7 @@ mod tests {
             ("?", "ab", false),
             ("\\*amazon\\?\\\\", "*amazon?\\", true),
             ("\\*amazon\\?\\\\", "xamazon?\\", false),
-            (
-                "a**************************b",
-                "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-                false,
-            ),
+            ("a**************************b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false),
         ] {
             assert_eq!(wildcard(pattern, value), expected, "{pattern} {value}");
         }

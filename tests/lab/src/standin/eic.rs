@@ -56,15 +56,13 @@ fn pattern(it: &str) -> Regex {
 
 static INSTANCE_ID_RE: LazyLock<Regex> = LazyLock::new(|| pattern(r"^i-[a-f0-9]+$"));
 static ZONE_RE: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(?-u:\w+-){2,3}(?-u:\d)+(?-u:\w)+$"));
-static OS_USER_NAME: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"^[A-Za-z_][A-Za-z0-9@._-]{0,30}[A-Za-z0-9$_-]?$"));
+static OS_USER_NAME: LazyLock<Regex> = LazyLock::new(|| pattern(r"^[A-Za-z_][A-Za-z0-9@._-]{0,30}[A-Za-z0-9$_-]?$"));
 static OS_USER_DIGITS: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"^[0-9]{1,32}[A-Za-z@._-][A-Za-z0-9@._-]*[A-Za-z0-9$_-]?$"));
 
 /// The model's pattern, its look-ahead (2 to 32 characters) taken out, for `regex` has none.
 fn is_os_user(it: &str) -> bool {
-    OS_USER_NAME.is_match(it)
-        || ((2..=32).contains(&it.chars().count()) && OS_USER_DIGITS.is_match(it))
+    OS_USER_NAME.is_match(it) || ((2..=32).contains(&it.chars().count()) && OS_USER_DIGITS.is_match(it))
 }
 
 static CONSTRAINTS: [Constraint; 4] = [
@@ -104,10 +102,7 @@ static CONSTRAINTS: [Constraint; 4] = [
 
 fn validate(push: &Push) -> Result<(), Refusal> {
     let Some(fields) = &push.fields else {
-        return Err(Refusal::new(
-            "SerializationException",
-            "Start of structure or map found where not expected.",
-        ));
+        return Err(Refusal::new("SerializationException", "Start of structure or map found where not expected."));
     };
     let mut findings = Vec::new();
     for it in &CONSTRAINTS {
@@ -130,42 +125,25 @@ fn validate(push: &Push) -> Result<(), Refusal> {
             }
         };
         let mut fails = |constraint: String| {
-            findings.push(format!(
-                "Value '{text}' at '{}' failed to satisfy constraint: {constraint}",
-                it.member
-            ));
+            findings.push(format!("Value '{text}' at '{}' failed to satisfy constraint: {constraint}", it.member));
         };
         let length = text.encode_utf16().count();
         if length < it.length.0 {
-            fails(format!(
-                "Member must have length greater than or equal to {}",
-                it.length.0
-            ));
+            fails(format!("Member must have length greater than or equal to {}", it.length.0));
         }
         if length > it.length.1 {
-            fails(format!(
-                "Member must have length less than or equal to {}",
-                it.length.1
-            ));
+            fails(format!("Member must have length less than or equal to {}", it.length.1));
         }
         if let Some(pattern) = it.pattern
             && !(it.accepts)(text)
         {
-            fails(format!(
-                "Member must satisfy regular expression pattern: {pattern}"
-            ));
+            fails(format!("Member must satisfy regular expression pattern: {pattern}"));
         }
     }
     match findings.len() {
         0 => Ok(()),
-        1 => Err(invalid(format!(
-            "1 validation error detected: {}",
-            findings[0]
-        ))),
-        n => Err(invalid(format!(
-            "{n} validation errors detected: {}",
-            findings.join("; ")
-        ))),
+        1 => Err(invalid(format!("1 validation error detected: {}", findings[0]))),
+        n => Err(invalid(format!("{n} validation errors detected: {}", findings.join("; ")))),
     }
 }
 
@@ -186,35 +164,20 @@ pub(super) fn perform(
     validate(push)?;
     let need = |name: &str| push.field(name).expect("it was validated");
     let key = keys::parse(need("SSHPublicKey")).map_err(|reason| {
-        invalid(format!(
-            "Invalid input parameter received for Illegal argument exception: {reason}"
-        ))
+        invalid(format!("Invalid input parameter received for Illegal argument exception: {reason}"))
     })?;
     let id = need("InstanceId");
     let now = shared.clock.now();
     let instance = shared
         .world
         .instance(id, now)
-        .filter(|it| {
-            it.instance.region == caller.region && it.instance.account_id == caller.account_id
-        })
-        .filter(|it| {
-            push.field("AvailabilityZone")
-                .is_none_or(|zone| it.instance.availability_zone == zone)
-        })
-        .ok_or_else(|| {
-            Refusal::new(
-                "EC2InstanceNotFoundException",
-                "The specified instance was not found.",
-            )
-        })?;
+        .filter(|it| it.instance.region == caller.region && it.instance.account_id == caller.account_id)
+        .filter(|it| push.field("AvailabilityZone").is_none_or(|zone| it.instance.availability_zone == zone))
+        .ok_or_else(|| Refusal::new("EC2InstanceNotFoundException", "The specified instance was not found."))?;
     if instance.instance.state != "running" {
         return Err(Refusal::new(
             "EC2InstanceStateInvalidException",
-            format!(
-                "The instance {id} is not in a valid state: it is {}.",
-                instance.instance.state
-            ),
+            format!("The instance {id} is not in a valid state: it is {}.", instance.instance.state),
         ));
     }
     shared.keyring.put(id, need("InstanceOSUser"), key, now);

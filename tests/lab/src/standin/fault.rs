@@ -95,72 +95,43 @@ mod millis {
 impl Fault {
     /// A fault of every call, until cleared.
     pub fn new(kind: FaultKind) -> Self {
-        Self {
-            api: None,
-            action: None,
-            instance_id: None,
-            kind,
-            after: 0,
-            times: None,
-            probability: None,
-        }
+        Self { api: None, action: None, instance_id: None, kind, after: 0, times: None, probability: None }
     }
 
     /// Only calls to this service.
     pub fn on(self, api: Api) -> Self {
-        Self {
-            api: Some(api),
-            ..self
-        }
+        Self { api: Some(api), ..self }
     }
 
     /// Only this action.
     pub fn action(self, action: &str) -> Self {
-        Self {
-            action: Some(action.into()),
-            ..self
-        }
+        Self { action: Some(action.into()), ..self }
     }
 
     /// Only calls that name this instance.
     pub fn instance(self, id: &str) -> Self {
-        Self {
-            instance_id: Some(id.into()),
-            ..self
-        }
+        Self { instance_id: Some(id.into()), ..self }
     }
 
     /// Lets this many matching calls through first.
     pub fn after(self, calls: u32) -> Self {
-        Self {
-            after: calls,
-            ..self
-        }
+        Self { after: calls, ..self }
     }
 
     /// Acts on this many calls.
     pub fn times(self, times: u32) -> Self {
-        Self {
-            times: Some(times),
-            ..self
-        }
+        Self { times: Some(times), ..self }
     }
 
     /// Acts with this probability.
     pub fn probability(self, probability: f64) -> Self {
-        Self {
-            probability: Some(probability),
-            ..self
-        }
+        Self { probability: Some(probability), ..self }
     }
 
     fn matches(&self, api: Api, action: &str, instance_ids: &[String]) -> bool {
         self.api.is_none_or(|it| it == api)
             && self.action.as_deref().is_none_or(|it| it == action)
-            && self
-                .instance_id
-                .as_ref()
-                .is_none_or(|it| instance_ids.contains(it))
+            && self.instance_id.as_ref().is_none_or(|it| instance_ids.contains(it))
     }
 }
 
@@ -180,9 +151,7 @@ pub(super) struct Faults {
 impl Faults {
     pub(super) fn new(seed: u64) -> Self {
         // xorshift never leaves zero
-        Self {
-            table: Mutex::new((Vec::new(), seed | 1)),
-        }
+        Self { table: Mutex::new((Vec::new(), seed | 1)) }
     }
 
     pub(super) fn set(&self, fault: Fault) {
@@ -250,48 +219,21 @@ mod tests {
     #[test]
     fn a_fault_lets_some_calls_through_acts_its_times_and_is_gone() {
         let faults = Faults::new(1);
-        faults.set(
-            Fault::new(FaultKind::Throttle)
-                .on(Api::Eic)
-                .after(1)
-                .times(2),
-        );
-        let struck = |_| {
-            faults
-                .strike(Api::Eic, "SendSSHPublicKey", &[])
-                .end
-                .is_some()
-        };
-        assert_eq!(
-            (0..5).map(struck).collect::<Vec<_>>(),
-            [false, true, true, false, false]
-        );
+        faults.set(Fault::new(FaultKind::Throttle).on(Api::Eic).after(1).times(2));
+        let struck = |_| faults.strike(Api::Eic, "SendSSHPublicKey", &[]).end.is_some();
+        assert_eq!((0..5).map(struck).collect::<Vec<_>>(), [false, true, true, false, false]);
         assert!(faults.list().is_empty());
     }
 
     #[test]
     fn a_fault_spares_other_services_actions_and_instances() {
         let faults = Faults::new(1);
-        faults.set(
-            Fault::new(FaultKind::Drop)
-                .on(Api::Eic)
-                .action("SendSSHPublicKey")
-                .instance("i-1"),
-        );
+        faults.set(Fault::new(FaultKind::Drop).on(Api::Eic).action("SendSSHPublicKey").instance("i-1"));
         let ids = ["i-1".to_owned()];
-        assert_eq!(
-            faults.strike(Api::Ec2, "SendSSHPublicKey", &ids),
-            Mishap::default()
-        );
+        assert_eq!(faults.strike(Api::Ec2, "SendSSHPublicKey", &ids), Mishap::default());
         assert_eq!(faults.strike(Api::Eic, "Other", &ids), Mishap::default());
-        assert_eq!(
-            faults.strike(Api::Eic, "SendSSHPublicKey", &["i-2".to_owned()]),
-            Mishap::default()
-        );
-        assert_eq!(
-            faults.strike(Api::Eic, "SendSSHPublicKey", &ids).end,
-            Some(FaultKind::Drop)
-        );
+        assert_eq!(faults.strike(Api::Eic, "SendSSHPublicKey", &["i-2".to_owned()]), Mishap::default());
+        assert_eq!(faults.strike(Api::Eic, "SendSSHPublicKey", &ids).end, Some(FaultKind::Drop));
     }
 
     #[test]
@@ -303,19 +245,14 @@ mod tests {
         faults.set(Fault::new(FaultKind::Drop));
         faults.set(Fault::new(FaultKind::Throttle));
         let mishap = faults.strike(Api::Ec2, "DescribeInstances", &[]);
-        assert_eq!(
-            (mishap.delay, mishap.end),
-            (2 * second, Some(FaultKind::Drop))
-        );
+        assert_eq!((mishap.delay, mishap.end), (2 * second, Some(FaultKind::Drop)));
     }
 
     #[test]
     fn a_probability_of_a_third_strikes_about_a_third() {
         let faults = Faults::new(7);
         faults.set(Fault::new(FaultKind::Throttle).probability(0.333));
-        let struck = (0..3000)
-            .filter(|_| faults.strike(Api::Ec2, "", &[]).end.is_some())
-            .count();
+        let struck = (0..3000).filter(|_| faults.strike(Api::Ec2, "", &[]).end.is_some()).count();
         assert!((900..1100).contains(&struck), "{struck}");
     }
 
@@ -323,12 +260,7 @@ mod tests {
     fn a_fault_reads_as_plain_json() {
         let text = r#"{"api":"eic","kind":{"slow":1500},"times":2}"#;
         let fault: Fault = serde_json::from_str(text).unwrap();
-        assert_eq!(
-            fault,
-            Fault::new(FaultKind::Slow(Duration::from_millis(1500)))
-                .on(Api::Eic)
-                .times(2)
-        );
+        assert_eq!(fault, Fault::new(FaultKind::Slow(Duration::from_millis(1500))).on(Api::Eic).times(2));
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"throttle"}"#).is_ok());
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"throttle","tmies":1}"#).is_err());
     }

@@ -63,23 +63,14 @@ where
     F: Fn(Arc<Conn>, Request<Incoming>) -> A + Send + 'static,
     A: Future<Output = Response<Body>> + Send + 'static,
 {
-    let conn = Arc::new(Conn {
-        peer,
-        is_cut: AtomicBool::new(false),
-        cut: Notify::new(),
-    });
-    let io = Io {
-        stream,
-        conn: conn.clone(),
-    };
+    let conn = Arc::new(Conn { peer, is_cut: AtomicBool::new(false), cut: Notify::new() });
+    let io = Io { stream, conn: conn.clone() };
     let owned = conn.clone();
     let service = service_fn(move |request| {
         let answer = answer(owned.clone(), request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let serving = http1::Builder::new()
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
+    let serving = http1::Builder::new().serve_connection(TokioIo::new(io), service).with_upgrades();
     tokio::select! {
         // a client that hangs up is no error of ours
         _ = serving => {}
@@ -102,21 +93,13 @@ impl Drop for Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

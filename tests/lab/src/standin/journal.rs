@@ -117,10 +117,7 @@ struct Book {
 
 impl Journal {
     pub(super) fn new(entries_max: usize) -> Self {
-        Self {
-            entries_max: entries_max.max(1),
-            book: Mutex::default(),
-        }
+        Self { entries_max: entries_max.max(1), book: Mutex::default() }
     }
 
     pub(super) fn record(&self, mut entry: Entry) {
@@ -129,8 +126,7 @@ impl Journal {
         book.next += 1;
         book.instance_ids += entry.instance_ids.len();
         book.entries.push_back(entry);
-        while book.entries.len() > self.entries_max
-            || (book.instance_ids > INSTANCE_IDS_MAX && book.entries.len() > 1)
+        while book.entries.len() > self.entries_max || (book.instance_ids > INSTANCE_IDS_MAX && book.entries.len() > 1)
         {
             let gone = book.entries.pop_front().expect("it is not empty");
             book.instance_ids -= gone.instance_ids.len();
@@ -143,10 +139,7 @@ impl Journal {
         let book = self.book.lock().expect("no holder panics");
         let first = book.next - book.entries.len() as u64;
         let skip = usize::try_from(sequence.saturating_sub(first)).unwrap_or(usize::MAX);
-        (
-            book.entries.iter().skip(skip).cloned().collect(),
-            book.dropped,
-        )
+        (book.entries.iter().skip(skip).cloned().collect(), book.dropped)
     }
 
     pub(super) fn next_sequence(&self) -> u64 {
@@ -184,10 +177,7 @@ mod tests {
         let journal = Journal::new(3);
         (0..5).for_each(|_| journal.record(entry()));
         let (entries, dropped) = journal.since(0);
-        assert_eq!(
-            entries.iter().map(|e| e.sequence).collect::<Vec<_>>(),
-            [2, 3, 4]
-        );
+        assert_eq!(entries.iter().map(|e| e.sequence).collect::<Vec<_>>(), [2, 3, 4]);
         assert_eq!(dropped, 2);
         assert_eq!(journal.since(4).0.len(), 1);
         assert!(journal.since(9).0.is_empty());

@@ -29,17 +29,10 @@ pub(super) struct PublicKey {
 /// Reads a public key in OpenSSH's or RFC 4716's form; the error is a reason for people.
 pub(super) fn parse(text: &str) -> Result<PublicKey, String> {
     let text = text.trim();
-    let blob = if text.starts_with(BEGIN) {
-        rfc4716(text)
-    } else {
-        openssh(text)
-    }?;
+    let blob = if text.starts_with(BEGIN) { rfc4716(text) } else { openssh(text) }?;
     judge(&blob)?;
     let fingerprint = format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(&blob)));
-    Ok(PublicKey {
-        text: text.into(),
-        fingerprint,
-    })
+    Ok(PublicKey { text: text.into(), fingerprint })
 }
 
 fn openssh(text: &str) -> Result<Vec<u8>, String> {
@@ -50,9 +43,7 @@ fn openssh(text: &str) -> Result<Vec<u8>, String> {
     let (Some(kind), Some(data)) = (words.next(), words.next()) else {
         return Err("SSH Public key is invalid".into());
     };
-    let blob = STANDARD
-        .decode(data)
-        .map_err(|_| format!("{kind} - SSH Public key is invalid"))?;
+    let blob = STANDARD.decode(data).map_err(|_| format!("{kind} - SSH Public key is invalid"))?;
     match string(&mut &blob[..]) {
         Some(inner) if inner == kind.as_bytes() => Ok(blob),
         _ => Err(format!("{kind} - SSH Public key is invalid")),
@@ -61,10 +52,7 @@ fn openssh(text: &str) -> Result<Vec<u8>, String> {
 
 fn rfc4716(text: &str) -> Result<Vec<u8>, String> {
     let bad = || "SSH2 - SSH Public key is invalid".to_owned();
-    let body = text
-        .strip_prefix(BEGIN)
-        .and_then(|it| it.strip_suffix(END))
-        .ok_or_else(bad)?;
+    let body = text.strip_prefix(BEGIN).and_then(|it| it.strip_suffix(END)).ok_or_else(bad)?;
     let mut data = String::new();
     let mut in_header = false;
     for line in body.lines() {
@@ -93,21 +81,14 @@ fn judge(blob: &[u8]) -> Result<(), String> {
                 return Err(bad());
             }
             let modulus = &modulus[modulus.iter().take_while(|it| **it == 0).count()..];
-            let bits = modulus.first().map_or(0, |first| {
-                modulus.len() * 8 - first.leading_zeros() as usize
-            });
+            let bits = modulus.first().map_or(0, |first| modulus.len() * 8 - first.leading_zeros() as usize);
             if bits == 2048 || bits == 4096 {
                 Ok(())
             } else {
-                Err(format!(
-                    "RSA - key length {bits} is not supported, use 2048 or 4096"
-                ))
+                Err(format!("RSA - key length {bits} is not supported, use 2048 or 4096"))
             }
         }
-        Some(kind) => Err(format!(
-            "{} - key type is not supported",
-            String::from_utf8_lossy(kind)
-        )),
+        Some(kind) => Err(format!("{} - key type is not supported", String::from_utf8_lossy(kind))),
         None => Err("SSH Public key is invalid".into()),
     }
 }
@@ -163,14 +144,9 @@ impl Keyring {
                 !keys.is_empty()
             });
         }
-        let keys = keys
-            .entry((instance_id.to_owned(), os_user.to_owned()))
-            .or_default();
+        let keys = keys.entry((instance_id.to_owned(), os_user.to_owned())).or_default();
         keys.retain(|it| it.fades > now && it.key.fingerprint != key.fingerprint);
-        keys.push(Held {
-            key,
-            fades: now + KEY_WINDOW,
-        });
+        keys.push(Held { key, fades: now + KEY_WINDOW });
     }
 
     /// The keys that the instance may read now, oldest first.
@@ -178,12 +154,7 @@ impl Keyring {
         let held = self.held.lock().expect("no holder panics");
         held.0
             .get(&(instance_id.to_owned(), os_user.to_owned()))
-            .map(|keys| {
-                keys.iter()
-                    .filter(|it| it.fades > now)
-                    .map(|it| it.key.text.clone())
-                    .collect()
-            })
+            .map(|keys| keys.iter().filter(|it| it.fades > now).map(|it| it.key.text.clone()).collect())
             .unwrap_or_default()
     }
 
@@ -203,18 +174,12 @@ impl Keyring {
                 })
             })
             .collect();
-        all.sort_by(|a, b| {
-            (&a.instance_id, &a.os_user, &a.key).cmp(&(&b.instance_id, &b.os_user, &b.key))
-        });
+        all.sort_by(|a, b| (&a.instance_id, &a.os_user, &a.key).cmp(&(&b.instance_id, &b.os_user, &b.key)));
         all
     }
 
     /// Takes all keys off an instance: it is gone.
     pub(super) fn remove_instance(&self, instance_id: &str) {
-        self.held
-            .lock()
-            .expect("no holder panics")
-            .0
-            .retain(|(id, _), _| id != instance_id);
+        self.held.lock().expect("no holder panics").0.retain(|(id, _), _| id != instance_id);
     }
 }

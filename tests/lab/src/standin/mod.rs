@@ -187,12 +187,8 @@ impl StandIn {
     /// An address cannot be bound.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let bind = async |addr: SocketAddr| {
-            let listener = TcpListener::bind(addr)
-                .await
-                .with_context(|| format!("cannot listen on {addr}"))?;
-            let addr = listener
-                .local_addr()
-                .context("a listener without address")?;
+            let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+            let addr = listener.local_addr().context("a listener without address")?;
             anyhow::Ok((listener, addr))
         };
         let (api, api_addr) = bind(config.api_addr).await?;
@@ -211,30 +207,15 @@ impl StandIn {
         });
         let api = {
             let shared = shared.clone();
-            http::serve(api, move |conn, request| {
-                api::answer(shared.clone(), conn, request)
-            })
+            http::serve(api, move |conn, request| api::answer(shared.clone(), conn, request))
         };
         let metadata = {
             let shared = shared.clone();
-            http::serve(metadata, move |conn, request| {
-                metadata::answer(shared.clone(), conn, request)
-            })
+            http::serve(metadata, move |conn, request| metadata::answer(shared.clone(), conn, request))
         };
-        let tasks = [
-            tokio::spawn(api).abort_handle(),
-            tokio::spawn(metadata).abort_handle(),
-        ];
-        let running = Running {
-            api_addr,
-            metadata_addr,
-            tasks,
-            shared: shared.clone(),
-        };
-        Ok(Self {
-            shared,
-            running: Arc::new(running),
-        })
+        let tasks = [tokio::spawn(api).abort_handle(), tokio::spawn(metadata).abort_handle()];
+        let running = Running { api_addr, metadata_addr, tasks, shared: shared.clone() };
+        Ok(Self { shared, running: Arc::new(running) })
     }
 
     /// Where EC2, EC2 Instance Connect, STS, tunnels and the lab's control are served, on plain HTTP.
@@ -299,9 +280,7 @@ impl StandIn {
 
     /// The keys that the instance may read for this login now, oldest first.
     pub fn active_keys(&self, instance_id: &str, os_user: &str) -> Vec<String> {
-        self.shared
-            .keyring
-            .active(instance_id, os_user, self.shared.clock.now())
+        self.shared.keyring.active(instance_id, os_user, self.shared.clock.now())
     }
 
     /// Every key that any host may read now.

@@ -28,11 +28,7 @@ pub(super) struct Sessions(Mutex<HashMap<String, Session>>);
 
 impl Sessions {
     pub(super) fn get(&self, access_key_id: &str) -> Option<Session> {
-        self.0
-            .lock()
-            .expect("no holder panics")
-            .get(access_key_id)
-            .cloned()
+        self.0.lock().expect("no holder panics").get(access_key_id).cloned()
     }
 
     fn put(&self, access_key_id: String, session: Session) {
@@ -48,22 +44,14 @@ impl Sessions {
 }
 
 pub(super) fn is_action(action: &str) -> bool {
-    matches!(
-        action,
-        "GetCallerIdentity" | "AssumeRole" | "AssumeRoleWithWebIdentity"
-    )
+    matches!(action, "GetCallerIdentity" | "AssumeRole" | "AssumeRoleWithWebIdentity")
 }
 
 pub(super) fn needs_signature(action: &str) -> bool {
     action != "AssumeRoleWithWebIdentity"
 }
 
-pub(super) fn perform(
-    shared: &Shared,
-    form: &Form,
-    caller: &Caller,
-    request_id: &str,
-) -> Result<String, Refusal> {
+pub(super) fn perform(shared: &Shared, form: &Form, caller: &Caller, request_id: &str) -> Result<String, Refusal> {
     let action = form.action();
     let mut xml = Xml::default();
     match action {
@@ -74,10 +62,7 @@ pub(super) fn perform(
         }
         "AssumeRole" | "AssumeRoleWithWebIdentity" => assume(shared, form, &mut xml)?,
         other => {
-            return Err(Refusal::new(
-                "InvalidAction",
-                format!("Could not find operation {other}"),
-            ));
+            return Err(Refusal::new("InvalidAction", format!("Could not find operation {other}")));
         }
     }
     Ok(format!(
@@ -90,10 +75,7 @@ pub(super) fn perform(
 fn assume(shared: &Shared, form: &Form, xml: &mut Xml) -> Result<(), Refusal> {
     let need = |name: &str| {
         form.get(name).filter(|it| !it.is_empty()).ok_or_else(|| {
-            Refusal::new(
-                "ValidationError",
-                format!("Value null at '{name}' failed to satisfy constraint"),
-            )
+            Refusal::new("ValidationError", format!("Value null at '{name}' failed to satisfy constraint"))
         })
     };
     let role = need("RoleArn")?;
@@ -103,28 +85,16 @@ fn assume(shared: &Shared, form: &Form, xml: &mut Xml) -> Result<(), Refusal> {
     }
     let parts: Vec<&str> = role.splitn(6, ':').collect();
     let (account_id, role_name) = match parts[..] {
-        ["arn", _, "iam", "", account, path]
-            if account.len() == 12 && path.starts_with("role/") =>
-        {
+        ["arn", _, "iam", "", account, path] if account.len() == 12 && path.starts_with("role/") => {
             (account, path.rsplit('/').next().unwrap_or_default())
         }
         _ => {
-            return Err(Refusal::new(
-                "ValidationError",
-                format!("{role} is invalid"),
-            ));
+            return Err(Refusal::new("ValidationError", format!("{role} is invalid")));
         }
     };
-    let seconds: i64 = form
-        .get("DurationSeconds")
-        .unwrap_or("3600")
-        .parse()
-        .unwrap_or(0);
+    let seconds: i64 = form.get("DurationSeconds").unwrap_or("3600").parse().unwrap_or(0);
     if !(900..=43_200).contains(&seconds) {
-        return Err(Refusal::new(
-            "ValidationError",
-            "DurationSeconds is not within 900..43200",
-        ));
+        return Err(Refusal::new("ValidationError", "DurationSeconds is not within 900..43200"));
     }
     let serial = uuid::Uuid::new_v4().simple().to_string();
     let access_key_id = format!("ASIA{}", serial[..16].to_uppercase());
@@ -142,10 +112,7 @@ fn assume(shared: &Shared, form: &Form, xml: &mut Xml) -> Result<(), Refusal> {
         xml.leaf("Expiration", session.expires.strftime("%Y-%m-%dT%H:%M:%SZ"));
     });
     xml.node("AssumedRoleUser", |xml| {
-        xml.leaf(
-            "AssumedRoleId",
-            format_args!("AROA{}:{name}", serial[16..].to_uppercase()),
-        );
+        xml.leaf("AssumedRoleId", format_args!("AROA{}:{name}", serial[16..].to_uppercase()));
         xml.leaf("Arn", &session.arn);
     });
     shared.sessions.put(access_key_id, session);

@@ -45,12 +45,7 @@ pub(super) struct Tunnels(Mutex<HashMap<String, usize>>);
 
 impl Tunnels {
     pub(super) fn open(&self, endpoint_id: &str) -> usize {
-        self.0
-            .lock()
-            .expect("no holder panics")
-            .get(endpoint_id)
-            .copied()
-            .unwrap_or(0)
+        self.0.lock().expect("no holder panics").get(endpoint_id).copied().unwrap_or(0)
     }
 }
 
@@ -68,10 +63,7 @@ impl Place {
             return None;
         }
         *count += 1;
-        Some(Self {
-            shared: shared.clone(),
-            endpoint_id: endpoint_id.to_owned(),
-        })
+        Some(Self { shared: shared.clone(), endpoint_id: endpoint_id.to_owned() })
     }
 }
 
@@ -91,34 +83,21 @@ struct Route {
     place: Place,
 }
 
-pub(super) async fn answer(
-    shared: Arc<Shared>,
-    conn: Arc<Conn>,
-    mut parts: Parts,
-) -> Response<Body> {
+pub(super) async fn answer(shared: Arc<Shared>, conn: Arc<Conn>, mut parts: Parts) -> Response<Body> {
     let signature = sigv4::read(&parts);
     let query: HashMap<String, String> =
-        form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes())
-            .into_owned()
-            .collect();
+        form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let mut entry = shared.arrived(Api::Tunnel, "openTunnel".into(), signature.as_ref().ok());
     entry.endpoint_id = query.get("instanceConnectEndpointId").cloned();
     let address: Option<IpAddr> = query.get("privateIpAddress").and_then(|it| it.parse().ok());
-    let endpoint = entry
-        .endpoint_id
-        .as_ref()
-        .and_then(|id| shared.world.endpoint(id));
+    let endpoint = entry.endpoint_id.as_ref().and_then(|id| shared.world.endpoint(id));
     if let (Some(endpoint), Some(address)) = (&endpoint, address)
-        && let Some(it) = shared
-            .world
-            .instance_in_vpc(&endpoint.region, &endpoint.vpc_id, address)
+        && let Some(it) = shared.world.instance_in_vpc(&endpoint.region, &endpoint.vpc_id, address)
     {
         entry.instance_ids = vec![it.instance.id.clone()];
     }
 
-    let mishap = shared
-        .faults
-        .strike(Api::Tunnel, "openTunnel", &entry.instance_ids);
+    let mishap = shared.faults.strike(Api::Tunnel, "openTunnel", &entry.instance_ids);
     let delay = mishap.delay + mishap.answer_delay;
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
@@ -129,24 +108,16 @@ pub(super) async fn answer(
     }
     if mishap.end == Some(FaultKind::Garbage) {
         shared.decided(entry, Outcome::Error("Garbage".into()));
-        return respond(
-            StatusCode::OK,
-            "text/html",
-            "<html><body>Welcome to the hotel".into(),
-        );
+        return respond(StatusCode::OK, "text/html", "<html><body>Welcome to the hotel".into());
     }
-    let route = shared
-        .authenticate(Api::Tunnel, signature, &parts, b"", &mishap)
-        .and_then(|caller| {
-            entry.account_id.clone_from(&caller.account_id);
-            shared.afflict(Api::Tunnel, &mishap, &caller, "openTunnel")?;
-            let endpoint = endpoint
-                .filter(|it| it.region == caller.region)
-                .ok_or_else(|| {
-                    invalid("The specified InstanceConnectEndpointId does not exist.")
-                })?;
-            plan(&shared, &endpoint, &query, address)
-        });
+    let route = shared.authenticate(Api::Tunnel, signature, &parts, b"", &mishap).and_then(|caller| {
+        entry.account_id.clone_from(&caller.account_id);
+        shared.afflict(Api::Tunnel, &mishap, &caller, "openTunnel")?;
+        let endpoint = endpoint
+            .filter(|it| it.region == caller.region)
+            .ok_or_else(|| invalid("The specified InstanceConnectEndpointId does not exist."))?;
+        plan(&shared, &endpoint, &query, address)
+    });
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
     let outcome = route.and_then(|route| match upgrade {
         Ok(upgrade) => Ok((route, upgrade)),
@@ -158,10 +129,7 @@ pub(super) async fn answer(
     let request_id = entry.request_id.clone();
     let mut response = match outcome {
         Ok((route, upgrade)) => {
-            let closing = Entry {
-                action: "closeTunnel".into(),
-                ..entry.clone()
-            };
+            let closing = Entry { action: "closeTunnel".into(), ..entry.clone() };
             shared.decided(entry, Outcome::Ok);
             upgrade.on_upgrade(move |socket| relay(shared, socket, route, closing))
         }
@@ -186,13 +154,8 @@ fn plan(
     query: &HashMap<String, String>,
     address: Option<IpAddr>,
 ) -> Result<Route, Refusal> {
-    if !matches!(
-        &*endpoint.state,
-        "create-complete" | "update-in-progress" | "update-complete" | "update-failed"
-    ) {
-        return Err(invalid(
-            "The specified InstanceConnectEndpoint is not available.",
-        ));
+    if !matches!(&*endpoint.state, "create-complete" | "update-in-progress" | "update-complete" | "update-failed") {
+        return Err(invalid("The specified InstanceConnectEndpoint is not available."));
     }
     let port = query
         .get("remotePort")
@@ -210,36 +173,21 @@ fn plan(
             .parse()
             .ok()
             .filter(|it| (1..=DURATION_SECONDS_MAX).contains(it))
-            .ok_or_else(|| {
-                invalid("The specified MaxTunnelDuration is not valid. Specify 1 to 3600 seconds.")
-            })?,
+            .ok_or_else(|| invalid("The specified MaxTunnelDuration is not valid. Specify 1 to 3600 seconds."))?,
     };
     let address = address.ok_or_else(|| invalid("The specified PrivateIpAddress is not valid."))?;
     let host = shared
         .world
         .instance_in_vpc(&endpoint.region, &endpoint.vpc_id, address)
         .and_then(|it| it.instance.host_addr)
-        .ok_or_else(|| {
-            invalid("The specified PrivateIpAddress is not in the VPC of the endpoint.")
-        })?;
+        .ok_or_else(|| invalid("The specified PrivateIpAddress is not in the VPC of the endpoint."))?;
     let place = Place::take(shared, &endpoint.id).ok_or_else(|| Refusal {
         status: 429,
-        ..Refusal::new(
-            "TooManyConnections",
-            "The endpoint's limit of concurrent connections is reached.",
-        )
+        ..Refusal::new("TooManyConnections", "The endpoint's limit of concurrent connections is reached.")
     })?;
     // a lab's sshd may listen above 1023: port 22 is wherever it listens
-    let to = if port == 22 {
-        host
-    } else {
-        SocketAddr::new(host.ip(), port)
-    };
-    Ok(Route {
-        to,
-        lasts: Duration::from_secs(seconds),
-        place,
-    })
+    let to = if port == 22 { host } else { SocketAddr::new(host.ip(), port) };
+    Ok(Route { to, lasts: Duration::from_secs(seconds), place })
 }
 
 /// Why a tunnel closed: the websocket's code and reason.
@@ -295,19 +243,10 @@ async fn relay(shared: Arc<Shared>, socket: WebSocket, route: Route, mut closing
         Ok(Err(_)) => (FAILED, "the instance refused the connection"),
         Err(_) => (FAILED, "the instance did not answer"),
     };
-    let _ = sink
-        .send(Message::Close(Some(CloseFrame {
-            code,
-            reason: reason.into(),
-        })))
-        .await;
+    let _ = sink.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
     drop(route.place);
     closing.time = jiff::Timestamp::now();
     closing.offset = shared.clock.now();
-    let outcome = if code == NORMAL {
-        Outcome::Ok
-    } else {
-        Outcome::Error(format!("{code} {reason}"))
-    };
+    let outcome = if code == NORMAL { Outcome::Ok } else { Outcome::Error(format!("{code} {reason}")) };
     shared.decided(closing, outcome);
 }

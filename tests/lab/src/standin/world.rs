@@ -115,31 +115,22 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(terminated_shown_for: Duration) -> Self {
-        Self {
-            things: RwLock::default(),
-            terminated_shown_for,
-        }
+        Self { things: RwLock::default(), terminated_shown_for }
     }
 
     pub(super) fn put_instance(&self, instance: Instance, now: Duration) {
         let mut things = self.things.write().expect("no holder panics");
         let earlier = things.instances.get(&instance.id).cloned();
-        let terminated = (instance.state == "terminated")
-            .then(|| earlier.as_ref().and_then(|it| it.terminated).unwrap_or(now));
+        let terminated =
+            (instance.state == "terminated").then(|| earlier.as_ref().and_then(|it| it.terminated).unwrap_or(now));
         if let Some(host) = earlier.as_ref().and_then(|it| it.instance.host_addr) {
             things.by_host.remove(&host.ip());
         }
         if let Some(host) = instance.host_addr {
             things.by_host.insert(host.ip(), instance.id.clone());
         }
-        let stored = Stored {
-            xml: instance_xml(&instance),
-            terminated,
-            instance,
-        };
-        things
-            .instances
-            .insert(stored.instance.id.clone(), Arc::new(stored));
+        let stored = Stored { xml: instance_xml(&instance), terminated, instance };
+        things.instances.insert(stored.instance.id.clone(), Arc::new(stored));
     }
 
     pub(super) fn remove_instance(&self, id: &str) -> bool {
@@ -153,28 +144,17 @@ impl World {
 
     pub(super) fn put_endpoint(&self, endpoint: Endpoint) {
         let mut things = self.things.write().expect("no holder panics");
-        things
-            .endpoints
-            .insert(endpoint.id.clone(), Arc::new(endpoint));
+        things.endpoints.insert(endpoint.id.clone(), Arc::new(endpoint));
     }
 
     pub(super) fn remove_endpoint(&self, id: &str) -> bool {
-        self.things
-            .write()
-            .expect("no holder panics")
-            .endpoints
-            .remove(id)
-            .is_some()
+        self.things.write().expect("no holder panics").endpoints.remove(id).is_some()
     }
 
     /// The instance, unless it was terminated so long ago that it is no longer shown.
     pub(super) fn instance(&self, id: &str, now: Duration) -> Option<Arc<Stored>> {
         let things = self.things.read().expect("no holder panics");
-        things
-            .instances
-            .get(id)
-            .filter(|it| self.is_shown(it, now))
-            .cloned()
+        things.instances.get(id).filter(|it| self.is_shown(it, now)).cloned()
     }
 
     /// The instances after `after`, by id.
@@ -193,20 +173,11 @@ impl World {
     /// The instance whose sshd listens at this address.
     pub(super) fn instance_of_host(&self, host: IpAddr) -> Option<Arc<Stored>> {
         let things = self.things.read().expect("no holder panics");
-        things
-            .by_host
-            .get(&host)
-            .and_then(|id| things.instances.get(id))
-            .cloned()
+        things.by_host.get(&host).and_then(|id| things.instances.get(id)).cloned()
     }
 
     /// The instance with this private address (or IPv6 address) in this VPC.
-    pub(super) fn instance_in_vpc(
-        &self,
-        region: &str,
-        vpc_id: &str,
-        address: IpAddr,
-    ) -> Option<Arc<Stored>> {
+    pub(super) fn instance_in_vpc(&self, region: &str, vpc_id: &str, address: IpAddr) -> Option<Arc<Stored>> {
         let things = self.things.read().expect("no holder panics");
         let is_it = |it: &&Arc<Stored>| {
             let it = &it.instance;
@@ -219,28 +190,17 @@ impl World {
     }
 
     pub(super) fn endpoint(&self, id: &str) -> Option<Arc<Endpoint>> {
-        self.things
-            .read()
-            .expect("no holder panics")
-            .endpoints
-            .get(id)
-            .cloned()
+        self.things.read().expect("no holder panics").endpoints.get(id).cloned()
     }
 
     pub(super) fn endpoints_after(&self, after: Option<&str>) -> Vec<Arc<Endpoint>> {
         let things = self.things.read().expect("no holder panics");
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        things
-            .endpoints
-            .range::<str, _>((from, Bound::Unbounded))
-            .map(|(_, it)| it)
-            .cloned()
-            .collect()
+        things.endpoints.range::<str, _>((from, Bound::Unbounded)).map(|(_, it)| it).cloned().collect()
     }
 
     fn is_shown(&self, it: &Stored, now: Duration) -> bool {
-        it.terminated
-            .is_none_or(|at| now.saturating_sub(at) < self.terminated_shown_for)
+        it.terminated.is_none_or(|at| now.saturating_sub(at) < self.terminated_shown_for)
     }
 }
 
@@ -264,9 +224,7 @@ fn instance_xml(it: &Instance) -> String {
         xml.leaf("reservationId", format_args!("r-{serial}"));
         xml.leaf("ownerId", &it.account_id);
         xml.empty("groupSet");
-        xml.node("instancesSet", |xml| {
-            xml.node("item", |xml| instance_item(xml, it, serial, is_gone))
-        });
+        xml.node("instancesSet", |xml| xml.node("item", |xml| instance_item(xml, it, serial, is_gone)));
     });
     xml.0
 }
@@ -278,13 +236,7 @@ fn instance_item(xml: &mut Xml, it: &Instance, serial: &str, is_gone: bool) {
         xml.leaf("code", state_code(&it.state));
         xml.leaf("name", &it.state);
     });
-    let private_name = |ip: IpAddr| {
-        format!(
-            "ip-{}.{}.compute.internal",
-            ip.to_string().replace('.', "-"),
-            it.region
-        )
-    };
+    let private_name = |ip: IpAddr| format!("ip-{}.{}.compute.internal", ip.to_string().replace('.', "-"), it.region);
     match it.private_ip {
         Some(ip) if !is_gone => xml.leaf("privateDnsName", private_name(ip)),
         _ => xml.empty("privateDnsName"),
@@ -292,11 +244,7 @@ fn instance_item(xml: &mut Xml, it: &Instance, serial: &str, is_gone: bool) {
     match it.public_ip {
         Some(ip) if !is_gone => xml.leaf(
             "dnsName",
-            format_args!(
-                "ec2-{}.{}.compute.amazonaws.com",
-                ip.to_string().replace('.', "-"),
-                it.region
-            ),
+            format_args!("ec2-{}.{}.compute.amazonaws.com", ip.to_string().replace('.', "-"), it.region),
         ),
         _ => xml.empty("dnsName"),
     }
@@ -337,9 +285,7 @@ fn instance_item(xml: &mut Xml, it: &Instance, serial: &str, is_gone: bool) {
     if is_gone {
         xml.empty("networkInterfaceSet");
     } else {
-        xml.node("networkInterfaceSet", |xml| {
-            xml.node("item", |xml| interface_item(xml, it, serial))
-        });
+        xml.node("networkInterfaceSet", |xml| xml.node("item", |xml| interface_item(xml, it, serial)));
         if let Some(ip) = it.ipv6 {
             xml.leaf("ipv6Address", ip);
         }
@@ -379,9 +325,7 @@ fn interface_item(xml: &mut Xml, it: &Instance, serial: &str) {
     }
     match it.ipv6 {
         Some(ip) => {
-            xml.node("ipv6AddressesSet", |xml| {
-                xml.node("item", |xml| xml.leaf("ipv6Address", ip))
-            });
+            xml.node("ipv6AddressesSet", |xml| xml.node("item", |xml| xml.leaf("ipv6Address", ip)));
         }
         None => xml.empty("ipv6AddressesSet"),
     }
@@ -405,10 +349,7 @@ pub(super) fn endpoint_xml(it: &Endpoint, account_id: &str) -> String {
         xml.leaf("instanceConnectEndpointId", &it.id);
         xml.leaf(
             "instanceConnectEndpointArn",
-            format_args!(
-                "arn:aws:ec2:{}:{account_id}:instance-connect-endpoint/{}",
-                it.region, it.id
-            ),
+            format_args!("arn:aws:ec2:{}:{account_id}:instance-connect-endpoint/{}", it.region, it.id),
         );
         xml.leaf("state", &it.state);
         xml.empty("stateMessage");

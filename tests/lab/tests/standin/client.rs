@@ -7,7 +7,8 @@ use lab::standin::{Config, Instance, StandIn};
 use serde_json::{Value, json};
 
 pub const ID: &str = "i-0123456789abcdef0";
-pub const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2Ml6VpY6iYEI1xJd0h5m6j8m8b8X8kq3c4o1m5Zr7p alice@example.com";
+pub const ED25519: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2Ml6VpY6iYEI1xJd0h5m6j8m8b8X8kq3c4o1m5Zr7p alice@example.com";
 
 /// An answer of any of the services.
 #[derive(Debug)]
@@ -21,8 +22,7 @@ impl Answer {
     /// The text of the first element with this name.
     pub fn text(&self, element: &str) -> Option<&str> {
         let (_, rest) = self.body.split_once(&format!("<{element}>"))?;
-        rest.split_once(&format!("</{element}>"))
-            .map(|(text, _)| text)
+        rest.split_once(&format!("</{element}>")).map(|(text, _)| text)
     }
 
     /// The texts of all elements with this name.
@@ -61,19 +61,12 @@ pub async fn world() -> World {
 pub async fn world_with(config: Config) -> World {
     let stand_in = StandIn::start(config).await.expect("loopback can be bound");
     stand_in.put_instance(instance(ID));
-    let http = reqwest::Client::builder()
-        .no_proxy()
-        .build()
-        .expect("a client without TLS");
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client without TLS");
     World { stand_in, http }
 }
 
 pub fn instance(id: &str) -> Instance {
-    Instance {
-        id: id.into(),
-        private_ip: Some(IpAddr::from([10, 0, 0, 5])),
-        ..Instance::default()
-    }
+    Instance { id: id.into(), private_ip: Some(IpAddr::from([10, 0, 0, 5])), ..Instance::default() }
 }
 
 /// The form of a signature; nothing judges the digest.
@@ -97,21 +90,10 @@ impl World {
         self.try_send(request).await.expect("there is an answer")
     }
 
-    pub async fn try_send(
-        &self,
-        request: reqwest::RequestBuilder,
-    ) -> Result<Answer, reqwest::Error> {
+    pub async fn try_send(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
         let response = request.send().await?;
-        let error_type = response
-            .headers()
-            .get("x-amzn-errortype")
-            .and_then(|it| it.to_str().ok())
-            .map(str::to_owned);
-        Ok(Answer {
-            status: response.status().as_u16(),
-            error_type,
-            body: response.text().await?,
-        })
+        let error_type = response.headers().get("x-amzn-errortype").and_then(|it| it.to_str().ok()).map(str::to_owned);
+        Ok(Answer { status: response.status().as_u16(), error_type, body: response.text().await? })
     }
 
     /// A call of a Query service, signed for us-west-2.
@@ -119,21 +101,9 @@ impl World {
         self.query_in("us-west-2", service, parameters)
     }
 
-    pub fn query_in(
-        &self,
-        region: &str,
-        service: &str,
-        parameters: &[(&str, &str)],
-    ) -> reqwest::RequestBuilder {
+    pub fn query_in(&self, region: &str, service: &str, parameters: &[(&str, &str)]) -> reqwest::RequestBuilder {
         let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair(
-            "Version",
-            if service == "ec2" {
-                "2016-11-15"
-            } else {
-                "2011-06-15"
-            },
-        );
+        form.append_pair("Version", if service == "ec2" { "2016-11-15" } else { "2011-06-15" });
         form.extend_pairs(parameters);
         let mut request = self
             .http
@@ -162,10 +132,7 @@ impl World {
             .http
             .post(self.url("/"))
             .header("content-type", "application/x-amz-json-1.1")
-            .header(
-                "x-amz-target",
-                "AWSEC2InstanceConnectService.SendSSHPublicKey",
-            )
+            .header("x-amz-target", "AWSEC2InstanceConnectService.SendSSHPublicKey")
             .body(body.to_string());
         for (name, value) in authorization("ec2-instance-connect", "us-west-2") {
             request = request.header(name, value);
@@ -179,11 +146,7 @@ impl World {
 
     /// What the instance's host reads, asking from its own address.
     pub async fn active_keys(&self, host: IpAddr, os_user: &str) -> Answer {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .local_address(host)
-            .build()
-            .expect("a client without TLS");
+        let client = reqwest::Client::builder().no_proxy().local_address(host).build().expect("a client without TLS");
         let addr = self.stand_in.metadata_addr();
         let path = format!("http://{addr}/latest/meta-data/managed-ssh-keys/active-keys/{os_user}");
         self.send(client.get(path)).await
@@ -192,8 +155,7 @@ impl World {
 
 /// A good push, with some fields changed; null takes a field away.
 pub fn push_body(changes: Value) -> Value {
-    let mut body =
-        json!({ "InstanceId": ID, "InstanceOSUser": "ec2-user", "SSHPublicKey": ED25519 });
+    let mut body = json!({ "InstanceId": ID, "InstanceOSUser": "ec2-user", "SSHPublicKey": ED25519 });
     let fields = body.as_object_mut().expect("it is one");
     for (name, value) in changes.as_object().expect("changes are an object") {
         if value.is_null() {

@@ -21,10 +21,7 @@ fn set_up(script: &str) -> PathBuf {
     let output = Command::new(&path).output().expect("the script can be run");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {said}");
-    String::from_utf8(output.stdout)
-        .expect("a path")
-        .trim()
-        .into()
+    String::from_utf8(output.stdout).expect("a path").trim().into()
 }
 
 static VENV: LazyLock<PathBuf> = LazyLock::new(|| set_up("setup-moto.sh"));
@@ -46,11 +43,7 @@ fn with_credentials(command: &mut Command) -> &mut Command {
 
 fn python(script: &str) -> Command {
     let mut command = Command::new(VENV.join("bin/python"));
-    command.arg(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/moto")
-            .join(script),
-    );
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/moto").join(script));
     with_credentials(&mut command);
     command
 }
@@ -59,18 +52,8 @@ fn python(script: &str) -> Command {
 async fn run(mut command: Command, input: impl Into<String>) -> Output {
     let input = input.into();
     let ran = tokio::task::spawn_blocking(move || {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(input.as_bytes())
-            .unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     });
     ran.await.unwrap()
@@ -91,11 +74,7 @@ async fn strict_world() -> World {
         session_token: None,
         account_id: "123456789012".into(),
     };
-    let world = world_with(Config {
-        credentials: vec![credential],
-        ..Config::default()
-    })
-    .await;
+    let world = world_with(Config { credentials: vec![credential], ..Config::default() }).await;
     world.stand_in.put_instance(rich_instance(ID));
     world
 }
@@ -113,25 +92,10 @@ fn rich_instance(id: &str) -> Instance {
 async fn what_ec2_answers_here_stands_in_aws_own_model() {
     let world = world().await;
     world.stand_in.put_instance(rich_instance(ID));
-    for (n, state) in [
-        "stopped",
-        "terminated",
-        "pending",
-        "stopping",
-        "shutting-down",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        world.stand_in.put_instance(Instance {
-            state: state.into(),
-            ..instance(&format!("i-{n:017x}"))
-        });
+    for (n, state) in ["stopped", "terminated", "pending", "stopping", "shutting-down"].into_iter().enumerate() {
+        world.stand_in.put_instance(Instance { state: state.into(), ..instance(&format!("i-{n:017x}")) });
     }
-    world.stand_in.put_endpoint(Endpoint {
-        dns_name: "eice.example".into(),
-        ..Endpoint::default()
-    });
+    world.stand_in.put_endpoint(Endpoint { dns_name: "eice.example".into(), ..Endpoint::default() });
     for action in ["DescribeInstances", "DescribeInstanceConnectEndpoints"] {
         let answer = world.ec2(&[("Action", action), ("MaxResults", "5")]).await;
         let mut command = python("aws.py");
@@ -153,13 +117,7 @@ async fn os_users_are_judged_as_aws_own_model_judges_them() {
             users.push((0..length).map(digit).collect());
         }
     }
-    for (head, fill, tail) in [
-        ("a", "b", "c"),
-        ("a", "b", "$"),
-        ("7", "7", "a"),
-        ("7", "a", "$"),
-        ("7", "7", "7"),
-    ] {
+    for (head, fill, tail) in [("a", "b", "c"), ("a", "b", "$"), ("7", "7", "a"), ("7", "a", "$"), ("7", "7", "7")] {
         for length in 30..=34 {
             users.push(format!("{head}{}{tail}", fill.repeat(length - 2)));
         }
@@ -170,9 +128,7 @@ async fn os_users_are_judged_as_aws_own_model_judges_them() {
     let expected: Vec<bool> = serde_json::from_str(&good(&output)).unwrap();
     let mut differ = Vec::new();
     for (user, expected) in users.iter().zip(expected) {
-        let answer = world
-            .push(&push_body(json!({ "InstanceOSUser": user })))
-            .await;
+        let answer = world.push(&push_body(json!({ "InstanceOSUser": user }))).await;
         if (answer.status == 200) != expected {
             differ.push((user, expected));
         }
@@ -184,31 +140,15 @@ async fn os_users_are_judged_as_aws_own_model_judges_them() {
 async fn aws_python_sdk_signs_asks_and_reads_as_it_does_with_aws() {
     let world = strict_world().await;
     for n in 0..6 {
-        world
-            .stand_in
-            .put_instance(instance(&format!("i-1{n:016x}")));
+        world.stand_in.put_instance(instance(&format!("i-1{n:016x}")));
     }
-    let there = Instance {
-        account_id: "210987654321".into(),
-        ..instance("i-20000000000000000")
-    };
+    let there = Instance { account_id: "210987654321".into(), ..instance("i-20000000000000000") };
     world.stand_in.put_instance(there);
-    world.stand_in.put_endpoint(Endpoint {
-        dns_name: "eice.example".into(),
-        ..Endpoint::default()
-    });
+    world.stand_in.put_endpoint(Endpoint { dns_name: "eice.example".into(), ..Endpoint::default() });
     let mut command = python("aws.py");
     command.args(["tour", &world.url("")]);
     let answer: Value = serde_json::from_str(&good(&run(command, ED25519).await)).unwrap();
-    assert_eq!(
-        answer["pages"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|it| it.as_array().unwrap().len())
-            .sum::<usize>(),
-        7
-    );
+    assert_eq!(answer["pages"].as_array().unwrap().iter().map(|it| it.as_array().unwrap().len()).sum::<usize>(), 7);
     assert_eq!(answer["pages"][0][0], ID);
     assert_eq!(
         answer["first"],
@@ -225,10 +165,7 @@ async fn aws_python_sdk_signs_asks_and_reads_as_it_does_with_aws() {
     assert_eq!(answer["push"], true);
     assert_eq!(answer["bad push"]["Code"], "InvalidArgsException");
     assert_eq!(answer["bad look-up"]["Code"], "InvalidInstanceID.NotFound");
-    assert_eq!(
-        (&answer["account"], &answer["account there"]),
-        (&json!("123456789012"), &json!("210987654321"))
-    );
+    assert_eq!((&answer["account"], &answer["account there"]), (&json!("123456789012"), &json!("210987654321")));
     assert_eq!(answer["instances there"], 1);
     assert_eq!(world.stand_in.active_keys(ID, "ec2-user"), [ED25519]);
 }
@@ -254,28 +191,16 @@ async fn aws_own_command_line_client_finds_the_instance_and_pushes_a_key() {
     std::fs::write(&file, format!("{ED25519}\n")).unwrap();
     let key = format!("file://{}", file.display());
 
-    let found = run(
-        aws(&world, &["ec2", "describe-instances", "--instance-ids", ID]),
-        "",
-    )
-    .await;
+    let found = run(aws(&world, &["ec2", "describe-instances", "--instance-ids", ID]), "").await;
     let found: Value = serde_json::from_str(&good(&found)).unwrap();
     let found = &found["Reservations"][0]["Instances"][0];
     assert_eq!(found["InstanceId"], ID);
     assert_eq!(found["Placement"]["AvailabilityZone"], "us-west-2a");
     assert_eq!(found["PublicIpAddress"], "203.0.113.5");
-    assert_eq!(
-        found["NetworkInterfaces"][0]["Ipv6Addresses"][0]["Ipv6Address"],
-        "2001:db8::5"
-    );
+    assert_eq!(found["NetworkInterfaces"][0]["Ipv6Addresses"][0]["Ipv6Address"], "2001:db8::5");
 
     let push = |user: &str| {
-        let arguments = [
-            "ec2-instance-connect",
-            "send-ssh-public-key",
-            "--instance-id",
-            ID,
-        ];
+        let arguments = ["ec2-instance-connect", "send-ssh-public-key", "--instance-id", ID];
         let mut command = aws(&world, &arguments);
         command.args(["--instance-os-user", user, "--ssh-public-key", &key]);
         command
@@ -284,37 +209,18 @@ async fn aws_own_command_line_client_finds_the_instance_and_pushes_a_key() {
     assert_eq!(pushed["Success"], true);
     assert_eq!(world.stand_in.active_keys(ID, "ec2-user"), [ED25519]);
 
-    world.stand_in.put_instance(Instance {
-        state: "stopped".into(),
-        ..rich_instance(ID)
-    });
+    world.stand_in.put_instance(Instance { state: "stopped".into(), ..rich_instance(ID) });
     let refused = run(push("ec2-user"), "").await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(
-        said.contains("(EC2InstanceStateInvalidException)"),
-        "{said}"
-    );
+    assert!(said.contains("(EC2InstanceStateInvalidException)"), "{said}");
 
     let mut command = aws(&world, &["sts", "get-caller-identity"]);
     command.env("AWS_SECRET_ACCESS_KEY", "wrong");
     let refused = run(command, "").await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("(SignatureDoesNotMatch)"), "{said}");
-    let asked: Vec<String> = world
-        .stand_in
-        .journal()
-        .into_iter()
-        .map(|it| it.action)
-        .collect();
-    assert_eq!(
-        asked,
-        [
-            "DescribeInstances",
-            "SendSSHPublicKey",
-            "SendSSHPublicKey",
-            "GetCallerIdentity"
-        ]
-    );
+    let asked: Vec<String> = world.stand_in.journal().into_iter().map(|it| it.action).collect();
+    assert_eq!(asked, ["DescribeInstances", "SendSSHPublicKey", "SendSSHPublicKey", "GetCallerIdentity"]);
 }
 
 /// moto's server; it ends with this.
@@ -325,16 +231,10 @@ struct Moto {
 
 impl Moto {
     fn start() -> Self {
-        let mut child = python("serve.py")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child =
+            python("serve.py").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let port = line.trim().parse().expect("moto prints its port");
         Self { child, port }
     }
@@ -385,10 +285,7 @@ async fn moto_describes_the_same_instances_at_the_same_paths() {
     let moto_url = format!("http://127.0.0.1:{}/", moto.port);
     let ask_moto = async |parameters: &[(&str, &str)]| {
         let request = world.query("ec2", parameters).build().unwrap();
-        let mut there = world
-            .http
-            .post(&moto_url)
-            .body(request.body().unwrap().as_bytes().unwrap().to_vec());
+        let mut there = world.http.post(&moto_url).body(request.body().unwrap().as_bytes().unwrap().to_vec());
         for (name, value) in request.headers() {
             there = there.header(name, value);
         }
@@ -439,16 +336,8 @@ async fn moto_describes_the_same_instances_at_the_same_paths() {
         "instancesSet/item/networkInterfaceSet/item/privateIpAddress",
         "instancesSet/item/networkInterfaceSet/item/privateIpAddressesSet/item/privateIpAddress",
     ];
-    let by_id = [
-        ("Action", "DescribeInstances"),
-        ("InstanceId.1", &*ids[0]),
-        ("InstanceId.2", &*ids[1]),
-    ];
-    let by_tag = [
-        ("Action", "DescribeInstances"),
-        ("Filter.1.Name", "tag:Name"),
-        ("Filter.1.Value.1", "a*b>"),
-    ];
+    let by_id = [("Action", "DescribeInstances"), ("InstanceId.1", &*ids[0]), ("InstanceId.2", &*ids[1])];
+    let by_tag = [("Action", "DescribeInstances"), ("Filter.1.Name", "tag:Name"), ("Filter.1.Value.1", "a*b>")];
     let by_state = [
         ("Action", "DescribeInstances"),
         ("Filter.1.Name", "instance-id"),
@@ -464,13 +353,8 @@ async fn moto_describes_the_same_instances_at_the_same_paths() {
         for path in consumed {
             let path = format!("DescribeInstancesResponse/reservationSet/item/{path}");
             // reservations may hold one instance or many, and in any order
-            let set = |of: &BTreeMap<String, Vec<String>>| {
-                of[&path].iter().cloned().collect::<BTreeSet<_>>()
-            };
-            assert!(
-                ours.contains_key(&path) && theirs.contains_key(&path),
-                "{path} is in both"
-            );
+            let set = |of: &BTreeMap<String, Vec<String>>| of[&path].iter().cloned().collect::<BTreeSet<_>>();
+            assert!(ours.contains_key(&path) && theirs.contains_key(&path), "{path} is in both");
             assert_eq!(set(&ours), set(&theirs), "{path}");
         }
     }
@@ -483,23 +367,11 @@ async fn moto_describes_the_same_instances_at_the_same_paths() {
     assert!(!theirs.body.contains("nextToken") || paths(&theirs.body).contains_key(token));
 
     for parameters in [
-        &[
-            ("Action", "DescribeInstances"),
-            ("InstanceId.1", "i-0123456789abcdef0"),
-        ][..],
-        &[
-            ("Action", "DescribeInstances"),
-            ("InstanceId.1", &*ids[0]),
-            ("MaxResults", "5"),
-        ],
+        &[("Action", "DescribeInstances"), ("InstanceId.1", "i-0123456789abcdef0")][..],
+        &[("Action", "DescribeInstances"), ("InstanceId.1", &*ids[0]), ("MaxResults", "5")],
     ] {
         let (theirs, ours) = (ask_moto(parameters).await, world.ec2(parameters).await);
-        assert_eq!(
-            theirs.text("Code"),
-            ours.text("Code"),
-            "{parameters:?}: {}",
-            theirs.body
-        );
+        assert_eq!(theirs.text("Code"), ours.text("Code"), "{parameters:?}: {}", theirs.body);
         assert_eq!(theirs.status, ours.status, "{parameters:?}");
         let keys = |body: &str| paths(body).into_keys().collect::<BTreeSet<_>>();
         assert_eq!(keys(&ours.body), keys(&theirs.body), "the envelope");
@@ -510,19 +382,14 @@ async fn moto_describes_the_same_instances_at_the_same_paths() {
 async fn a_tunnels_address_presigned_by_aws_signer_opens_and_a_changed_one_does_not() {
     let world = strict_world().await;
     let echo = super::tunnels::echo().await;
-    world.stand_in.put_instance(Instance {
-        host_addr: Some(echo),
-        ..rich_instance(ID)
-    });
+    world.stand_in.put_instance(Instance { host_addr: Some(echo), ..rich_instance(ID) });
     world.stand_in.put_endpoint(Endpoint::default());
     let query = "instanceConnectEndpointId=eice-0123456789abcdef0&remotePort=22&privateIpAddress=10.0.0.5\
                  &maxTunnelDuration=60";
     let mut command = python("aws.py");
     command.args(["presign", &world.stand_in.api_addr().to_string(), query]);
     let url = good(&run(command, "").await).trim().to_owned();
-    let (mut tunnel, _) = tokio_tungstenite::connect_async(&url)
-        .await
-        .expect("the signature fits");
+    let (mut tunnel, _) = tokio_tungstenite::connect_async(&url).await.expect("the signature fits");
     super::tunnels::check_echo(&mut tunnel).await;
     let changed = url.replace("maxTunnelDuration=60", "maxTunnelDuration=3600");
     let refused = super::tunnels::refusal(&changed).await;

@@ -33,11 +33,7 @@ fn rsa(bits: usize) -> String {
 
 fn rfc4716(line: &str) -> String {
     let data = line.split(' ').nth(1).unwrap();
-    let folded: Vec<&str> = data
-        .as_bytes()
-        .chunks(70)
-        .map(|it| std::str::from_utf8(it).unwrap())
-        .collect();
+    let folded: Vec<&str> = data.as_bytes().chunks(70).map(|it| std::str::from_utf8(it).unwrap()).collect();
     format!(
         "---- BEGIN SSH2 PUBLIC KEY ----\nComment: \"a key \\\nof alice\"\n{}\n---- END SSH2 PUBLIC KEY ----\n",
         folded.join("\n")
@@ -55,30 +51,12 @@ async fn every_field_is_judged_as_the_service_model_has_it() {
         (json!({ "InstanceId": null }), Some(invalid)),
         (json!({ "InstanceId": "" }), Some(invalid)),
         (json!({ "InstanceId": "i-1234567" }), Some(invalid)),
-        (
-            json!({ "InstanceId": format!("{long_id}a") }),
-            Some(invalid),
-        ),
-        (
-            json!({ "InstanceId": long_id }),
-            Some("EC2InstanceNotFoundException"),
-        ),
-        (
-            json!({ "InstanceId": "i-0123456789ABCDEF0" }),
-            Some(invalid),
-        ),
-        (
-            json!({ "InstanceId": "mi-0123456789abcdef0" }),
-            Some(invalid),
-        ),
-        (
-            json!({ "InstanceId": "i-0123456789abcdef0\n" }),
-            Some(invalid),
-        ),
-        (
-            json!({ "InstanceId": "i-0123456789abcdef1" }),
-            Some("EC2InstanceNotFoundException"),
-        ),
+        (json!({ "InstanceId": format!("{long_id}a") }), Some(invalid)),
+        (json!({ "InstanceId": long_id }), Some("EC2InstanceNotFoundException")),
+        (json!({ "InstanceId": "i-0123456789ABCDEF0" }), Some(invalid)),
+        (json!({ "InstanceId": "mi-0123456789abcdef0" }), Some(invalid)),
+        (json!({ "InstanceId": "i-0123456789abcdef0\n" }), Some(invalid)),
+        (json!({ "InstanceId": "i-0123456789abcdef1" }), Some("EC2InstanceNotFoundException")),
         // OS users
         (json!({ "InstanceOSUser": null }), Some(invalid)),
         (json!({ "InstanceOSUser": "" }), Some(invalid)),
@@ -87,10 +65,7 @@ async fn every_field_is_judged_as_the_service_model_has_it() {
         (json!({ "InstanceOSUser": "host$" }), None),
         (json!({ "InstanceOSUser": "7zip" }), None),
         (json!({ "InstanceOSUser": "7" }), Some(invalid)),
-        (
-            json!({ "InstanceOSUser": "-oProxyCommand=id" }),
-            Some(invalid),
-        ),
+        (json!({ "InstanceOSUser": "-oProxyCommand=id" }), Some(invalid)),
         (json!({ "InstanceOSUser": "a b" }), Some(invalid)),
         (json!({ "InstanceOSUser": "../../etc" }), Some(invalid)),
         (json!({ "InstanceOSUser": "a\nroot" }), Some(invalid)),
@@ -98,118 +73,50 @@ async fn every_field_is_judged_as_the_service_model_has_it() {
         (json!({ "InstanceOSUser": "a".repeat(33) }), Some(invalid)),
         // zones
         (json!({ "AvailabilityZone": "us-west-2a" }), None),
-        (
-            json!({ "AvailabilityZone": "us-west-2b" }),
-            Some("EC2InstanceNotFoundException"),
-        ),
-        (
-            json!({ "AvailabilityZone": "us-gov-west-1a" }),
-            Some("EC2InstanceNotFoundException"),
-        ),
+        (json!({ "AvailabilityZone": "us-west-2b" }), Some("EC2InstanceNotFoundException")),
+        (json!({ "AvailabilityZone": "us-gov-west-1a" }), Some("EC2InstanceNotFoundException")),
         (json!({ "AvailabilityZone": "us2a" }), Some(invalid)),
         (json!({ "AvailabilityZone": "us-west" }), Some(invalid)),
         (json!({ "AvailabilityZone": "" }), Some(invalid)),
-        (
-            json!({ "AvailabilityZone": "us-west-2a; id" }),
-            Some(invalid),
-        ),
+        (json!({ "AvailabilityZone": "us-west-2a; id" }), Some(invalid)),
         // keys
         (json!({ "SSHPublicKey": null }), Some(invalid)),
         (json!({ "SSHPublicKey": "ssh-ed25519 AAAA" }), Some(invalid)),
-        (
-            json!({ "SSHPublicKey": line("ssh-ed25519", &[&[7; 32]]) }),
-            None,
-        ),
+        (json!({ "SSHPublicKey": line("ssh-ed25519", &[&[7; 32]]) }), None),
         (json!({ "SSHPublicKey": format!("{ED25519}\n") }), None),
-        (
-            json!({ "SSHPublicKey": format!("{ED25519}\n{ED25519}") }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": format!("command=\"id\" {ED25519}") }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": line("ssh-ed25519", &[&[7; 31]]) + " and a comment" }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": line("ssh-ed25519", &[&[7; 32], &[0]]) }),
-            Some(invalid),
-        ),
+        (json!({ "SSHPublicKey": format!("{ED25519}\n{ED25519}") }), Some(invalid)),
+        (json!({ "SSHPublicKey": format!("command=\"id\" {ED25519}") }), Some(invalid)),
+        (json!({ "SSHPublicKey": line("ssh-ed25519", &[&[7; 31]]) + " and a comment" }), Some(invalid)),
+        (json!({ "SSHPublicKey": line("ssh-ed25519", &[&[7; 32], &[0]]) }), Some(invalid)),
         (json!({ "SSHPublicKey": rsa(2048) }), None),
         (json!({ "SSHPublicKey": rsa(4096) }), None),
         (json!({ "SSHPublicKey": rsa(1024) }), Some(invalid)),
         (json!({ "SSHPublicKey": rsa(2047) }), Some(invalid)),
         (json!({ "SSHPublicKey": rsa(3072) }), Some(invalid)),
         (json!({ "SSHPublicKey": rsa(8192) }), Some(invalid)),
-        (
-            json!({ "SSHPublicKey": rsa(2048).replace("ssh-rsa", "ssh-ed25519") }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": line("ssh-dss", &[&[7; 129], &[7; 21], &[7; 128], &[7; 128]]) }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": line("ecdsa-sha2-nistp256", &[b"nistp256", &[4; 65]]) }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": line("sk-ssh-ed25519@openssh.com", &[&[7; 32], b"ssh:"]) }),
-            Some(invalid),
-        ),
+        (json!({ "SSHPublicKey": rsa(2048).replace("ssh-rsa", "ssh-ed25519") }), Some(invalid)),
+        (json!({ "SSHPublicKey": line("ssh-dss", &[&[7; 129], &[7; 21], &[7; 128], &[7; 128]]) }), Some(invalid)),
+        (json!({ "SSHPublicKey": line("ecdsa-sha2-nistp256", &[b"nistp256", &[4; 65]]) }), Some(invalid)),
+        (json!({ "SSHPublicKey": line("sk-ssh-ed25519@openssh.com", &[&[7; 32], b"ssh:"]) }), Some(invalid)),
         (json!({ "SSHPublicKey": rfc4716(&rsa(2048)) }), None),
-        (
-            json!({ "SSHPublicKey": rfc4716(&line("ssh-ed25519", &[&[7; 32]])) }),
-            None,
-        ),
-        (
-            json!({ "SSHPublicKey": format!("{} {}", rsa(2048), "x".repeat(4096)) }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": format!("ssh-ed25519 {}", "!".repeat(80)) }),
-            Some(invalid),
-        ),
-        (
-            json!({ "SSHPublicKey": "-----BEGIN PUBLIC KEY-----\n".repeat(4) }),
-            Some(invalid),
-        ),
+        (json!({ "SSHPublicKey": rfc4716(&line("ssh-ed25519", &[&[7; 32]])) }), None),
+        (json!({ "SSHPublicKey": format!("{} {}", rsa(2048), "x".repeat(4096)) }), Some(invalid)),
+        (json!({ "SSHPublicKey": format!("ssh-ed25519 {}", "!".repeat(80)) }), Some(invalid)),
+        (json!({ "SSHPublicKey": "-----BEGIN PUBLIC KEY-----\n".repeat(4) }), Some(invalid)),
         // not text at all
         (json!({ "InstanceId": 7 }), Some("SerializationException")),
-        (
-            json!({ "SSHPublicKey": [] }),
-            Some("SerializationException"),
-        ),
+        (json!({ "SSHPublicKey": [] }), Some("SerializationException")),
         (json!({ "More": "is ignored" }), None),
     ];
     for (changes, expected) in rows {
         let body = push_body(changes.clone());
         let answer = world.push(&body).await;
-        assert_eq!(
-            answer.code().as_deref(),
-            expected,
-            "{changes}: {}",
-            answer.body
-        );
+        assert_eq!(answer.code().as_deref(), expected, "{changes}: {}", answer.body);
         if expected.is_none() {
-            assert_eq!(
-                (answer.status, &answer.json()["Success"]),
-                (200, &json!(true)),
-                "{changes}"
-            );
-            assert!(
-                answer.json()["RequestId"]
-                    .as_str()
-                    .is_some_and(|it| it.len() == 36)
-            );
+            assert_eq!((answer.status, &answer.json()["Success"]), (200, &json!(true)), "{changes}");
+            assert!(answer.json()["RequestId"].as_str().is_some_and(|it| it.len() == 36));
         } else {
-            assert_eq!(
-                (answer.status, answer.json()["__type"].as_str()),
-                (400, expected),
-                "{changes}"
-            );
+            assert_eq!((answer.status, answer.json()["__type"].as_str()), (400, expected), "{changes}");
         }
     }
 }
@@ -217,11 +124,7 @@ async fn every_field_is_judged_as_the_service_model_has_it() {
 #[tokio::test]
 async fn a_refusal_names_every_field_in_the_services_words() {
     let world = world().await;
-    let answer = world
-        .push(&push_body(
-            json!({ "InstanceId": "mi-0123456789abcdef0", "InstanceOSUser": null }),
-        ))
-        .await;
+    let answer = world.push(&push_body(json!({ "InstanceId": "mi-0123456789abcdef0", "InstanceOSUser": null }))).await;
     assert_eq!(
         answer.json()["Message"],
         "2 validation errors detected: Value 'mi-0123456789abcdef0' at 'instanceId' failed to satisfy constraint: \
@@ -230,17 +133,11 @@ async fn a_refusal_names_every_field_in_the_services_words() {
     );
     let answer = world.push(&json!([])).await;
     assert_eq!(answer.code().as_deref(), Some("SerializationException"));
-    let mut request = world
-        .http
-        .post(world.url("/"))
-        .header("x-amz-target", "AWSEC2InstanceConnectService.Other");
+    let mut request = world.http.post(world.url("/")).header("x-amz-target", "AWSEC2InstanceConnectService.Other");
     for (name, value) in super::client::authorization("ec2-instance-connect", "us-west-2") {
         request = request.header(name, value);
     }
-    assert_eq!(
-        world.send(request.body("{}")).await.code().as_deref(),
-        Some("UnknownOperationException")
-    );
+    assert_eq!(world.send(request.body("{}")).await.code().as_deref(), Some("UnknownOperationException"));
 }
 
 #[tokio::test]
@@ -254,38 +151,16 @@ async fn only_a_running_instance_of_the_callers_account_and_region_takes_a_key()
         ("shutting-down", Some("EC2InstanceStateInvalidException")),
         ("terminated", Some("EC2InstanceStateInvalidException")),
     ] {
-        world.stand_in.put_instance(Instance {
-            state: state.into(),
-            ..instance(ID)
-        });
-        assert_eq!(
-            world.push(&push_body(json!({}))).await.code().as_deref(),
-            expected,
-            "{state}"
-        );
+        world.stand_in.put_instance(Instance { state: state.into(), ..instance(ID) });
+        assert_eq!(world.push(&push_body(json!({}))).await.code().as_deref(), expected, "{state}");
     }
     let not_found = Some("EC2InstanceNotFoundException");
-    world.stand_in.put_instance(Instance {
-        account_id: "210987654321".into(),
-        ..instance(ID)
-    });
-    assert_eq!(
-        world.push(&push_body(json!({}))).await.code().as_deref(),
-        not_found
-    );
-    world.stand_in.put_instance(Instance {
-        region: "eu-central-1".into(),
-        ..instance(ID)
-    });
-    assert_eq!(
-        world.push(&push_body(json!({}))).await.code().as_deref(),
-        not_found
-    );
+    world.stand_in.put_instance(Instance { account_id: "210987654321".into(), ..instance(ID) });
+    assert_eq!(world.push(&push_body(json!({}))).await.code().as_deref(), not_found);
+    world.stand_in.put_instance(Instance { region: "eu-central-1".into(), ..instance(ID) });
+    assert_eq!(world.push(&push_body(json!({}))).await.code().as_deref(), not_found);
     world.stand_in.remove_instance(ID);
-    assert_eq!(
-        world.push(&push_body(json!({}))).await.code().as_deref(),
-        not_found
-    );
+    assert_eq!(world.push(&push_body(json!({}))).await.code().as_deref(), not_found);
 }
 
 #[tokio::test]
@@ -294,10 +169,7 @@ async fn a_key_is_read_for_sixty_seconds_and_no_longer() {
     let keys = || world.stand_in.active_keys(ID, "ec2-user");
     world.push(&push_body(json!({}))).await;
     assert_eq!(keys(), [ED25519]);
-    assert!(
-        world.stand_in.active_keys(ID, "root").is_empty(),
-        "the key is for one login"
-    );
+    assert!(world.stand_in.active_keys(ID, "root").is_empty(), "the key is for one login");
     world.stand_in.advance(Duration::from_millis(59_000));
     assert_eq!(keys(), [ED25519]);
     world.stand_in.advance(Duration::from_millis(1_000));
@@ -309,19 +181,12 @@ async fn a_key_pushed_again_starts_its_window_anew_and_leaves_others_alone() {
     let world = world().await;
     let other = rsa(2048);
     world.push(&push_body(json!({}))).await;
-    world
-        .push(&push_body(json!({ "SSHPublicKey": other })))
-        .await;
+    world.push(&push_body(json!({ "SSHPublicKey": other }))).await;
     world.stand_in.advance(Duration::from_secs(45));
     // the same key, though its comment differs
     let bare = ED25519.rsplit_once(' ').unwrap().0;
-    world
-        .push(&push_body(json!({ "SSHPublicKey": bare })))
-        .await;
-    assert_eq!(
-        world.stand_in.active_keys(ID, "ec2-user"),
-        [other.as_str(), bare]
-    );
+    world.push(&push_body(json!({ "SSHPublicKey": bare }))).await;
+    assert_eq!(world.stand_in.active_keys(ID, "ec2-user"), [other.as_str(), bare]);
     world.stand_in.advance(Duration::from_secs(45));
     assert_eq!(world.stand_in.active_keys(ID, "ec2-user"), [bare]);
     assert_eq!(world.stand_in.all_active_keys()[0].fades_in_ms / 1000, 14);
@@ -333,14 +198,8 @@ async fn a_key_pushed_again_starts_its_window_anew_and_leaves_others_alone() {
 async fn a_host_reads_its_own_keys_by_its_address_and_404_when_there_are_none() {
     let world = world().await;
     let other = "i-0fedcba9876543210";
-    world.stand_in.put_instance(Instance {
-        host_addr: Some(host(21)),
-        ..instance(ID)
-    });
-    world.stand_in.put_instance(Instance {
-        host_addr: Some(host(22)),
-        ..instance(other)
-    });
+    world.stand_in.put_instance(Instance { host_addr: Some(host(21)), ..instance(ID) });
+    world.stand_in.put_instance(Instance { host_addr: Some(host(22)), ..instance(other) });
     let read = async |last: u8| world.active_keys(host(last).ip(), "ec2-user").await;
     assert_eq!(read(21).await.status, 404);
     world.push(&push_body(json!({}))).await;
@@ -353,44 +212,21 @@ async fn a_host_reads_its_own_keys_by_its_address_and_404_when_there_are_none() 
     world.stand_in.advance(Duration::from_secs(60));
     assert_eq!(read(21).await.status, 404);
 
-    let reads: Vec<_> = world
-        .stand_in
-        .journal()
-        .into_iter()
-        .filter(|it| it.api == Api::Metadata)
-        .collect();
+    let reads: Vec<_> = world.stand_in.journal().into_iter().filter(|it| it.api == Api::Metadata).collect();
     assert_eq!(reads.len(), 5);
-    assert_eq!(
-        (reads[1].instance_ids[0].as_str(), reads[1].answered),
-        (ID, Some(1))
-    );
+    assert_eq!((reads[1].instance_ids[0].as_str(), reads[1].answered), (ID, Some(1)));
 }
 
 #[tokio::test]
 async fn a_login_with_odd_characters_is_found_however_the_host_writes_it() {
     let world = world().await;
-    let at = Instance {
-        host_addr: Some(host(24)),
-        ..instance(ID)
-    };
+    let at = Instance { host_addr: Some(host(24)), ..instance(ID) };
     world.stand_in.put_instance(at);
-    world
-        .push(&push_body(json!({ "InstanceOSUser": "a@b.example" })))
-        .await;
+    world.push(&push_body(json!({ "InstanceOSUser": "a@b.example" }))).await;
     for written in ["a@b.example", "a%40b.example"] {
-        assert_eq!(
-            world.active_keys(host(24).ip(), written).await.status,
-            200,
-            "{written}"
-        );
+        assert_eq!(world.active_keys(host(24).ip(), written).await.status, 200, "{written}");
     }
-    assert_eq!(
-        world
-            .active_keys(host(24).ip(), "a%2540b.example")
-            .await
-            .status,
-        404
-    );
+    assert_eq!(world.active_keys(host(24).ip(), "a%2540b.example").await.status, 404);
     assert_eq!(world.active_keys(host(24).ip(), "").await.status, 404);
 }
 
@@ -408,50 +244,20 @@ async fn keys_that_ssh_keygen_makes_are_taken_or_refused_by_kind_and_size() {
     ] {
         let file = dir.path().join(format!("{kind}{bits}"));
         let keygen = |arguments: &[&str]| {
-            let output = std::process::Command::new("ssh-keygen")
-                .args(arguments)
-                .arg(&file)
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            let output = std::process::Command::new("ssh-keygen").args(arguments).arg(&file).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8(output.stdout).unwrap()
         };
-        keygen(&[
-            "-q",
-            "-N",
-            "",
-            "-C",
-            "alice@example.com",
-            "-t",
-            kind,
-            "-b",
-            bits,
-            "-f",
-        ]);
+        keygen(&["-q", "-N", "", "-C", "alice@example.com", "-t", kind, "-b", bits, "-f"]);
         let public = std::fs::read_to_string(file.with_extension("pub")).unwrap();
         let exported = keygen(&["-e", "-m", "RFC4716", "-f"]);
         for text in [public, exported] {
-            let answer = world
-                .push(&push_body(json!({ "SSHPublicKey": text })))
-                .await;
-            assert_eq!(
-                answer.status == 200,
-                expected,
-                "{kind} {bits}: {}",
-                answer.body
-            );
+            let answer = world.push(&push_body(json!({ "SSHPublicKey": text }))).await;
+            assert_eq!(answer.status == 200, expected, "{kind} {bits}: {}", answer.body);
             if expected {
                 let shown = keygen(&["-l", "-f"]);
                 let entry = world.stand_in.journal().pop().unwrap();
-                assert_eq!(
-                    shown.split(' ').nth(1),
-                    entry.key_fingerprint.as_deref(),
-                    "{kind} {bits}"
-                );
+                assert_eq!(shown.split(' ').nth(1), entry.key_fingerprint.as_deref(), "{kind} {bits}");
             }
         }
     }
@@ -461,10 +267,7 @@ async fn keys_that_ssh_keygen_makes_are_taken_or_refused_by_kind_and_size() {
 async fn a_terminated_instance_loses_its_keys() {
     let world = world().await;
     world.push(&push_body(json!({}))).await;
-    world.stand_in.put_instance(Instance {
-        state: "terminated".into(),
-        ..instance(ID)
-    });
+    world.stand_in.put_instance(Instance { state: "terminated".into(), ..instance(ID) });
     assert!(world.stand_in.active_keys(ID, "ec2-user").is_empty());
 }
 
@@ -473,39 +276,22 @@ async fn the_journal_says_who_pushed_what_where_and_how_it_ended() {
     let world = world().await;
     let before = jiff::Timestamp::now();
     let answer = world.push(&push_body(json!({}))).await;
-    world
-        .push(&push_body(json!({ "InstanceId": "i-0123456789abcdef1" })))
-        .await;
+    world.push(&push_body(json!({ "InstanceId": "i-0123456789abcdef1" }))).await;
     let journal = world.stand_in.journal();
-    let [push, refused] = &journal[..] else {
-        panic!("{journal:?}")
-    };
+    let [push, refused] = &journal[..] else { panic!("{journal:?}") };
     assert_eq!(push.request_id, answer.json()["RequestId"]);
     assert_eq!(push.action, "SendSSHPublicKey");
-    assert_eq!(
-        (&*push.region, &*push.access_key_id, &*push.account_id),
-        ("us-west-2", "AKIDEXAMPLE", "123456789012")
-    );
-    assert_eq!(
-        (&push.instance_ids[..], push.os_user.as_deref()),
-        (&[ID.to_owned()][..], Some("ec2-user"))
-    );
+    assert_eq!((&*push.region, &*push.access_key_id, &*push.account_id), ("us-west-2", "AKIDEXAMPLE", "123456789012"));
+    assert_eq!((&push.instance_ids[..], push.os_user.as_deref()), (&[ID.to_owned()][..], Some("ec2-user")));
     assert_eq!(push.outcome, Outcome::Ok);
     assert!(push.time >= before && push.time.subsec_nanosecond() != 0);
-    assert_eq!(
-        refused.outcome.error_code(),
-        Some("EC2InstanceNotFoundException")
-    );
+    assert_eq!(refused.outcome.error_code(), Some("EC2InstanceNotFoundException"));
 
     // as ssh-keygen sees it
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("key.pub");
     std::fs::write(&file, ED25519).unwrap();
-    if let Ok(output) = std::process::Command::new("ssh-keygen")
-        .arg("-lf")
-        .arg(&file)
-        .output()
-    {
+    if let Ok(output) = std::process::Command::new("ssh-keygen").arg("-lf").arg(&file).output() {
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(text.split(' ').nth(1), push.key_fingerprint.as_deref());
     }
@@ -525,11 +311,7 @@ async fn drill(addr: std::net::SocketAddr, request: Vec<u8>, times: usize) {
             assert_ne!(n, 0, "the connection stays open");
             length += n;
         }
-        assert!(
-            answer.starts_with(b"HTTP/1.1 200"),
-            "{}",
-            String::from_utf8_lossy(&answer[..length])
-        );
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..length]));
     }
 }
 
@@ -547,8 +329,7 @@ async fn five_thousand_pushes_are_no_bottleneck() {
             for (name, value) in authorization("ec2-instance-connect", "us-west-2") {
                 head += &format!("{name}: {value}\r\n");
             }
-            let request =
-                format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+            let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes();
             tokio::spawn(drill(addr, request, 313))
         })
         .collect();

@@ -38,12 +38,7 @@ pub async fn check_echo(tunnel: &mut Tunnel) {
     }
     let mut heard = Vec::new();
     while heard.len() < sent.len() {
-        match tunnel
-            .next()
-            .await
-            .expect("it is open")
-            .expect("it is sound")
-        {
+        match tunnel.next().await.expect("it is open").expect("it is sound") {
             Message::Binary(bytes) => heard.extend_from_slice(&bytes),
             other => panic!("{other:?}"),
         }
@@ -55,13 +50,9 @@ pub async fn check_echo(tunnel: &mut Tunnel) {
 pub async fn refusal(url: &str) -> (u16, String) {
     match connect_async(url).await {
         Err(Error::Http(response)) => {
-            let body: Value =
-                serde_json::from_slice(response.body().as_ref().expect("a body")).expect("JSON");
+            let body: Value = serde_json::from_slice(response.body().as_ref().expect("a body")).expect("JSON");
             assert!(response.headers().contains_key("x-amzn-requestid"));
-            (
-                response.status().as_u16(),
-                body["ErrorCode"].as_str().expect("a code").to_owned(),
-            )
+            (response.status().as_u16(), body["ErrorCode"].as_str().expect("a code").to_owned())
         }
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("{url} opened"),
@@ -69,15 +60,9 @@ pub async fn refusal(url: &str) -> (u16, String) {
 }
 
 async fn world_to(host: SocketAddr) -> World {
-    let config = Config {
-        extra_tunnel_ports: vec![host.port()],
-        ..Config::default()
-    };
+    let config = Config { extra_tunnel_ports: vec![host.port()], ..Config::default() };
     let world = world_with(config).await;
-    world.stand_in.put_instance(Instance {
-        host_addr: Some(host),
-        ..instance(ID)
-    });
+    world.stand_in.put_instance(Instance { host_addr: Some(host), ..instance(ID) });
     world.stand_in.put_endpoint(Endpoint::default());
     world
 }
@@ -87,13 +72,8 @@ type Changes<'a> = &'a [(&'a str, &'a str)];
 
 /// The address of a tunnel with some parameters changed; an empty value takes one away.
 fn url(world: &World, changes: Changes<'_>) -> String {
-    let date = jiff::Timestamp::now()
-        .strftime("%Y%m%dT%H%M%SZ")
-        .to_string();
-    let credential = format!(
-        "AKIDEXAMPLE/{}/us-west-2/ec2-instance-connect/aws4_request",
-        &date[..8]
-    );
+    let date = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+    let credential = format!("AKIDEXAMPLE/{}/us-west-2/ec2-instance-connect/aws4_request", &date[..8]);
     let digest = "0".repeat(64);
     let mut parameters = vec![
         ("instanceConnectEndpointId", "eice-0123456789abcdef0"),
@@ -112,9 +92,7 @@ fn url(world: &World, changes: Changes<'_>) -> String {
             parameters.push((name, value));
         }
     }
-    let query = form_urlencoded::Serializer::new(String::new())
-        .extend_pairs(parameters)
-        .finish();
+    let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
     format!("ws://{}/openTunnel?{query}", world.stand_in.api_addr())
 }
 
@@ -131,9 +109,7 @@ async fn end(tunnel: &mut Tunnel) -> (CloseCode, String) {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), wait)
-        .await
-        .expect("the tunnel ends")
+    tokio::time::timeout(Duration::from_secs(5), wait).await.expect("the tunnel ends")
 }
 
 #[tokio::test]
@@ -142,18 +118,12 @@ async fn bytes_go_through_both_ways_and_the_hosts_end_is_the_tunnels_end() {
     let world = world_to(listener.local_addr().unwrap()).await;
     let (mut tunnel, _) = connect_async(url(&world, &[])).await.unwrap();
     let (mut host, _) = listener.accept().await.unwrap();
-    tunnel
-        .send(Message::binary(b"SSH-2.0-a\r\n".to_vec()))
-        .await
-        .unwrap();
+    tunnel.send(Message::binary(b"SSH-2.0-a\r\n".to_vec())).await.unwrap();
     let mut heard = [0; 11];
     host.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"SSH-2.0-a\r\n");
     host.write_all(b"SSH-2.0-b\r\n").await.unwrap();
-    assert_eq!(
-        tunnel.next().await.unwrap().unwrap(),
-        Message::binary(b"SSH-2.0-b\r\n".to_vec())
-    );
+    assert_eq!(tunnel.next().await.unwrap().unwrap(), Message::binary(b"SSH-2.0-b\r\n".to_vec()));
     drop(host);
     assert_eq!(end(&mut tunnel).await.0, CloseCode::Normal);
 
@@ -162,12 +132,7 @@ async fn bytes_go_through_both_ways_and_the_hosts_end_is_the_tunnels_end() {
     let (mut host, _) = listener.accept().await.unwrap();
     tunnel.close(None).await.unwrap();
     assert_eq!(host.read(&mut [0; 1]).await.unwrap(), 0);
-    let actions: Vec<_> = world
-        .stand_in
-        .journal()
-        .into_iter()
-        .map(|it| it.action)
-        .collect();
+    let actions: Vec<_> = world.stand_in.journal().into_iter().map(|it| it.action).collect();
     assert_eq!(actions[..3], ["openTunnel", "closeTunnel", "openTunnel"]);
 }
 
@@ -216,10 +181,7 @@ async fn only_the_endpoints_own_vpc_and_known_ports_are_reached() {
         (&[("instanceConnectEndpointId", "eice-new")], invalid),
         (&[("X-Amz-Date", "20200101T000000Z")], "IncompleteSignature"),
         (&[("X-Amz-Signature", "")], "IncompleteSignature"),
-        (
-            &[("X-Amz-Signature", ""), ("X-Amz-Algorithm", "")],
-            "MissingAuthenticationToken",
-        ),
+        (&[("X-Amz-Signature", ""), ("X-Amz-Algorithm", "")], "MissingAuthenticationToken"),
     ];
     for (changes, expected) in rows {
         let (status, code) = refusal(&url(&world, changes)).await;
@@ -228,9 +190,7 @@ async fn only_the_endpoints_own_vpc_and_known_ports_are_reached() {
         assert!((400..404).contains(&status), "{changes:?} {status}");
     }
     let port = host.port().to_string();
-    let (mut tunnel, _) = connect_async(url(&world, &[("remotePort", &port)]))
-        .await
-        .expect("an extra port");
+    let (mut tunnel, _) = connect_async(url(&world, &[("remotePort", &port)])).await.expect("an extra port");
     check_echo(&mut tunnel).await;
 }
 
@@ -241,10 +201,7 @@ async fn the_twenty_first_connection_is_refused_until_one_ends() {
     for _ in 0..20 {
         tunnels.push(connect_async(url(&world, &[])).await.unwrap().0);
     }
-    assert_eq!(
-        refusal(&url(&world, &[])).await,
-        (429, "TooManyConnections".into())
-    );
+    assert_eq!(refusal(&url(&world, &[])).await, (429, "TooManyConnections".into()));
     assert_eq!(world.stand_in.open_tunnels("eice-0123456789abcdef0"), 20);
     tunnels.pop();
     for _ in 0..500 {
@@ -253,36 +210,24 @@ async fn the_twenty_first_connection_is_refused_until_one_ends() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let (mut tunnel, _) = connect_async(url(&world, &[]))
-        .await
-        .expect("a place is free");
+    let (mut tunnel, _) = connect_async(url(&world, &[])).await.expect("a place is free");
     check_echo(&mut tunnel).await;
 }
 
 #[tokio::test]
 async fn a_tunnel_ends_at_its_duration_and_no_later_than_an_hour() {
     let world = world_to(echo().await).await;
-    let (mut short, _) = connect_async(url(&world, &[("maxTunnelDuration", "60")]))
-        .await
-        .unwrap();
+    let (mut short, _) = connect_async(url(&world, &[("maxTunnelDuration", "60")])).await.unwrap();
     let (mut long, _) = connect_async(url(&world, &[])).await.unwrap();
     world.stand_in.advance(Duration::from_secs(59));
     check_echo(&mut short).await;
     world.stand_in.advance(Duration::from_secs(1));
-    assert_eq!(
-        end(&mut short).await,
-        (
-            CloseCode::Away,
-            "the maximum tunnel duration is reached".into()
-        )
-    );
+    assert_eq!(end(&mut short).await, (CloseCode::Away, "the maximum tunnel duration is reached".into()));
     check_echo(&mut long).await;
     world.stand_in.advance(Duration::from_secs(3600));
     assert_eq!(end(&mut long).await.0, CloseCode::Away);
     // and by waiting
-    let (mut real, _) = connect_async(url(&world, &[("maxTunnelDuration", "1")]))
-        .await
-        .unwrap();
+    let (mut real, _) = connect_async(url(&world, &[("maxTunnelDuration", "1")])).await.unwrap();
     assert_eq!(end(&mut real).await.0, CloseCode::Away);
 }
 
@@ -291,9 +236,7 @@ async fn a_host_that_refuses_shows_only_after_the_handshake() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let world = world_to(listener.local_addr().unwrap()).await;
     drop(listener);
-    let (mut tunnel, _) = connect_async(url(&world, &[]))
-        .await
-        .expect("the handshake knows nothing of the host");
+    let (mut tunnel, _) = connect_async(url(&world, &[])).await.expect("the handshake knows nothing of the host");
     assert_eq!(end(&mut tunnel).await.0, CloseCode::Error);
 }
 
@@ -308,29 +251,11 @@ async fn text_is_no_tunnelled_byte() {
 #[tokio::test]
 async fn tunnels_fail_on_demand_and_end_with_the_stand_in() {
     let world = world_to(echo().await).await;
-    world.stand_in.set_fault(
-        Fault::new(FaultKind::ServerError(503))
-            .on(Api::Tunnel)
-            .times(1),
-    );
-    world.stand_in.set_fault(
-        Fault::new(FaultKind::Drop)
-            .on(Api::Tunnel)
-            .instance(ID)
-            .times(1),
-    );
-    assert_eq!(
-        refusal(&url(&world, &[])).await,
-        (503, "InternalError".into())
-    );
-    assert!(matches!(
-        connect_async(url(&world, &[])).await,
-        Err(Error::Io(_) | Error::Protocol(_))
-    ));
+    world.stand_in.set_fault(Fault::new(FaultKind::ServerError(503)).on(Api::Tunnel).times(1));
+    world.stand_in.set_fault(Fault::new(FaultKind::Drop).on(Api::Tunnel).instance(ID).times(1));
+    assert_eq!(refusal(&url(&world, &[])).await, (503, "InternalError".into()));
+    assert!(matches!(connect_async(url(&world, &[])).await, Err(Error::Io(_) | Error::Protocol(_))));
     let (mut tunnel, _) = connect_async(url(&world, &[])).await.unwrap();
     drop(world);
-    assert_eq!(
-        end(&mut tunnel).await,
-        (CloseCode::Away, "the endpoint is gone".into())
-    );
+    assert_eq!(end(&mut tunnel).await, (CloseCode::Away, "the endpoint is gone".into()));
 }

@@ -33,7 +33,11 @@ impl Life {
     pub(super) fn invariants(&mut self) {
         let now = self.now;
         let Some(object) = &self.object else {
-            assert!(self.finalizer_stripped || !self.is_readable(), "I6: the object is gone and a key readable\n{}", self.log());
+            assert!(
+                self.finalizer_stripped || !self.is_readable(),
+                "I6: the object is gone and a key readable\n{}",
+                self.log()
+            );
             return;
         };
         let status = object.status.clone().unwrap_or_default();
@@ -41,9 +45,18 @@ impl Life {
         if let Some(grant) = &status.grant {
             let expiration = grant.expiration_time.0;
             for key in self.keys.iter().filter(|key| key.until > now) {
-                assert!(key.until <= expiration, "I1: a key is readable until {}, promised was {expiration}\n{}", key.until, self.log());
+                assert!(
+                    key.until <= expiration,
+                    "I1: a key is readable until {}, promised was {expiration}\n{}",
+                    key.until,
+                    self.log()
+                );
             }
-            assert!(self.promise.is_none_or(|promise| expiration <= promise), "I3: the end moved later\n{}", self.log());
+            assert!(
+                self.promise.is_none_or(|promise| expiration <= promise),
+                "I3: the end moved later\n{}",
+                self.log()
+            );
             self.promise = Some(expiration);
             assert_eq!(grant.id, grant_id(UID, status.spec_digest.as_deref().unwrap()), "I3");
             self.grants.insert(grant.id.clone());
@@ -51,7 +64,10 @@ impl Life {
             for time in [grant.start_time.0, expiration] {
                 assert_eq!(time, whole_second(time));
             }
-            assert!(self.records.iter().any(|(_, record)| record.kind == RecordKind::GrantIntended), "I5: a grant without record");
+            assert!(
+                self.records.iter().any(|(_, record)| record.kind == RecordKind::GrantIntended),
+                "I5: a grant without record"
+            );
         } else {
             assert!(self.promise.is_none(), "I3: the grant is gone");
         }
@@ -60,7 +76,10 @@ impl Life {
             let end = status.end_time.as_ref().expect("an end has a time").0;
             assert!(end <= now && end == whole_second(end));
             if status.grant.is_some() && status.audit.is_some() {
-                assert!(self.records.iter().any(|(_, record)| record.kind == RecordKind::Ended), "I5: a pointer to no record");
+                assert!(
+                    self.records.iter().any(|(_, record)| record.kind == RecordKind::Ended),
+                    "I5: a pointer to no record"
+                );
             }
         }
         assert!(!(holds(ConditionType::Approved) && holds(ConditionType::Denied)), "approved and denied");
