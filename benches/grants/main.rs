@@ -8,6 +8,14 @@
 //! Everything shares one machine, so no figure stands alone: each is a ratio of two that were taken in one run. The loop
 //! writes to a copy of the CRDs and of the admission policies under another group, so that both sides pay the same, and
 //! neither sees the other. The stand-in's and the watch's work is charged to the controller's side alone.
+//!
+//! ```text
+//! make bench                                    all of it, a quarter of an hour at most
+//! make bench ARGS="--quick --json"              a tenth of the requests, five minutes at most
+//! make bench ARGS="--short --program PATH"      one at a time and one burst, to compare two builds
+//! ```
+//! On a busy machine only the ratios and the CPU times in the details mean anything, and the shortest gaps get longer than
+//! those that make one crowd of many look-ups.
 
 mod eyes;
 mod objects;
