@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
-use tokio::sync::watch as signal;
+use tokio::sync::{Semaphore, watch as signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +42,9 @@ use write::Writer;
 
 /// The name under which the operator reports Events and writes status.
 pub const FIELD_MANAGER: &str = "instance-access";
+/// Plans for grants that are carried out at once: some for each of the writer's places, so that none of those is idle, and
+/// few enough that a flood of requests waits as requests, not as plans.
+const GRANT_PLACES: usize = 64;
 /// How long running turns may take to finish at shutdown: one push and one write.
 const DRAIN: Duration = Duration::from_secs(15);
 
@@ -76,6 +79,8 @@ struct Shared {
     settings: Settings,
     metrics: Arc<Metrics>,
     policies: RwLock<Arc<PolicySet>>,
+    /// Turns that may have a plan for a grant in their hands.
+    grant_places: Semaphore,
     slots: Slots,
     timers: Timers,
     events: events::Events,
@@ -157,6 +162,7 @@ impl Controller {
             settings,
             metrics,
             policies: RwLock::default(),
+            grant_places: Semaphore::new(GRANT_PLACES),
             slots: Slots::default(),
             timers: Timers::default(),
             tasks: TaskTracker::new(),

@@ -12,7 +12,7 @@ use crate::api::{AuditPointer, InstanceAccess};
 use crate::audit::Receipt;
 use crate::aws::PushError;
 use crate::domain::cloud::{Place, TargetQuery};
-use crate::domain::lifecycle::{self, Effect, Plan, World};
+use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::policy::PolicySet;
 use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
@@ -81,6 +81,7 @@ pub fn wake_all(shared: &Arc<Shared>) {
 
 async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
+    let mut place = None;
     loop {
         let (plan, object, policies, was_gone) = {
             let mut state = slot.lock();
@@ -100,6 +101,16 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             (plan, Arc::clone(&state.object), policies, state.gone)
         };
         steps += 1;
+        // Thousands that ask at once wait here, with nothing in their hands, and are asked anew when it is their turn.
+        if place.is_none() && plan.status.is_some() && plan.lane() == Lane::Grant {
+            drop(plan);
+            place = tokio::select! {
+                biased;
+                place = shared.grant_places.acquire() => place.ok(),
+                () = slot.nudged.notified() => None,
+            };
+            continue;
+        }
         let step = carry_out(&shared, &slot, &object, &policies, plan).await;
         let mut state = slot.lock();
         match step {

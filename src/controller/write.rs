@@ -184,9 +184,6 @@ impl Writer {
         lane: Lane,
         still: Option<&Still<'_>>,
     ) -> Result<InstanceAccess, WriteError> {
-        let body = serde_json::to_vec(body).map_err(|error| WriteError::Build(Box::new(error)))?;
-        let request = Request::builder().method(method).uri(uri).header("content-type", content_type).body(body);
-        let request = request.map_err(|error| WriteError::Build(Box::new(error)))?;
         let (places, still) = match lane {
             // An end holds whatever else changes.
             Lane::End => (&self.ends, None),
@@ -208,6 +205,10 @@ impl Writer {
         if !holds() {
             return Err(WriteError::Stale);
         }
+        // Only now: a thousand bodies that wait their turn would be memory that nobody gives back.
+        let body = serde_json::to_vec(body).map_err(|error| WriteError::Build(Box::new(error)))?;
+        let request = Request::builder().method(method).uri(uri).header("content-type", content_type).body(body);
+        let request = request.map_err(|error| WriteError::Build(Box::new(error)))?;
         self.request(request, object).await
     }
 
