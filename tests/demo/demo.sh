@@ -40,10 +40,11 @@ say "A lab: a real API server, a stand-in for AWS, real sshds"
 "$lab" up
 . "$LAB_DIR/env"
 kube() { local person=$1; shift; KUBECONFIG=$("$lab" kubeconfig "$person") kubectl "$@"; }
-web=$("$lab" instance list | awk '$0 ~ /web-1/ { for (i = 1; i <= NF; i++) if ($i ~ /^i-[0-9a-f]+$/) print $i }')
-db=$("$lab" instance list | awk '$0 ~ /db-1/ { for (i = 1; i <= NF; i++) if ($i ~ /^i-[0-9a-f]+$/) print $i }')
-port=$(awk '/^[[:space:]]*Port / { print $2; exit }' "$LAB_DIR/ssh_config")
-port=${port:-22}
+# NAME ID STATE PRIVATE PUBLIC PORT TAGS
+field() { "$lab" instance list | awk -v name="$1" -v field="$2" '$1 == name { print $field }'; }
+web=$(field web-1 2)
+db=$(field db-1 2)
+port=$(field web-1 6) # 22 for root, another for an ordinary user
 
 say "Install: resources, admission policies, the operator's rights"
 kube admin create namespace team >/dev/null
