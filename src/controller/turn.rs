@@ -175,11 +175,16 @@ async fn carry_out(
 ) -> Step {
     let lane = plan.lane();
     let decided_on = Arc::clone(object);
-    // The permit, and the status that promises it, hold for the world that was judged: another set of policies, or
-    // another spec, is another question (I2).
+    // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
+    // and under other policies the same question must have the same answer (I2).
+    let wants_push = pushes(&plan);
     let holds = || {
-        let state = slot.lock();
-        !state.gone && Arc::ptr_eq(policies, &shared.policies()) && !is_changed(&state.object, &decided_on)
+        let mut state = slot.lock();
+        if state.gone || is_changed(&state.object, &decided_on) {
+            return false;
+        }
+        let current = shared.policies();
+        Arc::ptr_eq(policies, &current) || wants_push && pushes(&ask(shared, &mut state, &current))
     };
     let mut plan = plan;
     let mut object = Arc::clone(object);
@@ -228,6 +233,10 @@ async fn carry_out(
     // Acted on: the next one, were it the same to the letter (a push tried again), is another event.
     slot.lock().last_record = None;
     Step::Done
+}
+
+fn pushes(plan: &Plan) -> bool {
+    plan.after.iter().any(|effect| matches!(effect, Effect::Push(_)))
 }
 
 /// Begins an effect that takes its time; its outcome wakes the slot.
