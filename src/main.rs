@@ -9,6 +9,19 @@ use instance_access::audit::{self, Expectation};
 use instance_access::config::{AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, VerifyArgs};
 use instance_access::{admission, api};
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Two arenas, whatever the number of cores (its default is four for each): a controller waits more than it computes, and
+/// each arena keeps pages of its own. Pages that are not used go back after two seconds, not ten. `MALLOC_CONF` does not
+/// overrule it, `_RJEM_MALLOC_CONF` does.
+#[expect(
+    unsafe_code,
+    reason = "jemalloc reads its configuration from a symbol of this name, and there is no other way"
+)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_CONFIGURATION: &std::ffi::CStr = c"narenas:2,dirty_decay_ms:2000,muzzy_decay_ms:0";
+
 fn main() -> ExitCode {
     // Before anything speaks TLS: two crates would otherwise each pick a provider.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {

@@ -110,6 +110,7 @@ const ROOMS: [Room; 6] = [
             "serde_json",
             "http",
             "jiff",
+            "lz4_flex",
             "tokio",
             "tokio_util",
             "futures",

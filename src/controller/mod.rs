@@ -9,6 +9,7 @@
 
 mod contact;
 mod events;
+mod kept;
 mod policies;
 mod records;
 mod slots;
@@ -93,12 +94,12 @@ struct Shared {
 }
 
 impl Shared {
-    /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
     /// The policies as they are known now.
     fn policies(&self) -> Arc<PolicySet> {
         Arc::clone(&self.policies.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
     fn is_stopping(&self) -> bool {
         !self.may_push.load(Ordering::Acquire)
     }

@@ -20,7 +20,6 @@ use crate::telemetry::chain;
 
 use super::Shared;
 use super::contact::Watch;
-use super::slots::is_live;
 use super::turn::wake_all;
 use super::watch::config;
 use super::write::WRITE_TIMEOUT;
@@ -146,11 +145,11 @@ pub async fn count_grants(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let mut counts: HashMap<String, i32> = HashMap::new();
         for slot in shared.slots.all() {
-            let object = Arc::clone(&slot.lock().object);
-            if is_live(&object)
-                && let Some(pin) = object.status.as_ref().and_then(|status| status.policy.as_ref())
-            {
-                *counts.entry(pin.name.clone()).or_default() += 1;
+            if let Some(policy) = slot.lock().kept.live_policy() {
+                match counts.get_mut(policy) {
+                    Some(count) => *count += 1,
+                    None => drop(counts.insert(policy.to_owned(), 1)),
+                }
             }
         }
         let names: Vec<String> = {

@@ -12,6 +12,8 @@ use crate::api::InstanceAccess;
 use crate::audit::Receipt;
 use crate::domain::sight::Sight;
 
+use super::kept::{Kept, KeptSight, Samples};
+
 /// The uid of a request: a re-created one is another.
 pub type Uid = Arc<str>;
 
@@ -19,6 +21,7 @@ pub type Uid = Arc<str>;
 #[derive(Default)]
 pub struct Slots {
     all: Mutex<HashMap<Uid, Arc<Slot>>>,
+    samples: Samples,
 }
 
 /// One request.
@@ -32,8 +35,9 @@ pub struct Slot {
 /// What is known of it.
 pub struct State {
     /// The newest version that was read or written.
-    pub object: Arc<InstanceAccess>,
-    pub sight: Sight,
+    pub kept: Kept,
+    /// What this process saw of it.
+    pub sight: KeptSight,
     /// A turn is under way.
     pub running: bool,
     /// Something happened during the turn: it must look again.
@@ -82,8 +86,8 @@ impl Slots {
                     uid: Arc::clone(entry.key()),
                     nudged: Notify::new(),
                     state: Mutex::new(State {
-                        object: Arc::new(object),
-                        sight: new_sight(),
+                        kept: Kept::new(object),
+                        sight: KeptSight::new(new_sight()),
                         running: false,
                         dirty: false,
                         gone: false,
@@ -98,12 +102,12 @@ impl Slots {
             }
         };
         let mut state = slot.lock();
-        if !is_newer(&object, &state.object) {
-            let behind = is_newer(&state.object, &object);
+        if !state.kept.is_older_than(&object) {
+            let behind = state.kept.is_newer_than(&object);
             drop(state);
             return Some(if behind { Seen::Behind(slot) } else { Seen::Old });
         }
-        state.object = Arc::new(object);
+        state.kept.replace(Arc::new(object));
         state.unreadable = false;
         drop(state);
         Some(Seen::News(slot))
@@ -112,6 +116,12 @@ impl Slots {
     /// Returns the slot of a uid.
     pub fn find(&self, uid: &str) -> Option<Arc<Slot>> {
         self.lock().get(uid).cloned()
+    }
+
+    /// Packs a request that rests.
+    pub fn close(&self, state: &mut State) {
+        state.kept.close(&self.samples);
+        state.sight.close(&self.samples, state.kept.is_live());
     }
 
     /// Forgets a request whose end is settled.
@@ -131,33 +141,7 @@ impl Slots {
 
     /// How many have a grant that lives.
     pub fn live_len(&self) -> usize {
-        self.all().iter().filter(|slot| is_live(&slot.lock().object)).count()
-    }
-}
-
-/// Whether a request has a grant that has not ended.
-pub fn is_live(object: &InstanceAccess) -> bool {
-    object.status.as_ref().is_some_and(|status| status.grant.is_some() && status.end_time.is_none())
-}
-
-/// Whether what a decision stands on changed: its spec, or that it is being deleted. Labels and our own status do not
-/// count.
-pub fn is_changed(object: &InstanceAccess, decided_on: &InstanceAccess) -> bool {
-    let (now, then) = (&object.metadata, &decided_on.metadata);
-    now.generation != then.generation || now.deletion_timestamp.is_some() != then.deletion_timestamp.is_some()
-}
-
-/// Whether an object is a newer version than another.
-pub fn is_newer(object: &InstanceAccess, than: &InstanceAccess) -> bool {
-    version(&object.metadata) > version(&than.metadata)
-}
-
-/// A resourceVersion as a number. Kubernetes promises since 1.35 that they compare so, and the API server has always
-/// made them so from etcd's revision; one that is none counts as new.
-fn version(metadata: &ObjectMeta) -> Option<u64> {
-    match &metadata.resource_version {
-        Some(text) => Some(text.parse().unwrap_or(u64::MAX)),
-        None => None,
+        self.all().iter().filter(|slot| slot.lock().kept.is_live()).count()
     }
 }
 

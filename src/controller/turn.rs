@@ -20,7 +20,7 @@ use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::slots::{Slot, State, is_changed, is_newer};
+use super::slots::{Slot, State};
 use super::write::{Still, WriteError};
 
 /// Longest wait for one record to be durable: beyond it the sink counts as sick.
@@ -87,7 +87,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             let mut state = slot.lock();
             state.dirty = false;
             let policies = shared.policies();
-            let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &mut state, &policies) };
+            let plan = if state.gone { vanished(&shared, &mut state) } else { ask(&shared, &mut state, &policies) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
                 let again = plan.look_again.map(|(_, time)| time);
                 let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
@@ -98,12 +98,13 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 rest(&shared, &slot, &mut state, again);
                 return;
             }
-            (plan, Arc::clone(&state.object), policies, state.gone)
+            (plan, state.kept.open(), policies, state.gone)
         };
         steps += 1;
         // Thousands that ask at once wait here, with nothing in their hands, and are asked anew when it is their turn.
         if place.is_none() && plan.status.is_some() && plan.lane() == Lane::Grant {
-            drop(plan);
+            drop((plan, object));
+            shared.slots.close(&mut slot.lock());
             place = tokio::select! {
                 biased;
                 place = shared.grant_places.acquire() => place.ok(),
@@ -111,7 +112,8 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             };
             continue;
         }
-        let step = carry_out(&shared, &slot, &object, &policies, plan).await;
+        // In a box of its own: of the turns that wait above there are thousands.
+        let step = Box::pin(carry_out(&shared, &slot, &object, &policies, plan)).await;
         let mut state = slot.lock();
         match step {
             Step::Done if was_gone => {
@@ -144,13 +146,15 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
 fn ask(shared: &Shared, state: &mut State, policies: &PolicySet) -> Plan {
     let now = (shared.clock)();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
-    state.sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
-    let world = World { settings: &shared.settings, policies, sight: &state.sight };
-    lifecycle::next(now, &state.object, world)
+    let sight = state.sight.open();
+    sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
+    let object = state.kept.open();
+    let world = World { settings: &shared.settings, policies, sight };
+    lifecycle::next(now, &object, world)
 }
 
-fn vanished(shared: &Shared, state: &State) -> Plan {
-    lifecycle::vanished((shared.clock)(), &state.object, &state.sight)
+fn vanished(shared: &Shared, state: &mut State) -> Plan {
+    lifecycle::vanished((shared.clock)(), &state.kept.open(), state.sight.open())
 }
 
 /// Ends the turn. The lock is held, so that whoever wakes the slot now starts another.
@@ -162,7 +166,12 @@ fn rest(shared: &Arc<Shared>, slot: &Arc<Slot>, state: &mut State, again: Option
         return;
     }
     // A wake-up that came between the last question and here is answered at once.
-    let again = if state.dirty { Some((shared.clock)()) } else { again };
+    let again = if state.dirty {
+        Some((shared.clock)())
+    } else {
+        shared.slots.close(state);
+        again
+    };
     shared.timers.set(&slot.uid, again);
 }
 
@@ -180,7 +189,7 @@ async fn carry_out(
     let wants_push = pushes(&plan);
     let holds = || {
         let mut state = slot.lock();
-        if state.gone || is_changed(&state.object, &decided_on) {
+        if state.gone || state.kept.is_changed_since(&decided_on) {
             return false;
         }
         let current = shared.policies();
@@ -194,7 +203,7 @@ async fn carry_out(
             Effect::Audit { record, required } => match append(shared, slot, &record, required).await {
                 Ok(durable) => receipt = Some(Some(durable)),
                 Err(()) if required => {
-                    slot.lock().sight.audit_failed_time = Some((shared.clock)());
+                    slot.lock().sight.open().audit_failed_time = Some((shared.clock)());
                     return Step::Unrecorded;
                 }
                 Err(()) => receipt = Some(None),
@@ -270,7 +279,7 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
 }
 
 fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query: TargetQuery) {
-    slot.lock().sight.instances.started();
+    slot.lock().sight.open().instances.started();
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
@@ -280,13 +289,13 @@ fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query:
         }
         let answer = answer.map(|found| found.into_iter().map(Arc::new).collect());
         let now = (shared.clock)();
-        slot.lock().sight.instances.answered(now, answer);
+        slot.lock().sight.open().instances.answered(now, answer);
         wake(&shared, &slot);
     });
 }
 
 fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_id: String) {
-    slot.lock().sight.endpoints.started();
+    slot.lock().sight.open().endpoints.started();
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
@@ -295,7 +304,7 @@ fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_i
             tracing::warn!(uid = %slot.uid, vpc_id, code = failure.code, message = failure.message, "endpoint look-up failed");
         }
         let now = (shared.clock)();
-        slot.lock().sight.endpoints.answered(now, answer);
+        slot.lock().sight.open().endpoints.answered(now, answer);
         wake(&shared, &slot);
     });
 }
@@ -304,7 +313,7 @@ fn stop_push(shared: &Shared, state: &mut State) {
     if let Some(push) = state.push.take() {
         push.abort();
     }
-    state.sight.push.stopped((shared.clock)());
+    state.sight.open().push.stopped((shared.clock)());
 }
 
 /// Notes that a request is not there any more. Its push is called back at once: there is no plan for what is gone.
@@ -319,7 +328,7 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
-        let known = Arc::clone(&slot.lock().object);
+        let known = slot.lock().kept.open();
         match shared.writer.read(&known).await {
             Ok(newer) => believe(&slot, &known, newer),
             Err(WriteError::Gone) => set_gone(&shared, &slot),
@@ -333,7 +342,7 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
 fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
     let started = (shared.clock)();
     let mut state = slot.lock();
-    state.sight.push.started(started);
+    state.sight.open().push.started(started);
     let (shared_, slot_) = (Arc::clone(shared), Arc::clone(slot));
     let task = shared.tasks.spawn(async move {
         let (shared, slot) = (shared_, slot_);
@@ -341,18 +350,19 @@ fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
         let now = (shared.clock)();
         let mut state = slot.lock();
         state.push = None;
-        let grant = state.object.status.as_ref().and_then(|status| status.grant.as_ref());
-        let grant_id = grant.map(|grant| grant.id.clone()).unwrap_or_default();
+        let object = state.kept.open();
+        let grant = object.status.as_ref().and_then(|status| status.grant.as_ref());
+        let grant_id = grant.map(|grant| grant.id.as_str());
         match outcome {
             Ok(delivered) => {
                 let elapsed_ms = since(now, started).as_millis();
                 tracing::debug!(grant_id, eic_request_id = delivered.request_id, elapsed_ms, "pushed key");
-                state.sight.push.landed(delivered.answer_time, delivered.request_id);
+                state.sight.open().push.landed(delivered.answer_time, delivered.request_id);
             }
-            Err(PushError::TooLate { .. } | PushError::Fenced) => state.sight.push.unsent(),
+            Err(PushError::TooLate { .. } | PushError::Fenced) => state.sight.open().push.unsent(),
             Err(PushError::Failed { failure, unsure_time }) => {
                 tracing::warn!(grant_id, code = failure.code, message = failure.message, "push failed");
-                state.sight.push.failed(now, failure, unsure_time.is_none());
+                state.sight.open().push.failed(now, failure, unsure_time.is_none());
             }
         }
         drop(state);
@@ -397,18 +407,18 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
 fn take_in(slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
     let newer = Arc::new(newer);
     let mut state = slot.lock();
-    if is_newer(&newer, &state.object) {
-        state.object = Arc::clone(&newer);
+    if state.kept.is_older_than(&newer) {
+        state.kept.replace(Arc::clone(&newer));
     }
     newer
 }
 
 /// Takes in what a read returned: the truth, also where its version is a lower number (a restored etcd), unless the watch
 /// told something else meanwhile.
-fn believe(slot: &Slot, known: &Arc<InstanceAccess>, read: InstanceAccess) {
+fn believe(slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
     let mut state = slot.lock();
-    if Arc::ptr_eq(&state.object, known) || is_newer(&read, &state.object) {
-        state.object = Arc::new(read);
+    if state.kept.is(known) || state.kept.is_older_than(&read) {
+        state.kept.replace(Arc::new(read));
         state.unreadable = false;
     }
 }
@@ -423,7 +433,7 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
             Step::Done
         }
         WriteError::Conflict | WriteError::Timeout => {
-            let known = Arc::clone(&slot.lock().object);
+            let known = slot.lock().kept.open();
             match shared.writer.read(object).await {
                 Ok(newer) => {
                     believe(slot, &known, newer);

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Why a string is not what its field wants: the rule, for a person to read.
@@ -21,8 +22,17 @@ pub struct Malformed {
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident, $pattern:expr, $rule:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
         pub struct $name(String);
+
+        impl TryFrom<String> for $name {
+            type Error = Malformed;
+
+            fn try_from(text: String) -> Result<Self, Malformed> {
+                Self::parse(&text)
+            }
+        }
 
         impl $name {
             /// Parses the text, or names the rule that it breaks.
@@ -85,7 +95,7 @@ pub struct Place {
 }
 
 /// EC2's word for what an instance is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InstanceState {
     /// Starting; will run.
     Pending,
@@ -104,7 +114,7 @@ pub enum InstanceState {
 }
 
 /// An EC2 instance as `DescribeInstances` showed it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// Its id.
     pub id: InstanceId,
@@ -140,7 +150,7 @@ pub enum TargetQuery {
 }
 
 /// An EC2 Instance Connect Endpoint, in a state in which it takes connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its id, `eice-…`.
     pub id: String,
@@ -153,7 +163,7 @@ pub struct Endpoint {
 }
 
 /// What a failed call means for us: who must act, and when to try again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FailureClass {
     /// A passing fault; again after a back-off.
     Retry,
@@ -170,7 +180,7 @@ pub enum FailureClass {
 }
 
 /// A failed call, as far as a decision or a reader needs it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Failure {
     /// What it means for us.

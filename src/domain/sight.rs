@@ -1,11 +1,12 @@
 //! What this process saw of one request since it started: the facts that status does not keep.
 //!
 //! All of it may be lost in a crash; `lifecycle` then assumes the worst. The shell tells it what happened, in the words
-//! of the methods; what follows from it is judged here.
+//! of the methods; what follows from it is judged here. It serialises so that it can lie packed in memory, nowhere else.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::cloud::{Endpoint, Failure, FailureClass, Instance};
 use super::condition::bounded;
@@ -16,7 +17,7 @@ use super::time::plus;
 const REQUEST_ID_LENGTH_MAX: usize = 128;
 
 /// What this process saw of one request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sight {
     /// When this process began to lead (not when it started: a standby may be older than the grant): of pushes before,
     /// it knows nothing. Everything that another process sent had left by then.
@@ -34,7 +35,7 @@ pub struct Sight {
 }
 
 /// A look-up that is repeated: what it last found, and how it last failed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Look<T> {
     under_way: bool,
     seen: Option<(Timestamp, T)>,
@@ -43,7 +44,7 @@ pub struct Look<T> {
 }
 
 /// The pushes of one grant, as far as this process made them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PushSight {
     under_way: Option<Timestamp>,
     landed_time: Option<Timestamp>,
