@@ -1,9 +1,10 @@
 //! Look-ups, batched: a thousand questions at once become a handful of calls.
 //!
 //! The first question of a quiet region leaves at once. Those that come close behind another gather until a gap comes, or
-//! 200 ids wait, or a second has gone by: a crowd arrives as fast as the API server lets it in, over seconds. Two calls at a time and a token bucket keep us far below EC2's limits, which we share with
-//! everything else in the account. Every question is answered, with the error of its call if need be; a caller that
-//! goes away disturbs nobody.
+//! 200 ids wait, or a second or two have gone by: a crowd arrives as fast as the API server lets it in, over seconds. What can
+//! wait fills up the calls that leave for others. Two calls at a time and a token bucket keep us far below EC2's limits,
+//! which we share with everything else in the account. Every question is answered, with the error of its call if need be;
+//! a caller that goes away disturbs nobody.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -38,8 +39,10 @@ pub struct LookupLimits {
     pub gap: Duration,
     /// The same while a crowd arrives: more than a handful within a second.
     pub gap_of_a_crowd: Duration,
-    /// The longest that a batch gathers.
+    /// The longest that a batch gathers, unless it is half full by then: that one gathers twice as long.
     pub linger: Duration,
+    /// How long a question that can wait does so for company.
+    pub linger_of_refreshes: Duration,
     /// The longest that one call may take, its pages and the SDK's retries included.
     pub call_timeout: Duration,
     /// The longest that a question waits for its answer, the queue included.
@@ -67,6 +70,8 @@ impl Default for LookupLimits {
             // 200 requests, at the rate at which a small API server stores them. Reached only under a steady stream of
             // more than 30 a second, which would otherwise take a call for every few.
             linger: Duration::from_secs(1),
+            // A grant's instance is looked at every minute; nobody notices two seconds more.
+            linger_of_refreshes: Duration::from_secs(2),
             // The SDK gives up on a page after 20 s; this is for a page more, and for whatever else hangs.
             call_timeout: Duration::from_secs(25),
             // A full queue of 20,000 ids is 100 calls: 20 s at our rate, and a call or two on top.
@@ -147,14 +152,14 @@ impl Lookups {
     }
 
     /// Finds what `query` names: for an id one instance or none, in whatever state; for tags those that may run again,
-    /// at most [`super::TAGGED_INSTANCES_MAX`].
+    /// at most [`super::TAGGED_INSTANCES_MAX`]. An id that `can_wait` does so for a while, for company.
     ///
     /// # Errors
     /// The failure of the call, shared by all that it was made for; `Throttled` with the code `QueueFull` if too many
     /// wait; `Retry` with the code `Timeout` if no answer came.
-    pub async fn find(&self, place: &Place, query: TargetQuery) -> Result<Vec<Instance>, Failure> {
+    pub async fn find(&self, place: &Place, query: TargetQuery, can_wait: bool) -> Result<Vec<Instance>, Failure> {
         let found = match query {
-            TargetQuery::Id(id) => self.ask(place, |state, waiter| state.want(id, waiter)).await?,
+            TargetQuery::Id(id) => self.ask(place, |state, waiter| state.want(id, can_wait, waiter)).await?,
             TargetQuery::Tags(tags) if tags.is_empty() => {
                 let text = "no tags were named, which would mean every instance";
                 return Err(failure(FailureClass::Invalid, "InvalidParameterValue", text));
@@ -210,7 +215,7 @@ impl Lookups {
             let mut state = locked(&lane.state);
             enter(&mut state, waiter);
             let start = !std::mem::replace(&mut state.dispatching, true);
-            (state.need_not_linger(), start)
+            (state.rings(), start)
         };
         if ready {
             lane.ready.notify_one();
@@ -293,16 +298,20 @@ impl Lane {
         loop {
             let leave = {
                 let state = locked(&self.state);
-                match state.gathering() {
-                    Some(gathering) if !state.need_not_linger() => {
+                match (state.gathering(), state.refreshes_since()) {
+                    _ if state.need_not_linger() => return,
+                    (Some(gathering), _) => {
                         let idle = self.slots.available_permits() >= limits.calls_max.max(1);
                         let gap = if gathering.is_crowd { limits.gap_of_a_crowd } else { limits.gap };
                         if idle && gathering.came_alone(gap) {
                             return;
                         }
-                        (gathering.last + gap).min(gathering.since + limits.linger)
+                        // A call that is half full is worth as long again, which fills it.
+                        let linger = if state.is_half_full() { limits.linger * 2 } else { limits.linger };
+                        (gathering.last + gap).min(gathering.since + linger)
                     }
-                    _ => return,
+                    (None, Some(since)) => since + limits.linger_of_refreshes,
+                    (None, None) => return,
                 }
             };
             if leave <= Instant::now() {
@@ -332,7 +341,7 @@ async fn dispatch(shared: Arc<Shared>, lane: Arc<Lane>, place: Place) {
     loop {
         {
             let mut state = locked(&lane.state);
-            if state.ids.is_empty() && state.unsent.is_empty() {
+            if state.is_empty() {
                 state.dispatching = false;
                 return;
             }

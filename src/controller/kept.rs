@@ -121,9 +121,9 @@ impl Kept {
         self.facts.version > version(&other.metadata)
     }
 
-    /// Whether another is this very version.
-    pub fn is(&self, other: &InstanceAccess) -> bool {
-        self.facts.version == version(&other.metadata)
+    /// Whether this is the very version that the metadata speak of.
+    pub fn is_version(&self, metadata: &ObjectMeta) -> bool {
+        self.facts.version == version(metadata)
     }
 
     /// Whether what a decision stands on changed since: its spec, or that it is being deleted. Labels and our own status
@@ -369,7 +369,7 @@ mod tests {
         let mut kept = Kept::new(object(1, false));
         kept.close(&samples);
         assert!((kept.is_older_than(&object(2, true)), kept.is_live()) == (true, false));
-        assert!(kept.is(&object(1, true)) && !kept.is_newer_than(&object(1, true)));
+        assert!(kept.is_version(&object(1, true).metadata) && !kept.is_newer_than(&object(1, true)));
         kept.replace(Arc::new(object(2, true)));
         kept.close(&samples);
         assert_eq!(kept.live_policy(), Some("developers"));

@@ -16,6 +16,7 @@ mod slots;
 mod timers;
 mod turn;
 mod watch;
+mod watched;
 mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
-use crate::domain::lifecycle::Settings;
+use crate::domain::lifecycle::{Lane, Settings};
 use crate::domain::policy::PolicySet;
 use crate::telemetry::{Metrics, Reading};
 
@@ -43,9 +44,9 @@ use write::Writer;
 
 /// The name under which the operator reports Events and writes status.
 pub const FIELD_MANAGER: &str = "instance-access";
-/// Plans for grants that are carried out at once: some for each of the writer's places, so that none of those is idle, and
-/// few enough that a flood of requests waits as requests, not as plans.
-const GRANT_PLACES: usize = 64;
+/// Plans with a write in them that are carried out at once, in each lane: some for each of the writer's places, so that
+/// none of those is idle, and few enough that a flood of requests waits as requests, not as plans.
+const PLACES: usize = 64;
 /// How long running turns may take to finish at shutdown: one push and one write.
 const DRAIN: Duration = Duration::from_secs(15);
 
@@ -80,8 +81,7 @@ struct Shared {
     settings: Settings,
     metrics: Arc<Metrics>,
     policies: RwLock<Arc<PolicySet>>,
-    /// Turns that may have a plan for a grant in their hands.
-    grant_places: Semaphore,
+    places: Places,
     slots: Slots,
     timers: Timers,
     events: events::Events,
@@ -91,6 +91,30 @@ struct Shared {
     since_time: Timestamp,
     contact: Arc<Contact>,
     health: Health,
+}
+
+/// Turns that may have a plan with a write in their hands, by lane: no lane waits for another.
+struct Places {
+    ends: Semaphore,
+    grants: Semaphore,
+    words: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let places = || Semaphore::new(PLACES);
+        Self { ends: places(), grants: places(), words: places() }
+    }
+}
+
+impl Places {
+    fn of(&self, lane: Lane) -> &Semaphore {
+        match lane {
+            Lane::End => &self.ends,
+            Lane::Grant => &self.grants,
+            Lane::Word => &self.words,
+        }
+    }
 }
 
 impl Shared {
@@ -163,7 +187,7 @@ impl Controller {
             settings,
             metrics,
             policies: RwLock::default(),
-            grant_places: Semaphore::new(GRANT_PLACES),
+            places: Places::default(),
             slots: Slots::default(),
             timers: Timers::default(),
             tasks: TaskTracker::new(),

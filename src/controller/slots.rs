@@ -113,6 +113,15 @@ impl Slots {
         Some(Seen::News(slot))
     }
 
+    /// Whether this very version is known, and was understood: our own writes come back through the watch.
+    pub fn knows(&self, metadata: &ObjectMeta) -> bool {
+        let slot = metadata.uid.as_deref().and_then(|uid| self.find(uid));
+        slot.is_some_and(|slot| {
+            let state = slot.lock();
+            state.kept.is_version(metadata) && !state.unreadable
+        })
+    }
+
     /// Returns the slot of a uid.
     pub fn find(&self, uid: &str) -> Option<Arc<Slot>> {
         self.lock().get(uid).cloned()

@@ -12,7 +12,7 @@ use crate::api::{AuditPointer, InstanceAccess};
 use crate::audit::Receipt;
 use crate::aws::PushError;
 use crate::domain::cloud::{Place, TargetQuery};
-use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
+use crate::domain::lifecycle::{self, Effect, Plan, World};
 use crate::domain::policy::PolicySet;
 use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
@@ -101,13 +101,26 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             (plan, state.kept.open(), policies, state.gone)
         };
         steps += 1;
+        let lane = plan.lane();
+        if plan.status.is_some() && place.as_ref().is_none_or(|(held, _)| *held != lane) {
+            drop(place.take());
+            place = shared.places.of(lane).try_acquire().ok().map(|permit| (lane, permit));
+        }
         // Thousands that ask at once wait here, with nothing in their hands, and are asked anew when it is their turn.
-        if place.is_none() && plan.status.is_some() && plan.lane() == Lane::Grant {
+        if plan.status.is_some() && place.is_none() {
+            let stops = plan.before.contains(&Effect::StopPush);
             drop((plan, object));
-            shared.slots.close(&mut slot.lock());
+            {
+                let mut state = slot.lock();
+                // What an end must not wait for, even here.
+                if stops {
+                    stop_push(&shared, &mut state);
+                }
+                shared.slots.close(&mut state);
+            }
             place = tokio::select! {
                 biased;
-                place = shared.grant_places.acquire() => place.ok(),
+                permit = shared.places.of(lane).acquire() => permit.ok().map(|permit| (lane, permit)),
                 () = slot.nudged.notified() => None,
             };
             continue;
@@ -234,6 +247,8 @@ async fn carry_out(
                 Ok(newer) => object = take_in(slot, newer),
                 Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
             },
+            // Best effort: what it tells stands in status already.
+            Effect::Audit { record, required } => drop(append(shared, slot, &record, required).await),
             // Dropping the permit is a refusal, and the next question is asked of what the world is now.
             Effect::Push(_) if !holds() => return Step::Done,
             effect => begin(shared, slot, &object, effect),
@@ -251,7 +266,7 @@ fn pushes(plan: &Plan) -> bool {
 /// Begins an effect that takes its time; its outcome wakes the slot.
 fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect: Effect) {
     match effect {
-        Effect::LookUpInstance { place, query } => look_up_instance(shared, slot, place, query),
+        Effect::LookUpInstance { place, query, can_wait } => look_up_instance(shared, slot, place, query, can_wait),
         Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id),
         Effect::Push(permit) => push(shared, slot, permit),
         Effect::StopPush => {
@@ -278,12 +293,12 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
     }
 }
 
-fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query: TargetQuery) {
+fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query: TargetQuery, can_wait: bool) {
     slot.lock().sight.open().instances.started();
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
-        let answer = shared.lookups.find(&place, query).await;
+        let answer = shared.lookups.find(&place, query, can_wait).await;
         if let Err(failure) = &answer {
             tracing::warn!(uid = %slot.uid, region = %place.region, code = failure.code, message = failure.message, "instance look-up failed");
         }
@@ -417,7 +432,7 @@ fn take_in(slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
 /// told something else meanwhile.
 fn believe(slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
     let mut state = slot.lock();
-    if state.kept.is(known) || state.kept.is_older_than(&read) {
+    if state.kept.is_version(&known.metadata) || state.kept.is_older_than(&read) {
         state.kept.replace(Arc::new(read));
         state.unreadable = false;
     }

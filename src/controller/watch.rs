@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use kube::Api;
-use kube::core::DeserializeGuard;
 use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::InstanceAccess;
 use crate::domain::sight::Sight;
 use crate::telemetry::chain;
 
@@ -18,6 +16,7 @@ use super::Shared;
 use super::contact::Watch;
 use super::slots::{Seen, Uid, prune};
 use super::turn::{read_again, set_gone, wake};
+use super::watched::Watched;
 
 /// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.
 pub const PAGE_SIZE: u32 = 50;
@@ -30,7 +29,7 @@ pub fn config() -> watcher::Config {
 
 /// Takes in what happens to requests, until it is stopped.
 pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
-    let api: Api<DeserializeGuard<InstanceAccess>> = Api::all(shared.client.clone());
+    let api: Api<Watched> = Api::all(shared.client.clone());
     let stream = watcher(api, config());
     let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
@@ -80,21 +79,20 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-fn uid_of(object: &DeserializeGuard<InstanceAccess>) -> Option<Uid> {
-    let metadata = match &object.0 {
-        Ok(object) => &object.metadata,
-        Err(invalid) => &invalid.metadata,
-    };
-    metadata.uid.as_deref().map(Uid::from)
+fn uid_of(watched: &Watched) -> Option<Uid> {
+    watched.metadata.uid.as_deref().map(Uid::from)
 }
 
-fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>, listed: bool) {
-    match object.0 {
+fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
+    let metadata = &watched.metadata;
+    if shared.slots.knows(metadata) {
+        return;
+    }
+    let uid = metadata.uid.as_deref().unwrap_or_default();
+    match watched.decode() {
         Ok(mut object) => {
             prune(&mut object);
-            if let Some(uid) = object.metadata.uid.as_deref() {
-                shared.metrics.decodable(uid);
-            }
+            shared.metrics.decodable(uid);
             match shared.slots.see(object, || Sight::new(shared.since_time)) {
                 Some(Seen::News(slot)) => wake(shared, &slot),
                 // A list that is older than what we know is either late, or the truth again after a restore: ask.
@@ -103,16 +101,16 @@ fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>, listed: b
             }
         }
         // The others go on. If it was known before, its grant ends by what is known, and no key is pushed meanwhile.
-        Err(invalid) => {
-            if let Some(slot) = invalid.metadata.uid.as_deref().and_then(|uid| shared.slots.find(uid)) {
+        Err(error) => {
+            if let Some(slot) = shared.slots.find(uid) {
                 slot.lock().unreadable = true;
                 wake(shared, &slot);
             }
-            shared.metrics.undecodable(invalid.metadata.uid.as_deref().unwrap_or_default());
+            shared.metrics.undecodable(uid);
             tracing::error!(
-                namespace = invalid.metadata.namespace,
-                name = invalid.metadata.name,
-                error = invalid.error,
+                namespace = metadata.namespace,
+                name = metadata.name,
+                error = chain(&error),
                 "a request cannot be decoded and is left alone; is the CRD of another version?"
             );
         }

@@ -36,7 +36,7 @@ async fn find_all(
     queries: impl IntoIterator<Item = TargetQuery>,
 ) -> Vec<Result<Vec<Instance>, Failure>> {
     let place = place();
-    join_all(queries.into_iter().map(|query| lookups.find(&place, query))).await
+    join_all(queries.into_iter().map(|query| lookups.find(&place, query, false))).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,7 +59,7 @@ async fn a_thousand_tasks_at_once_are_at_most_six_calls() {
     let lookups = lookups(&cloud);
     let tasks = (0..1000).map(|n| {
         let lookups = lookups.clone();
-        tokio::spawn(async move { lookups.find(&place(), by_id(n)).await })
+        tokio::spawn(async move { lookups.find(&place(), by_id(n), false).await })
     });
     for (n, answer) in join_all(tasks.collect::<Vec<_>>()).await.into_iter().enumerate() {
         assert_eq!(answer.unwrap().unwrap()[0].id, id(n));
@@ -69,10 +69,72 @@ async fn a_thousand_tasks_at_once_are_at_most_six_calls() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_can_wait_waits_for_company_and_takes_no_place_of_those_who_cannot() {
+    let cloud = Arc::new(FakeCloud::with(100, (0..1100).map(|n| instance(n, &[]))));
+    let lookups = lookups(&cloud);
+    let here = place();
+    let start = Instant::now();
+    let alone = lookups.find(&here, by_id(0), true);
+    assert_eq!(alone.await.unwrap()[0].id, id(0));
+    assert_eq!(start.elapsed(), LookupLimits::default().linger_of_refreshes + Duration::from_millis(100));
+    // A crowd of a thousand, and a hundred that can wait before it.
+    let refreshes = join_all((1000..1100).map(|n| lookups.find(&here, by_id(n), true)));
+    let crowd = join_all((0..1000).map(|n| lookups.find(&here, by_id(n), false)));
+    let (refreshes, crowd) = futures::join!(refreshes, crowd);
+    assert!(refreshes.iter().chain(&crowd).all(Result::is_ok));
+    assert_eq!(batches(&cloud)[1..], [200, 200, 200, 200, 200, 100]);
+    assert_eq!(lookups.stats().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_can_wait_comes_along_with_who_cannot() {
+    let cloud = Arc::new(FakeCloud::with(100, (0..9).map(|n| instance(n, &[]))));
+    let lookups = lookups(&cloud);
+    let here = place();
+    let start = Instant::now();
+    let refreshes = join_all((0..8).map(|n| lookups.find(&here, by_id(n), true)));
+    // One of them is asked for by somebody who waits, too.
+    let urgent = join_all([8, 3].map(|n| lookups.find(&here, by_id(n), false)));
+    let (refreshes, urgent) = futures::join!(refreshes, urgent);
+    assert!(refreshes.iter().chain(&urgent).all(Result::is_ok));
+    assert_eq!((batches(&cloud), start.elapsed()), (vec![9], Duration::from_millis(100)));
+    // Nothing is left of the one that stood in both places.
+    lookups.find(&here, by_id(3), true).await.unwrap();
+    assert_eq!(batches(&cloud), [9, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_without_end_does_not_keep_out_who_can_wait() {
+    let cloud = Arc::new(FakeCloud::with(1, (0..1).map(|n| instance(n, &[]))));
+    let lookups = lookups(&cloud);
+    let here = place();
+    let start = Instant::now();
+    let ask = |ids: std::ops::Range<usize>| {
+        for n in ids {
+            let (lookups, here) = (lookups.clone(), here.clone());
+            tokio::spawn(async move { lookups.find(&here, by_id(n), false).await });
+        }
+    };
+    // A queue that the first burst does not empty, and then more than the rate lets through.
+    let crowd = async {
+        ask(1..10_000);
+        for wave in 0..80 {
+            let first = 10_000 + wave * 600;
+            ask(first..first + 600);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let (answer, ()) = futures::join!(async { (lookups.find(&here, by_id(0), true).await, start.elapsed()) }, crowd);
+    let (answer, elapsed) = answer;
+    assert_eq!(answer.unwrap()[0].id, id(0));
+    assert!(elapsed > Duration::from_secs(25) && elapsed < Duration::from_secs(35), "{elapsed:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_question_leaves_at_once() {
     let cloud = Arc::new(FakeCloud::with(100, [instance(1, &[])]));
     let start = Instant::now();
-    let found = lookups(&cloud).find(&place(), by_id(1)).await.unwrap();
+    let found = lookups(&cloud).find(&place(), by_id(1), false).await.unwrap();
     assert_eq!(found, [instance(1, &[])]);
     assert_eq!(start.elapsed(), Duration::from_millis(100));
 }
@@ -83,11 +145,11 @@ async fn a_question_close_behind_another_waits_for_a_gap_and_no_longer() {
     let lookups = lookups(&cloud);
     let first = tokio::spawn({
         let lookups = lookups.clone();
-        async move { lookups.find(&place(), by_id(1)).await }
+        async move { lookups.find(&place(), by_id(1), false).await }
     });
     tokio::time::sleep(Duration::from_millis(5)).await;
     let start = Instant::now();
-    lookups.find(&place(), by_id(2)).await.unwrap();
+    lookups.find(&place(), by_id(2), false).await.unwrap();
     assert!(start.elapsed() <= Duration::from_millis(132), "{:?}", start.elapsed());
     first.await.unwrap().unwrap();
 }
@@ -102,7 +164,7 @@ async fn a_crowd_that_comes_over_seconds_is_six_calls_and_nobody_waits_long() {
             // As fast as an API server on two cores lets them in, and in clumps, as it tells of them.
             tokio::time::sleep(Duration::from_millis(80) * u32::try_from(n / 20).unwrap()).await;
             let start = Instant::now();
-            let answer = lookups.find(&place(), by_id(n)).await;
+            let answer = lookups.find(&place(), by_id(n), false).await;
             (answer, start.elapsed())
         })
     });
@@ -120,7 +182,7 @@ async fn questions_that_come_as_fast_as_calls_may_leave_do_not_wait() {
     let lookups = lookups(&cloud);
     for n in 0..10 {
         let start = Instant::now();
-        lookups.find(&place(), by_id(n)).await.unwrap();
+        lookups.find(&place(), by_id(n), false).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_millis(5));
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -135,7 +197,7 @@ async fn a_steady_stream_waits_a_second_at_most() {
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(20) * u32::try_from(n).unwrap()).await;
             let start = Instant::now();
-            lookups.find(&place(), by_id(n)).await.unwrap();
+            lookups.find(&place(), by_id(n), false).await.unwrap();
             start.elapsed()
         })
     });
@@ -179,7 +241,7 @@ async fn the_same_tags_under_way_are_one_call_and_different_ones_are_two() {
     let lookups = lookups(&cloud);
     let early = tokio::spawn({
         let lookups = lookups.clone();
-        async move { lookups.find(&place(), by_tag("Name", "web")).await }
+        async move { lookups.find(&place(), by_tag("Name", "web"), false).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     let found = find_all(&lookups, [by_tag("Name", "web"), by_tag("Name", "web"), by_tag("Name", "none")]).await;
@@ -191,7 +253,7 @@ async fn the_same_tags_under_way_are_one_call_and_different_ones_are_two() {
 #[tokio::test(start_paused = true)]
 async fn no_tags_at_all_are_refused_and_not_every_instance() {
     let cloud = Arc::new(FakeCloud::with(100, [instance(1, &[])]));
-    let refusal = lookups(&cloud).find(&place(), TargetQuery::Tags(BTreeMap::new())).await.unwrap_err();
+    let refusal = lookups(&cloud).find(&place(), TargetQuery::Tags(BTreeMap::new()), false).await.unwrap_err();
     assert_eq!(refusal.class, FailureClass::Invalid);
     assert!(cloud.calls().is_empty());
 }
@@ -221,9 +283,9 @@ async fn after_a_throttled_call_the_next_one_waits() {
     let cloud = Arc::new(FakeCloud::with(10, []));
     cloud.fail(1, FailureClass::Throttled, "RequestLimitExceeded");
     let lookups = lookups(&cloud);
-    assert_eq!(lookups.find(&place(), by_id(1)).await.unwrap_err().class, FailureClass::Throttled);
+    assert_eq!(lookups.find(&place(), by_id(1), false).await.unwrap_err().class, FailureClass::Throttled);
     let start = Instant::now();
-    lookups.find(&place(), by_id(1)).await.unwrap();
+    lookups.find(&place(), by_id(1), false).await.unwrap();
     assert!(start.elapsed() > Duration::from_millis(180), "{:?}", start.elapsed());
     assert_eq!(lookups.stats().throttled, 1);
 }
@@ -233,8 +295,8 @@ async fn a_caller_that_goes_away_disturbs_nobody_and_is_not_asked_for() {
     let cloud = Arc::new(FakeCloud::with(100, (0..10).map(|n| instance(n, &[]))));
     let lookups = lookups(&cloud);
     let here = place();
-    let gone: Vec<_> = (0..9).map(|n| Box::pin(lookups.find(&here, by_id(n)))).collect();
-    let mut stays = Box::pin(lookups.find(&here, by_id(9)));
+    let gone: Vec<_> = (0..9).map(|n| Box::pin(lookups.find(&here, by_id(n), false))).collect();
+    let mut stays = Box::pin(lookups.find(&here, by_id(9), false));
     let mut gone = join_all(gone);
     futures::future::poll_immediate(&mut gone).await;
     assert!(futures::future::poll_immediate(&mut stays).await.is_none());
@@ -249,11 +311,11 @@ async fn a_call_that_hangs_or_panics_is_an_answer_too() {
     let cloud = Arc::new(FakeCloud::with(10, []));
     locked(&cloud.faults).extend([Fault::Hangs, Fault::Panics, Fault::Panics]);
     let lookups = lookups(&cloud);
-    let timeout = lookups.find(&place(), by_id(1)).await.unwrap_err();
+    let timeout = lookups.find(&place(), by_id(1), false).await.unwrap_err();
     assert_eq!((timeout.class, timeout.code.as_str()), (FailureClass::Retry, class::TIMEOUT));
-    assert_eq!(lookups.find(&place(), by_id(1)).await.unwrap_err().code, class::CALL_LOST);
-    assert_eq!(lookups.find(&place(), by_tag("a", "b")).await.unwrap_err().code, class::CALL_LOST);
-    assert_eq!(lookups.find(&place(), by_tag("a", "b")).await, Ok(vec![]));
+    assert_eq!(lookups.find(&place(), by_id(1), false).await.unwrap_err().code, class::CALL_LOST);
+    assert_eq!(lookups.find(&place(), by_tag("a", "b"), false).await.unwrap_err().code, class::CALL_LOST);
+    assert_eq!(lookups.find(&place(), by_tag("a", "b"), false).await, Ok(vec![]));
 }
 
 #[tokio::test(start_paused = true)]

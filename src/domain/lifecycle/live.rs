@@ -272,7 +272,13 @@ impl<'a> Draft<'a> {
             (None, None) => self.now,
         };
         if again <= self.now {
-            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() });
+            // Keys are pushed on the last look for as long again.
+            let can_wait = seen_time.is_some_and(|time| is_fresh(self.now, time, FACTS_AGE_MAX / 2));
+            self.after.push(Effect::LookUpInstance {
+                place: asked.place.clone(),
+                query: asked.query.clone(),
+                can_wait,
+            });
         } else {
             self.wake(Deadline::Refresh, again);
         }
@@ -290,7 +296,7 @@ impl<'a> Draft<'a> {
         }
         if first {
             let record = Record { request_id: Some(request_id), ..self.record(RecordKind::Granted) };
-            self.audit(false, record);
+            self.audit_after(record);
             let note = format!("{} can log in as {} until {expiration}", asked.requester.username, asked.os_user);
             self.event(false, ActiveReason::Granted.as_str(), note);
         }

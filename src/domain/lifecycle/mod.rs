@@ -90,7 +90,8 @@ pub struct Plan {
 /// Something that the shell does, and tells `Sight` about.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
-    /// Append the record. If it is required and cannot be made durable, the rest of the plan falls.
+    /// Append the record. If it is required and cannot be made durable, the rest of the plan falls. After the status it is
+    /// never required: it tells of what is done.
     Audit {
         /// The record.
         record: Box<Record>,
@@ -103,6 +104,8 @@ pub enum Effect {
         place: Place,
         /// What for.
         query: TargetQuery,
+        /// Whether nobody waits for it: the last look still holds.
+        can_wait: bool,
     },
     /// Look for the endpoints of a VPC.
     LookUpEndpoints {
@@ -334,6 +337,11 @@ impl<'a> Draft<'a> {
     fn audit(&mut self, required: bool, mut record: Record) {
         record.message = record.message.map(|message| bounded(message, condition::MESSAGE_LENGTH_MAX));
         self.before.push(Effect::Audit { record: Box::new(record), required });
+    }
+
+    /// Tells of what the stored status says. Nobody waits for it: a person waits for the status.
+    fn audit_after(&mut self, record: Record) {
+        self.after.push(Effect::Audit { record: Box::new(record), required: false });
     }
 
     fn record(&self, kind: RecordKind) -> Record {

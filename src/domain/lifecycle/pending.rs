@@ -353,7 +353,7 @@ impl<'a> Draft<'a> {
 
     /// Finds the one instance that is asked for, or plans how to go on.
     fn target(&mut self, asked: &Asked<'_>) -> Target {
-        let look_up = || Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() };
+        let look_up = || look_up_now(asked);
         let look = &self.world.sight.instances;
         let Some(found) = self.looked(look, look_up, GRANT_FACTS_AGE_MAX, "describe the instance") else {
             return Target::Waiting;
@@ -482,9 +482,13 @@ impl<'a> Draft<'a> {
         if again > self.now {
             self.wake(Deadline::Retry, again);
         } else if !look.is_under_way() {
-            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() });
+            self.after.push(look_up_now(asked));
         }
     }
+}
+
+fn look_up_now(asked: &Asked<'_>) -> Effect {
+    Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone(), can_wait: false }
 }
 
 /// How an instance that does not run reads in status.

@@ -380,7 +380,16 @@ impl Life {
 
     fn effect(&mut self, effect: Effect) -> Step {
         match effect {
-            Effect::Audit { .. } => panic!("an audit record stands before the status"),
+            Effect::Audit { record, required } => {
+                assert!(!required, "a required record stands before the status");
+                if self.audit_works {
+                    self.is_bounded(&record);
+                    let name = format!("audit {:?}", record.kind);
+                    self.records.push((self.now, *record));
+                    self.step(name)?;
+                }
+                Ok(())
+            }
             Effect::LookUpInstance { .. } => {
                 self.look_ups += 1;
                 self.sight.instances.started();

@@ -1,0 +1,117 @@
+//! A request as a watch tells of it, of which no more is read than is wanted.
+//!
+//! Most of what a watch tells are our own writes, coming back: who they are about, and in which version, is enough to know
+//! that. And one object that cannot be decoded must not stop the watch over all others.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::api::InstanceAccess;
+
+/// A request that was read as far as its identity.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// Name, namespace, uid and resourceVersion; nothing else.
+    pub metadata: ObjectMeta,
+    text: Box<RawValue>,
+}
+
+impl Watched {
+    /// Reads the rest.
+    ///
+    /// # Errors
+    /// If it is no request as this version knows it.
+    pub fn decode(&self) -> Result<InstanceAccess, serde_json::Error> {
+        serde_json::from_str(self.text.get())
+    }
+}
+
+impl<'de> Deserialize<'de> for Watched {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let Head { metadata } = serde_json::from_str(text.get()).map_err(serde::de::Error::custom)?;
+        let Identity { name, namespace, uid, resource_version } = metadata;
+        Ok(Self { metadata: ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() }, text })
+    }
+}
+
+#[derive(Deserialize)]
+struct Head {
+    metadata: Identity,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+impl Resource for Watched {
+    type DynamicType = <InstanceAccess as Resource>::DynamicType;
+    type Scope = <InstanceAccess as Resource>::Scope;
+
+    fn kind(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
+        InstanceAccess::kind(types)
+    }
+
+    fn group(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
+        InstanceAccess::group(types)
+    }
+
+    fn version(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
+        InstanceAccess::version(types)
+    }
+
+    fn plural(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
+        InstanceAccess::plural(types)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::{ObjectList, WatchEvent};
+
+    use super::*;
+
+    const REQUEST: &str = r#"{"apiVersion":"instanceaccess.dev/v1alpha1","kind":"InstanceAccess",
+        "metadata":{"name":"a","namespace":"b","uid":"c","resourceVersion":"7","generation":2,"managedFields":[{}]},
+        "spec":{"target":{"instanceId":"i-0123456789abcdef0"},"osUser":"ec2-user","sshPublicKey":"ssh-ed25519 AAAA"}}"#;
+
+    #[test]
+    fn a_watch_and_a_list_are_read_as_the_api_server_writes_them() {
+        let event = format!(r#"{{"type":"ADDED","object":{REQUEST}}}"#);
+        let WatchEvent::Added(watched) = serde_json::from_str::<WatchEvent<Watched>>(&event).unwrap() else {
+            panic!("it was added")
+        };
+        let list = format!(
+            r#"{{"apiVersion":"instanceaccess.dev/v1alpha1","kind":"InstanceAccessList","metadata":{{"resourceVersion":"9"}},"items":[{REQUEST}]}}"#
+        );
+        let listed = serde_json::from_str::<ObjectList<Watched>>(&list).unwrap().items.remove(0);
+        for one in [watched, listed] {
+            assert_eq!((one.metadata.uid.as_deref(), one.metadata.resource_version.as_deref()), (Some("c"), Some("7")));
+            let whole = one.decode().unwrap();
+            assert_eq!((whole.metadata.generation, whole.spec.os_user.as_str()), (Some(2), "ec2-user"));
+        }
+    }
+
+    #[test]
+    fn one_that_cannot_be_decoded_still_says_who_it_is() {
+        let text = REQUEST.replace(r#""osUser":"ec2-user""#, r#""osUser":{"not":"a login"}"#);
+        let watched: Watched = serde_json::from_str(&text).unwrap();
+        assert_eq!(watched.metadata.name.as_deref(), Some("a"));
+        assert!(watched.decode().is_err());
+    }
+}
