@@ -116,13 +116,17 @@ async fn run(world: &World, args: &[&str], manifest: &Object) -> String {
 #[tokio::test]
 async fn kubectl_shows_no_difference_and_calls_it_unchanged() {
     let world = world().await;
-    for name in ["granted", "expired", "denied-by-policy"] {
+    let diff = ["--namespace", &world.namespace, "diff", "--filename=-"];
+    for name in ["granted", "revoked", "expired", "denied-by-policy"] {
         let fixture = fixture(name);
         // As Argo CD does by default: a three-way merge against what was last applied.
         let manifest = fixture.manifest(name);
         run(&world, &["apply", "--filename=-"], &manifest).await;
         let before = fixture.comes_about(&world, &manifest).await;
         // kubectl's diff fails if there is a difference, and prints it.
+        let other = manifest.clone().with("/metadata/labels", json!({"app.kubernetes.io/instance": "other"}));
+        let difference = kubectl_with(world.lab, "alice", &diff, &other.0.to_string()).await.unwrap_err().to_string();
+        assert!(difference.contains("+    app.kubernetes.io/instance: other"), "{difference}");
         assert_eq!(run(&world, &["diff", "--filename=-"], &manifest).await, "");
         let said = run(&world, &["apply", "--filename=-"], &manifest).await;
         assert!(said.ends_with(" unchanged\n"), "{said}");
