@@ -1,7 +1,8 @@
 # make demo   shows the main job on a lab of this machine's own
 # make test   runs all tests
+# make gitops asks Argo CD's and Flux's own code what they make of our objects
 # make bench  measures, as ratios in one run; ARGS=--quick for a tenth of it, ARGS=--json for machines
-.PHONY: demo test bench build setup crds lint
+.PHONY: demo test gitops bench build setup crds lint
 
 # One feature set for every target: aws-sdk-ec2 takes minutes, and another set of features would compile it again.
 CARGO_BUILD = cargo build --workspace --all-targets
@@ -23,6 +24,12 @@ test:
 	@tests/lab/setup-aws-cli.sh >/dev/null
 	@tests/lab/setup-moto.sh >/dev/null
 	@cargo test --workspace
+	@$(MAKE) --no-print-directory gitops
+
+# -count=1: the pages that are judged lie outside of Go's module, where its cache of results sees no change.
+gitops:
+	@command -v go >/dev/null || { echo 'make gitops: Go is needed: install 1.26 or newer from https://go.dev/dl/ and put it on PATH' >&2; exit 1; }
+	@cd tests/gitops && CGO_ENABLED=0 GOWORK=off GOFLAGS=-mod=readonly go test -count=1 ./...
 
 bench: setup
 	@cargo bench --bench grants -- $(ARGS)

@@ -6,6 +6,7 @@ mod api {
     mod bounds;
     mod examples;
     mod finalizer;
+    mod gitops;
     mod identity;
     mod immutable;
     mod schema;

@@ -31,6 +31,7 @@ mod docs {
         };
         let mut pages = below("");
         pages.extend(below("docs"));
+        pages.extend(below("docs/gitops"));
         pages.sort();
         assert!(pages.len() > 5, "{pages:?}");
         pages

@@ -12,6 +12,7 @@
 
 mod cli;
 mod controller;
+mod gitops;
 mod history;
 mod instance;
 mod login;
@@ -61,6 +62,9 @@ fn main() -> std::process::ExitCode {
             a_request_made_again_under_its_old_name_is_a_request_of_its_own,
             a_request_torn_out_past_the_finalizer_is_pushed_no_more_and_its_end_recorded,
             a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again,
+        }
+        gitops {
+            a_request_that_git_makes_anew_after_its_end_time_is_over_at_once_and_never_pushed,
         }
         policy {
             a_policy_edited_so_that_it_no_longer_admits_a_grant_ends_it,

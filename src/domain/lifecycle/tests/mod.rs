@@ -9,6 +9,7 @@ mod driver;
 mod histories;
 mod hostile;
 mod live;
+mod objects;
 mod over;
 mod unseen;
 
