@@ -93,7 +93,8 @@ pub struct InstanceAccessPolicySpec {
     /// Whose consent is needed. Not enforced by this version: a policy that has it is not Ready and admits nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<PolicyApproval>,
-    /// When access may be had. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// When access may be had: in any of these. A request outside of them is refused, and a grant ends when they close.
+    /// Left out: at any time. An empty list is never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub windows: Option<Vec<PolicyWindow>>,
@@ -104,7 +105,8 @@ pub struct InstanceAccessPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub delegates: Option<Vec<PolicyDelegate>>,
-    /// Further conditions in CEL. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// Further conditions in CEL, all of which must be true: when access is granted, and at every look while it lives.
+    /// Left out: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub conditions: Option<Vec<PolicyCondition>>,
@@ -308,10 +310,11 @@ pub struct PolicyWindow {
     /// The days, by the date at the window's start.
     #[schemars(length(min = 1, max = 7))]
     pub days: Vec<Weekday>,
-    /// The first minute, for example 08:00.
+    /// The first minute, for example 08:00, by the clock on the wall in the time zone.
     #[schemars(length(min = 5, max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub start: String,
-    /// The minute after the last, for example 18:00.
+    /// The minute after the last, for example 18:00. Not later than start: on the next day. The same as start: the whole
+    /// day.
     #[schemars(length(min = 5, max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub end: String,
     /// The IANA time zone, for example Europe/Berlin.
@@ -377,7 +380,8 @@ pub struct ServiceAccountName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyCondition {
-    /// Must be true; over request, subject, instance and now.
+    /// Must be true; over request, subject, instance and now, for example has(instance.tags.owner). What cannot be
+    /// evaluated, such as a field that is absent, admits nothing.
     #[schemars(length(min = 1, max = 2048))]
     pub expression: String,
     /// What the requester reads where it is not.

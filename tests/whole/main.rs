@@ -68,6 +68,7 @@ fn main() -> std::process::ExitCode {
             a_deny_that_is_added_ends_what_it_matches,
             an_edit_that_still_admits_a_grant_leaves_it_alone,
             a_broken_pattern_is_told_by_its_policy_and_the_others_go_on,
+            a_window_and_a_condition_refuse_then_admit_and_the_window_ends_the_grant,
         }
         instance {
             a_stopped_instance_is_told_and_served_again_once_it_runs,

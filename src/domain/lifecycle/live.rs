@@ -16,6 +16,7 @@ use crate::domain::cloud::{FailureClass, Instance, InstanceState};
 use crate::domain::condition::{self, ActiveReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::spec_digest;
+use crate::domain::policy::Granted;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
@@ -210,11 +211,10 @@ impl<'a> Draft<'a> {
         };
         let method = self.status.connection.as_ref().map_or(ConnectionMethod::Auto, |connection| connection.method);
         let spec: &InstanceAccessSpec = &self.request.spec;
-        let mut question = asked.question(spec, instance, method);
-        if question.ttl_seconds.is_none() {
-            let start = self.status.grant.as_ref().map_or(expiration, |grant| grant.start_time.0);
-            question.ttl_seconds = i32::try_from(until(start, expiration).as_secs()).ok();
-        }
+        let mut question = asked.question(self.now, spec, instance, method);
+        let start = self.status.grant.as_ref().map_or(expiration, |grant| grant.start_time.0);
+        let seconds = i32::try_from(until(start, expiration).as_secs()).unwrap_or(i32::MAX);
+        question.granted = Some(Granted { seconds, until: expiration });
         self.world.policies.still_admits(pin, &question)
     }
 

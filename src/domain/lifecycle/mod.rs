@@ -148,6 +148,8 @@ pub enum Deadline {
     Start,
     /// When to stop waiting: `spec.endTime`, or `GRANT_DEADLINE`.
     GiveUp,
+    /// When too little is left of the window of the policy that admits a waiting request.
+    WindowClosed,
     /// When to push again.
     Repush,
     /// When to look at the instance again.

@@ -15,11 +15,11 @@ use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
-use crate::domain::policy::{Admission, Question};
+use crate::domain::policy::{ACCESS_MIN, Admission, Question};
 use crate::domain::push::{KEY_WINDOW, KeyPush, PUSH_TIMEOUT, PushPermit};
 use crate::domain::record::RecordKind;
 use crate::domain::sight::Look;
-use crate::domain::time::{due, is_fresh, plus, since, until, whole_second};
+use crate::domain::time::{due, is_fresh, minus, plus, since, until, whole_second};
 
 use super::live::CONTACT_LOST;
 use super::{
@@ -34,6 +34,7 @@ const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
 /// The request's spec, in values that are right.
 pub(super) struct Asked<'a> {
     pub requester: &'a Identity,
+    pub name: &'a str,
     pub namespace: &'a str,
     pub key: PublicKey,
     pub os_user: OsUser,
@@ -47,13 +48,19 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     pub(super) fn question<'q>(
         &'q self,
+        now: Timestamp,
         spec: &'q crate::api::InstanceAccessSpec,
         instance: Option<&'q Instance>,
         method: ConnectionMethod,
     ) -> Question<'q> {
         Question {
+            now,
+            granted: None,
             requester: self.requester,
+            name: self.name,
             namespace: self.namespace,
+            spec,
+            port: self.port,
             region: Some(self.place.region.as_str()),
             instance_id: match &self.query {
                 TargetQuery::Id(id) => Some(id.as_str()),
@@ -124,7 +131,7 @@ impl<'a> Draft<'a> {
             }
         };
         // Without the instance: who is admitted nowhere costs no look-up, and learns nothing of our instances.
-        let outline = self.world.policies.evaluate(&asked.question(spec, None, asked.method));
+        let outline = self.world.policies.evaluate(&asked.question(self.begin_time(), spec, None, asked.method));
         if let Err(refusal) = outline.decision {
             self.status.verdicts = outline.verdicts;
             return self.refuse(DenyReason::DeniedByPolicy, refusal);
@@ -168,8 +175,10 @@ impl<'a> Draft<'a> {
         }
         let start = whole_second(self.now);
         let ttl = Duration::from_secs(u64::try_from(admission.ttl_seconds).unwrap_or_default());
-        let expiration = plus(start, ttl);
-        let expiration = whole_second(end_time.map_or(expiration, |end_time| end_time.min(expiration)));
+        // Whichever is first. That the window shortens it stands in Approved: it moves while people wait, so nobody could
+        // ask for just the time that is left of it.
+        let limits = [Some(plus(start, ttl)), end_time, admission.closes];
+        let expiration = whole_second(limits.into_iter().flatten().min().unwrap_or(start));
         if last_push_time(expiration) < self.now {
             return self.end(
                 EndCause::Expired,
@@ -246,12 +255,23 @@ impl<'a> Draft<'a> {
         self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
     }
 
+    /// When access would begin: the instant that policies judge.
+    fn begin_time(&self) -> Timestamp {
+        self.request.spec.start_time.as_ref().map_or(self.now, |time| time.0.max(self.now))
+    }
+
     /// Asks the policies, now that the instance is known; refuses if none admits it.
     fn admit(&mut self, asked: &Asked<'_>, instance: &Instance, method: ConnectionMethod) -> Option<Admission> {
-        let outcome = self.world.policies.evaluate(&asked.question(&self.request.spec, Some(instance), method));
+        let question = asked.question(self.begin_time(), &self.request.spec, Some(instance), method);
+        let outcome = self.world.policies.evaluate(&question);
         self.status.verdicts = outcome.verdicts;
         match outcome.decision {
-            Ok(admission) => Some(admission),
+            Ok(admission) => {
+                if let Some(closes) = admission.closes {
+                    self.wake(Deadline::WindowClosed, minus(closes, ACCESS_MIN));
+                }
+                Some(admission)
+            }
             Err(refusal) => {
                 self.status.instance = Some(instance_id_alone(instance));
                 self.refuse(DenyReason::DeniedByPolicy, refusal);
@@ -264,7 +284,13 @@ impl<'a> Draft<'a> {
         self.status.policy = Some(admission.policy.clone());
         self.say(Saying::approved(
             ApproveReason::AdmittedByPolicy,
-            format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
+            match admission.closes {
+                None => format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
+                Some(closes) => format!(
+                    "policy {} admits it for {} s, and not beyond {closes}, when its window closes",
+                    admission.policy.name, admission.ttl_seconds
+                ),
+            },
         ));
     }
 
@@ -337,6 +363,7 @@ impl<'a> Draft<'a> {
             {
                 Ok(Asked {
                     requester,
+                    name: self.request.metadata.name.as_deref().unwrap_or_default(),
                     namespace: self.request.metadata.namespace.as_deref().unwrap_or_default(),
                     key,
                     os_user,

@@ -86,6 +86,7 @@ fn who_is_admitted_nowhere_costs_no_look_up() {
         world().with(|request| request.spec.policy_name = Some("other".into())),
         world().with(|request| request.spec.ttl_seconds = Some(3601)),
         world().under(|policy| policy.windows = Some(vec![])),
+        world().under(|policy| policy.windows = Some(vec![hours(Weekday::Sun, "08:01", "09:00")])),
     ] {
         let life = refused(life, "no policy admits alice as ec2-user on the target");
         assert_eq!(life.look_ups, 0);

@@ -11,6 +11,7 @@ mod hostile;
 mod live;
 mod over;
 mod unseen;
+mod windows;
 
 use std::sync::Arc;
 
@@ -131,6 +132,11 @@ pub(super) fn policy(name: &str, effect: PolicyEffect) -> InstanceAccessPolicy {
         },
         status: None,
     }
+}
+
+/// On one day of the week, in UTC. The world begins on a Sunday.
+pub(super) fn hours(day: Weekday, start: &str, end: &str) -> PolicyWindow {
+    PolicyWindow { days: vec![day], start: start.into(), end: end.into(), time_zone: "UTC".into() }
 }
 
 /// A running instance with a public address, tagged env=dev.
