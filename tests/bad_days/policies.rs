@@ -119,7 +119,7 @@ async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Ou
     let allow = "  effect: Allow\n  targets: {instanceIds: ['*']}\n  osUsers: [tester]\n  \
                  ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
     for (number, (expression, _)) in hostile.iter().enumerate() {
-        let condition = format!("  conditions: [{{expression: {}, message: no}}]\n", json!(expression));
+        let condition = format!("  conditions: [{{expression: {}, message: refused}}]\n", json!(expression));
         apply(&stand.lab, &policy(&format!("burning-{number}"), &format!("{allow}{condition}"))).await?;
     }
     for (number, (_, words)) in hostile.iter().enumerate() {

@@ -111,10 +111,10 @@ pub async fn a_window_and_a_condition_refuse_then_admit_and_the_window_ends_the_
         policy(
             "hours",
             "hours",
-            json!({"windows": windows, "conditions": [{
-                "expression": "request.reason.startsWith('INC-') && instance.tags.env == 'dev'",
-                "message": "begin spec.reason with INC-",
-            }]}),
+            json!({"windows": windows, "conditions": [
+                {"expression": "request.reason.startsWith('INC-')", "message": "begin spec.reason with INC-"},
+                {"expression": "instance.tags.env == 'dev'", "message": "not there"},
+            ]}),
         )
     };
     let ask = |name: &str, reason: &str| {

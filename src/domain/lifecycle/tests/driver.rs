@@ -98,6 +98,9 @@ pub(in super::super) struct Life {
     promise: Option<Timestamp>,
     stuck: Vec<Condition>,
     policy_admits: bool,
+    /// When the window of the policy closes, as it stands; and when its condition on `now` ceases to hold.
+    pub closes: Option<Timestamp>,
+    pub holds_until: Option<Timestamp>,
     finalizer_stripped: bool,
 }
 
@@ -149,6 +152,8 @@ impl Life {
             promise: None,
             stuck: Vec::new(),
             policy_admits: true,
+            closes: None,
+            holds_until: None,
             finalizer_stripped: false,
         }
     }
@@ -334,6 +339,18 @@ impl Life {
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
         if has_push(&plan) {
+            let status = plan.status.as_deref().cloned().unwrap_or_else(|| self.status());
+            let expiration = status.grant.expect("I2: a push without a grant").expiration_time.0;
+            assert!(
+                self.closes.is_none_or(|closes| expiration <= closes),
+                "I2: a push for a grant until {expiration}, beyond its window\n{}",
+                self.log()
+            );
+            assert!(
+                self.holds_until.is_none_or(|until| self.now < until),
+                "I2: a push after its condition ceased to hold\n{}",
+                self.log()
+            );
             assert!(
                 self.policies_read && self.policy_admits,
                 "I2: a push is planned, and no policy admits it\n{}",

@@ -86,3 +86,30 @@ fn a_request_that_waits_is_told_the_second_that_too_little_is_left_of_the_window
     life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
     assert!(life.status().grant.is_none());
 }
+
+#[test]
+fn a_condition_that_no_longer_holds_ends_the_grant_before_the_next_push() {
+    let until = |minute: u32| {
+        world().under(|policy| {
+            let expression = format!("now < timestamp('2026-03-01T08:{minute:02}:00Z') && instance.tags.env == 'dev'");
+            policy.conditions = Some(vec![PolicyCondition { expression, message: "ask the owner".into() }]);
+        })
+    };
+    let life = until(2).settled();
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    let life = life.until(119);
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    let life = life.until(300);
+    life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    assert_eq!(life.status().revocation.unwrap().cause, EndCause::PolicyChanged);
+    let pushes: Vec<_> = life.steps.iter().filter(|(_, step)| step == "push left").map(|(time, _)| *time).collect();
+    assert_eq!(pushes, [at(0), at(45), at(90)]);
+    // Before the instance is known, what needs it is left open; the clock is not.
+    let life = until(0).settled();
+    life.shows("Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True");
+    life.says(ConditionType::Denied, "has a condition that does not hold: ask the owner");
+    let retagged = until(2).on(|instance| drop(instance.tags.insert("env".into(), "prod".into())));
+    let life = retagged.under(|policy| policy.targets.instance_tags = None);
+    let life = life.under(|policy| policy.targets.instance_ids = Some(vec!["*".into()])).settled();
+    life.says(ConditionType::Denied, "on i-0123456789abcdef0; nearest is developers, which has a condition");
+}
