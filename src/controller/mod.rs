@@ -3,12 +3,14 @@
 //! ```text
 //! watch requests ─┐                    ┌ audit, then status, then push, look-up, event
 //! watch policies ─┼─> Slots ── turn ───┤
+//! watch nodes ────┤                    │
 //! timers, answers ┘    (one turn a request at a time; next() decides, turn obeys)
 //! ```
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
 
 mod contact;
 mod events;
+mod nodes;
 mod policies;
 mod records;
 mod slots;
@@ -31,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
 use crate::domain::lifecycle::Settings;
+use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
 use crate::telemetry::{Metrics, Reading};
 
@@ -79,6 +82,7 @@ struct Shared {
     settings: Settings,
     metrics: Arc<Metrics>,
     policies: RwLock<Arc<PolicySet>>,
+    nodes: RwLock<Arc<Nodes>>,
     /// Turns that may have a plan for a grant in their hands.
     grant_places: Semaphore,
     slots: Slots,
@@ -97,6 +101,11 @@ impl Shared {
     /// The policies as they are known now.
     fn policies(&self) -> Arc<PolicySet> {
         Arc::clone(&self.policies.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The nodes as they are known now.
+    fn nodes(&self) -> Arc<Nodes> {
+        Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn is_stopping(&self) -> bool {
@@ -162,6 +171,7 @@ impl Controller {
             settings,
             metrics,
             policies: RwLock::default(),
+            nodes: RwLock::default(),
             grant_places: Semaphore::new(GRANT_PLACES),
             slots: Slots::default(),
             timers: Timers::default(),
@@ -200,6 +210,7 @@ impl Controller {
         let shared = self.shared;
         let mut tasks = JoinSet::new();
         tasks.spawn(policies::watch_policies(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(nodes::watch_nodes(Arc::clone(&shared), stop.clone()));
         tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
         tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
         tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod expression;
 pub mod key;
 pub mod lifecycle;
+pub mod node;
 pub mod policy;
 pub mod push;
 pub mod record;

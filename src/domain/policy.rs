@@ -4,6 +4,7 @@
 //! alone (a tie: the first by name). What needs the instance's facts is left open until they are there, so that a request
 //! that no policy could admit costs no look-up.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use super::condition::bounded;
 use super::digest::policy_digest;
 use super::expression::{Conditions, Facts};
 use super::key::PublicKey;
+use super::node::AskedNode;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use super::time::until;
 use super::window::{Opening, Windows};
@@ -85,6 +87,8 @@ pub struct Question<'a> {
     pub region: Option<&'a str>,
     /// The instance that is asked for, if it is by id.
     pub instance_id: Option<&'a str>,
+    /// The node that is asked for, if it is by name.
+    pub node: AskedNode<'a>,
     /// The login.
     pub os_user: &'a str,
     /// The key.
@@ -295,13 +299,25 @@ impl Policy {
             facet(&targets.instance_ids, Some(instance.id.as_str()), "instances");
             facet(&targets.vpc_ids, instance.vpc_id.as_deref(), "VPCs");
             if let Some(selector) = &targets.instance_tags
-                && !selects(selector, instance)
+                && !selects(selector, &instance.tags)
             {
                 findings.push(format!("selects instances by the tags {}", selector_text(selector)));
             }
             if *targets == PolicyTargets::default() {
                 findings.push("names no targets".to_owned());
             }
+        }
+        // Who asks for the same instance by its id is not asked for the node's labels: a Deny does not narrow by them.
+        if spec.effect == Effect::Allow
+            && let Some(selector) = &spec.targets.node_labels
+            && match question.node {
+                AskedNode::None => true,
+                AskedNode::Unknown => false,
+                AskedNode::Known(node) => !selects(selector, &node.labels),
+            }
+        {
+            findings
+                .push(format!("selects nodes, by spec.target.nodeName, with the labels {}", selector_text(selector)));
         }
         if question.instance.is_none() {
             // What the request itself says is judged without a look-up: no calls go to regions that nobody allows.
@@ -627,20 +643,20 @@ pub fn names(subject: &PolicySubject, identity: &Identity) -> bool {
     }
 }
 
-/// Whether a tag selector selects an instance. An empty selector selects nothing.
-fn selects(selector: &TagSelector, instance: &Instance) -> bool {
+/// Whether a selector selects what has these tags or labels. An empty selector selects nothing.
+fn selects(selector: &TagSelector, tags: &BTreeMap<String, String>) -> bool {
     let labels = selector.match_labels.iter().flatten();
     let expressions = selector.match_expressions.iter().flatten();
     let mut any = false;
     for (key, value) in labels {
         any = true;
-        if instance.tags.get(key) != Some(value) {
+        if tags.get(key) != Some(value) {
             return false;
         }
     }
     for expression in expressions {
         any = true;
-        let value = instance.tags.get(&expression.key);
+        let value = tags.get(&expression.key);
         let within = |value: &String| expression.values.iter().flatten().any(|entry| entry == value);
         let holds = match expression.operator {
             TagOperator::In => value.is_some_and(within),

@@ -76,6 +76,7 @@ fn main() -> std::process::ExitCode {
             a_retagged_instance_that_the_policy_no_longer_covers_is_closed,
             a_request_for_a_stopped_instance_waits_for_it,
             tags_that_match_one_instance_lead_to_it,
+            a_node_leads_to_its_instance_and_its_end_ends_the_grant,
         }
         tunnel {
             the_command_for_a_private_instance_leads_in_through_the_endpoint_by_awss_own_client,

@@ -9,6 +9,7 @@ use super::*;
 use crate::api::{ConnectionMethod, Identity, InstanceAccessSpec, KeyDelivery};
 use crate::domain::cloud::{AccountId, Instance, InstanceId, InstanceState, Region};
 use crate::domain::key::PublicKey;
+use crate::domain::node::AskedNode;
 use crate::domain::policy::Question;
 
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
@@ -88,6 +89,7 @@ impl Ask {
             port: 22,
             region: None,
             instance_id: None,
+            node: AskedNode::None,
             os_user: &self.spec.os_user,
             key: &self.key,
             ttl_seconds: self.spec.ttl_seconds,
@@ -296,6 +298,24 @@ fn what_could_burn_a_core_is_a_mistake_of_its_policy() {
     assert!(Conditions::compile(std::slice::from_ref(&one)).is_ok());
     let findings = Conditions::compile(&[one.clone(), one]).unwrap_err();
     assert!(findings[0].starts_with("spec.conditions: could take 1"), "{findings:?}");
+}
+
+#[test]
+fn the_deepest_expression_that_is_let_pass_has_stack_enough() {
+    // Tests have threads of 2 MiB, as the runtime's are, and unoptimised frames are larger.
+    let nested = |depth: usize, open: &str, close: &str| format!("{}true{}", open.repeat(depth), close.repeat(depth));
+    for (open, close) in
+        [("[1].all(v, ", ")"), ("[", "].size() == 1"), ("!(true == ", ")"), ("(true||true&&1==1+1*(2<", "))")]
+    {
+        let mut deepest = 0;
+        for depth in 1..60 {
+            if let Ok(conditions) = compiled(&nested(depth, open, close)) {
+                deepest = depth;
+                let _ = conditions.findings(&ask().facts());
+            }
+        }
+        assert!(deepest >= 3 && deepest < 59, "{open}: {deepest}");
+    }
 }
 
 /// The dearest that the bill lets pass, on the largest request that the bounds let pass.

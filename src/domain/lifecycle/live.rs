@@ -21,6 +21,7 @@ use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL}
 use crate::domain::record::{Record, RecordKind};
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
+use super::nodes::NodeTarget;
 use super::pending::{Asked, instance_facts, key_push, state_words};
 use super::{
     Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time,
@@ -72,7 +73,7 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
         }
-        if !self.world.policies.is_seen() {
+        if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
         }
@@ -86,6 +87,20 @@ impl<'a> Draft<'a> {
             // The spec is immutable, so this is another version of the operator, or of its settings: fail closed.
             Err(findings) => return self.begin_end(EndCause::PolicyChanged, findings.join("; "), expiration),
         };
+        if let Some(why) = self.node_changed(&asked) {
+            return self.begin_end(EndCause::PolicyChanged, why, expiration);
+        }
+        self.wake_when_unheard();
+        if let NodeTarget::Unheard(why) = &asked.node {
+            self.keep_finalizer();
+            let heard = Obstacle {
+                reason: ActiveReason::ContactLost,
+                message: why.clone(),
+                heals: true,
+                tell: Tell::OnceFaded,
+            };
+            return self.tell(Some(heard), expiration);
+        }
         let (seen_time, instance) = match self.world.sight.instances.seen() {
             Some((time, found)) => (Some(time), self.own_instance(found)),
             None => (None, None),
@@ -271,8 +286,9 @@ impl<'a> Draft<'a> {
             }
             (None, None) => self.now,
         };
+        let Some(query) = &asked.query else { return };
         if again <= self.now {
-            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() });
+            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: query.clone() });
         } else {
             self.wake(Deadline::Refresh, again);
         }

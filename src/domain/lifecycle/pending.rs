@@ -15,6 +15,7 @@ use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
+use crate::domain::node::AskedNode;
 use crate::domain::policy::{ACCESS_MIN, Admission, Question};
 use crate::domain::push::{KEY_WINDOW, KeyPush, PUSH_TIMEOUT, PushPermit};
 use crate::domain::record::RecordKind;
@@ -22,6 +23,7 @@ use crate::domain::sight::Look;
 use crate::domain::time::{due, is_fresh, minus, plus, since, until, whole_second};
 
 use super::live::CONTACT_LOST;
+use super::nodes::NodeTarget;
 use super::{
     ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off, last_push_time,
 };
@@ -40,7 +42,9 @@ pub(super) struct Asked<'a> {
     pub os_user: OsUser,
     pub place: Place,
     pub account_id: Option<AccountId>,
-    pub query: TargetQuery,
+    /// What to look for; none while the node that is asked for is no instance.
+    pub query: Option<TargetQuery>,
+    pub node: NodeTarget<'a>,
     pub method: ConnectionMethod,
     pub port: u16,
 }
@@ -61,10 +65,15 @@ impl Asked<'_> {
             namespace: self.namespace,
             spec,
             port: self.port,
-            region: Some(self.place.region.as_str()),
+            region: self.query.as_ref().map(|_| self.place.region.as_str()),
             instance_id: match &self.query {
-                TargetQuery::Id(id) => Some(id.as_str()),
-                TargetQuery::Tags(_) => None,
+                Some(TargetQuery::Id(id)) => Some(id.as_str()),
+                Some(TargetQuery::Tags(_)) | None => None,
+            },
+            node: match &self.node {
+                NodeTarget::NotAsked => AskedNode::None,
+                NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => AskedNode::Unknown,
+                NodeTarget::Found(node, _) => AskedNode::Known(node),
             },
             os_user: self.os_user.as_str(),
             key: &self.key,
@@ -119,7 +128,7 @@ impl<'a> Draft<'a> {
             );
         }
         self.wake(Deadline::GiveUp, end_time.map_or(give_up_time, |end_time| end_time.min(give_up_time)));
-        if !self.world.policies.is_seen() {
+        if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
         }
@@ -316,7 +325,14 @@ impl<'a> Draft<'a> {
         let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
         let os_user = parsed("spec.osUser", &spec.os_user, OsUser::parse, &mut findings);
         let target = &spec.target;
-        let region = match (&target.region, &self.world.settings.region) {
+        let node = self.node();
+        let own_region = match &node {
+            NodeTarget::Found(_, instance) => Some(&instance.region),
+            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
+                self.world.settings.region.as_ref()
+            }
+        };
+        let region = match (&target.region, own_region) {
             (Some(region), _) => parsed("spec.target.region", region, Region::parse, &mut findings),
             (None, Some(region)) => Some(region.clone()),
             (None, None) => {
@@ -331,16 +347,22 @@ impl<'a> Draft<'a> {
             .as_ref()
             .and_then(|account_id| parsed("spec.target.accountId", account_id, AccountId::parse, &mut findings));
         let query = match (&target.instance_id, &target.tags, &target.node_name) {
-            (Some(id), None, None) => {
-                parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings).map(TargetQuery::Id)
-            }
-            (None, Some(tags), None) if !tags.is_empty() => Some(TargetQuery::Tags(tags.clone())),
-            (None, None, Some(_)) => {
-                findings.push(
-                    "spec.target.nodeName: this version finds no instance by node; use instanceId or tags".to_owned(),
-                );
-                None
-            }
+            (Some(id), None, None) => parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings)
+                .map(|id| Some(TargetQuery::Id(id))),
+            (None, Some(tags), None) if !tags.is_empty() => Some(Some(TargetQuery::Tags(tags.clone()))),
+            (None, None, Some(name)) => match &node {
+                NodeTarget::Found(_, instance) if region.as_ref().is_some_and(|region| *region != instance.region) => {
+                    findings.push(format!(
+                        "spec.target.region: node {name} is in {}; leave the region out",
+                        instance.region
+                    ));
+                    None
+                }
+                NodeTarget::Found(_, instance) => Some(Some(TargetQuery::Id(instance.id.clone()))),
+                NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
+                    Some(None)
+                }
+            },
             _ => {
                 findings.push("spec.target must have exactly one of instanceId, nodeName and tags".to_owned());
                 None
@@ -370,6 +392,7 @@ impl<'a> Draft<'a> {
                     place: Place { region },
                     account_id,
                     query,
+                    node,
                     method: connection.method.unwrap_or_default(),
                     port,
                 })
@@ -380,8 +403,26 @@ impl<'a> Draft<'a> {
 
     /// Finds the one instance that is asked for, or plans how to go on.
     fn target(&mut self, asked: &Asked<'_>) -> Target {
-        let look_up = || Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() };
+        let Some(query) = &asked.query else {
+            self.wait_for_node(asked);
+            return Target::Waiting;
+        };
+        let look_up = || Effect::LookUpInstance { place: asked.place.clone(), query: query.clone() };
         let look = &self.world.sight.instances;
+        // A node may have become another instance since the look. What failed since is tried again below.
+        if let (TargetQuery::Id(id), Some((time, [instance])), None) =
+            (query, look.seen().map(|(time, found)| (time, &found[..])), look.failure())
+            && instance.id != *id
+        {
+            self.silent = true;
+            let again = due(self.now, time, ABSENCE_RETRY);
+            if again > self.now {
+                self.wake(Deadline::Retry, again);
+            } else if !look.is_under_way() {
+                self.after.push(look_up());
+            }
+            return Target::Waiting;
+        }
         let Some(found) = self.looked(look, look_up, GRANT_FACTS_AGE_MAX, "describe the instance") else {
             return Target::Waiting;
         };
@@ -508,8 +549,8 @@ impl<'a> Draft<'a> {
         let again = look.seen().map_or(self.now, |(time, _)| due(self.now, time, retry));
         if again > self.now {
             self.wake(Deadline::Retry, again);
-        } else if !look.is_under_way() {
-            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone() });
+        } else if let (false, Some(query)) = (look.is_under_way(), &asked.query) {
+            self.after.push(Effect::LookUpInstance { place: asked.place.clone(), query: query.clone() });
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::api::{
     PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
 };
 use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};
+use crate::domain::node::Node;
 
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
 const RSA_2048: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC6n6bekvkcY0vVwCXHP/z2+M75iMPnam3e4t/850mxBs1eaUU9TtXk7SFGvaEHINrYaPFvsC9wu7FouNAtCDJ+9XnGLZHSrsUEmSqQNy/LuJnrRGNKm5dXxhMdqNfwF82NYkycOQ5AJo/InNQLNQTl+0wSD1DsdKTlgHvzykJcH1eKg6wk6NcONLtwcqAHx3gWFsMkAG6ud2s7JiPpD03l2I38CaoWTNrzHVYxQdsoWKA+hteFkhTuouwkd31YokX9fRfmwOvoWMLjRrpVBCfvVgGowY5/+X5l/Cd6Wq/lj1+iHjW1qJrKFqS6c88EUsmVpvW8bfT+5H2QbBx4P1zz";
@@ -21,6 +22,7 @@ struct Ask {
     now: Timestamp,
     granted: Option<Granted>,
     spec: InstanceAccessSpec,
+    node: Option<Node>,
     requester: Identity,
     namespace: String,
     os_user: String,
@@ -50,6 +52,7 @@ fn ask() -> Ask {
         now: MONDAY_NOON.parse().unwrap(),
         granted: None,
         spec: spec(),
+        node: None,
         requester: person("alice", &["developers", "system:authenticated"]),
         namespace: "team-a".into(),
         os_user: "ec2-user".into(),
@@ -86,6 +89,7 @@ impl Ask {
             port: 22,
             region: None,
             instance_id: None,
+            node: self.node.as_ref().map_or(AskedNode::None, AskedNode::Known),
             os_user: &self.os_user,
             key,
             ttl_seconds: self.ttl_seconds,
@@ -254,6 +258,16 @@ fn tags(spec: &mut InstanceAccessPolicySpec, key: &str, operator: TagOperator, v
     };
 }
 
+fn node_labels(spec: &mut InstanceAccessPolicySpec, labels: &[(&str, &str)]) {
+    let match_labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    spec.targets.node_labels = Some(TagSelector { match_labels: Some(match_labels), match_expressions: None });
+}
+
+fn by_node(ask: &mut Ask) {
+    let labels = [("role".to_owned(), "worker".to_owned())].into();
+    ask.node = Some(Node { name: "ip-10-0-1-7".into(), provider_id: None, labels });
+}
+
 fn labels(spec: &mut InstanceAccessPolicySpec, labels: &[(&str, &str)]) {
     spec.targets = PolicyTargets {
         instance_tags: Some(TagSelector {
@@ -345,6 +359,14 @@ const ROWS: &[Row] = &[
     ("", |p| tags(p, "x", TagOperator::DoesNotExist, &[]), |_| {}),
     ("tags no env", |p| tags(p, "env", TagOperator::DoesNotExist, &[]), |_| {}),
     ("tags env=dev", |p| labels(p, &[("env", "dev")]), |a| a.instance.as_mut().unwrap().tags.clear()),
+    // Nodes.
+    ("", |p| node_labels(p, &[("role", "worker")]), by_node),
+    ("selects nodes, by spec.target.nodeName, with the labels role=worker", |p| node_labels(p, &[("role", "worker")]), |_| {}),
+    ("with the labels role=worker, x=y", |p| node_labels(p, &[("role", "worker"), ("x", "y")]), by_node),
+    ("with the labels none", |p| node_labels(p, &[]), by_node),
+    ("tags env=prod", |p| { labels(p, &[("env", "prod")]); node_labels(p, &[("role", "worker")]); }, by_node),
+    // Known before the instance: it costs no look-up.
+    ("with the labels role=db", |p| node_labels(p, &[("role", "db")]), |a| { by_node(a); a.instance = None; }),
     // Ways.
     ("", |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Direct]), |_| {}),
     ("allows connectionMethods Endpoint", |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]), |_| {}),
@@ -437,6 +459,7 @@ fn a_deny_denies_what_it_matches_and_nothing_else() {
         (true, |p| p.priority = Some(-9), |_| {}),
         // What it cannot enforce narrows it not.
         (true, |p| p.windows = Some(vec![]), |_| {}),
+        (true, |p| node_labels(p, &[("role", "db")]), |_| {}),
         (true, |p| p.reason = text(true, Some("(")), |_| {}),
         (false, |p| p.os_users = vec!["root".into()], |_| {}),
         (false, |p| p.subjects.clear(), |_| {}),

@@ -159,9 +159,10 @@ fn what_cannot_be_served_as_it_is_written_is_refused_with_all_findings() {
     invalid(
         world().with(|request| {
             request.spec.target.instance_id = None;
-            request.spec.target.node_name = Some("node-1".into());
+            request.spec.target.node_name = Some("not-there".into());
+            request.spec.ssh_public_key = "ssh-dss AAAA".into();
         }),
-        "spec.target.nodeName",
+        "spec.sshPublicKey",
     );
     invalid(world().with(|request| request.spec.key_delivery = Some(KeyDelivery::OnConnect)), "spec.keyDelivery");
     for port in [0, -1, 65536] {

@@ -67,6 +67,7 @@ pub(in super::super) struct Life {
     pub policies_read: bool,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
+    pub nodes: Nodes,
     pub instances: Vec<Arc<Instance>>,
     pub endpoints: Vec<Endpoint>,
     pub look_failure: Option<Failure>,
@@ -124,6 +125,7 @@ impl Life {
             policies_read: true,
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
+            nodes: Nodes { seen: true, ..Nodes::default() },
             instances,
             endpoints: vec![endpoint()],
             look_failure: None,
@@ -176,7 +178,7 @@ impl Life {
         }
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
-        let world = World { settings: &self.settings, policies, sight: &self.sight };
+        let world = World { settings: &self.settings, policies, nodes: &self.nodes, sight: &self.sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 

@@ -9,6 +9,7 @@ mod driver;
 mod histories;
 mod hostile;
 mod live;
+mod nodes;
 mod over;
 mod unseen;
 mod windows;
