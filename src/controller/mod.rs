@@ -83,6 +83,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     policies: RwLock<Arc<PolicySet>>,
     nodes: RwLock<Arc<Nodes>>,
+    askers: nodes::Askers,
     /// Turns that may have a plan for a grant in their hands.
     grant_places: Semaphore,
     slots: Slots,
@@ -172,6 +173,7 @@ impl Controller {
             metrics,
             policies: RwLock::default(),
             nodes: RwLock::default(),
+            askers: nodes::Askers::default(),
             grant_places: Semaphore::new(GRANT_PLACES),
             slots: Slots::default(),
             timers: Timers::default(),

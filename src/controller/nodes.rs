@@ -1,7 +1,7 @@
 //! The watch over Kubernetes nodes, for requests by `nodeName`. Without the right to it, everything else goes on.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node as ClusterNode;
@@ -14,8 +14,28 @@ use crate::domain::node::{Node, Nodes};
 use crate::telemetry::chain;
 
 use super::Shared;
+use super::slots::Uid;
 use super::turn::wake;
 use super::watch::config;
+
+/// Who asks for which node, so that news of a node wake those alone. As many as there are requests by node; who has gone
+/// is forgotten when the node changes, or all nodes are listed.
+#[derive(Default)]
+pub struct Askers(Mutex<HashMap<String, HashSet<Uid>>>);
+
+impl Askers {
+    /// Notes that a request asks for a node.
+    pub fn note(&self, node_name: &str, uid: &str) {
+        let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let askers = match askers.get_mut(node_name) {
+            Some(askers) => askers,
+            None => askers.entry(node_name.to_owned()).or_default(),
+        };
+        if !askers.contains(uid) {
+            askers.insert(uid.into());
+        }
+    }
+}
 
 /// Takes in what happens to nodes, until it is stopped.
 pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
@@ -51,7 +71,8 @@ pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
                     nodes.failing = None;
                     nodes.by_name.insert(name.clone(), Arc::new(node));
                 });
-                wake_those(&shared, |asked| asked == name);
+                // Heard again: that is news to whoever asks for any node.
+                wake_those(&shared, |asked| known.failing.is_some() || asked == name);
             }
             Some(Ok(Event::Delete(node))) => {
                 let name = node.metadata.name.unwrap_or_default();
@@ -82,12 +103,19 @@ fn change(shared: &Shared, change: impl FnOnce(&mut Nodes)) {
 
 /// Lets those requests have their turn that ask for a node of such a name.
 fn wake_those(shared: &Arc<Shared>, is_asked: impl Fn(&str) -> bool) {
-    for slot in shared.slots.all() {
-        let asks = slot.lock().object.spec.target.node_name.as_deref().is_some_and(&is_asked);
-        if asks {
-            wake(shared, &slot);
+    let mut askers = shared.askers.0.lock().unwrap_or_else(PoisonError::into_inner);
+    askers.retain(|node_name, askers| {
+        if is_asked(node_name) {
+            askers.retain(|uid| match shared.slots.find(uid) {
+                Some(slot) => {
+                    wake(shared, &slot);
+                    true
+                }
+                None => false,
+            });
         }
-    }
+        !askers.is_empty()
+    });
 }
 
 /// Keeps what a decision needs: of a node's ten kilobytes, one.

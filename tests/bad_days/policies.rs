@@ -6,7 +6,7 @@ use kube::api::DeleteParams;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, Stand, apply, shared};
+use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, apply, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -14,6 +14,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_deny_wins_over_every_allow,
         a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on,
         a_condition_that_could_burn_a_core_is_told_and_the_others_go_on,
+        without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_others_served,
         what_this_version_cannot_enforce_admits_nothing,
         a_policy_that_names_no_such_policy_is_told,
     ]
@@ -147,6 +148,25 @@ async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Ou
     for number in 0..hostile.len() {
         let _ = policies.delete(&format!("burning-{number}"), &DeleteParams::default()).await?;
     }
+    Ok(())
+}
+
+async fn without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_others_served() -> Outcome {
+    let rbac: fn(&str) -> String = |rights| rights.replace("resources: [nodes]", "resources: [no-nodes]");
+    let stand = Stand::own(Special { rbac: Some(rbac), ..Special::default() }).await?;
+    let id = stand.running();
+    stand.ask(Ask::new("by-node").with("target", json!({"nodeName": "node-1"}))).await?;
+    let words = ["the operator does not hear of nodes", "let it get, list and watch them"];
+    stand.until("by-node", "ContactLost", &words).await?;
+    stand.ask(Ask::new("by-id").instance(&id)).await?;
+    stand.until_granted("by-id").await?;
+    // Given the right, it goes on by itself.
+    let node = format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-1}}\nspec: {{providerID: 'aws:///us-west-2a/{id}'}}\n"
+    );
+    apply(&stand.lab, &node).await?;
+    apply(&stand.lab, include_str!("../../examples/operator-rbac.yaml")).await?;
+    stand.until_granted("by-node").await?;
     Ok(())
 }
 
