@@ -61,6 +61,7 @@ const ROOMS: [Room; 6] = [
             "base64",
             "regex",
             "cel",
+            "chrono",
             "thiserror",
         ],
         rooms: &["api", "domain"],

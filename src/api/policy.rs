@@ -52,6 +52,7 @@ use super::{Condition, ConnectionMethod, KeyDelivery, KeyType};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.effect != 'Allow' || has(self.ttl)").message("is required of an Allow policy: {defaultSeconds, maxSeconds}").field_path(".ttl").reason(Reason::FieldValueRequired))]
 #[x_kube(validation = Rule::new("self.effect != 'Deny' || !(has(self.ttl) || has(self.keys) || has(self.reason) || has(self.ticket) || has(self.approval) || has(self.windows) || has(self.limits) || has(self.delegates) || has(self.conditions))").message("a Deny policy has subjects, namespaces, targets, osUsers, connectionMethods and keyDelivery only: what else it held would narrow it in silence"))]
+#[x_kube(validation = Rule::new("self.effect != 'Deny' || !has(self.targets.nodeLabels)").message("a Deny by a node's labels would not deny whoever asks for the same instance by its id or tags; name instanceIds, instanceTags, accounts, regions or vpcIds").field_path(".targets.nodeLabels").reason(Reason::FieldValueForbidden))]
 pub struct InstanceAccessPolicySpec {
     /// Allow, or Deny: a Deny that matches wins over every Allow.
     pub effect: Effect,
@@ -93,7 +94,8 @@ pub struct InstanceAccessPolicySpec {
     /// Whose consent is needed. Not enforced by this version: a policy that has it is not Ready and admits nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<PolicyApproval>,
-    /// When access may be had. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// When access may be had: in any of these. A request outside of them is refused, and a grant ends when they close.
+    /// Left out: at any time. An empty list is never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub windows: Option<Vec<PolicyWindow>>,
@@ -104,7 +106,8 @@ pub struct InstanceAccessPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub delegates: Option<Vec<PolicyDelegate>>,
-    /// Further conditions in CEL. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// Further conditions in CEL, all of which must be true: when access is granted, and at every look while it lives.
+    /// Left out: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub conditions: Option<Vec<PolicyCondition>>,
@@ -147,7 +150,7 @@ pub struct PolicySubject {
 /// The instances that a policy is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.accounts) || has(self.regions) || has(self.instanceIds) || has(self.instanceTags) || has(self.vpcIds)").message("must say which instances; for all of them write instanceIds: [\"*\"]"))]
+#[x_kube(validation = Rule::new("has(self.accounts) || has(self.regions) || has(self.instanceIds) || has(self.instanceTags) || has(self.vpcIds) || has(self.nodeLabels)").message("must say which instances; for all of them write instanceIds: [\"*\"]"))]
 pub struct PolicyTargets {
     /// AWS accounts, or ["*"].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,17 +171,21 @@ pub struct PolicyTargets {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 64)))]
     pub vpc_ids: Option<Vec<String>>,
+    /// A selector over the labels of the Kubernetes node that spec.target.nodeName names. Matches no request by instanceId
+    /// or tags, and so is not for a Deny. An empty selector matches nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_labels: Option<TagSelector>,
 }
 
-/// A selector over EC2 tags, in the form of a label selector. All of it must hold.
+/// A selector over EC2 tags or a node's labels, in the form of a label selector. All of it must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TagSelector {
-    /// Tags by exact value, for example {env: dev}.
+    /// Tags or labels by exact value, for example {env: dev}.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "match_labels_schema")]
     pub match_labels: Option<BTreeMap<String, String>>,
-    /// Tags by operator.
+    /// Tags or labels by operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub match_expressions: Option<Vec<TagExpression>>,
@@ -192,15 +199,15 @@ fn match_labels_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
-/// One requirement on one tag.
+/// One requirement on one tag or label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] ? (has(self.values) && self.values.size() > 0) : !has(self.values) || self.values.size() == 0").message("In and NotIn need values; Exists and DoesNotExist take none"))]
 pub struct TagExpression {
-    /// The tag's key.
-    #[schemars(length(min = 1, max = 128))]
+    /// The tag's or label's key.
+    #[schemars(length(min = 1, max = 317))]
     pub key: String,
-    /// In, NotIn, Exists or DoesNotExist. NotIn and DoesNotExist hold also where the tag is absent.
+    /// In, NotIn, Exists or DoesNotExist. NotIn and DoesNotExist hold also where the tag or label is absent.
     pub operator: TagOperator,
     /// The values, for In and NotIn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -308,10 +315,11 @@ pub struct PolicyWindow {
     /// The days, by the date at the window's start.
     #[schemars(length(min = 1, max = 7))]
     pub days: Vec<Weekday>,
-    /// The first minute, for example 08:00.
+    /// The first minute, for example 08:00, by the clock on the wall in the time zone.
     #[schemars(length(min = 5, max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub start: String,
-    /// The minute after the last, for example 18:00.
+    /// The minute after the last, for example 18:00. Not later than start: on the next day. The same as start: the whole
+    /// day.
     #[schemars(length(min = 5, max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub end: String,
     /// The IANA time zone, for example Europe/Berlin.
@@ -377,7 +385,8 @@ pub struct ServiceAccountName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyCondition {
-    /// Must be true; over request, subject, instance and now.
+    /// Must be true; over request, subject, instance and now, for example has(instance.tags.owner). What cannot be
+    /// evaluated, such as a field that is absent, admits nothing.
     #[schemars(length(min = 1, max = 2048))]
     pub expression: String,
     /// What the requester reads where it is not.

@@ -3,6 +3,7 @@
 //! ```text
 //! watch requests ─┐                    ┌ audit, then status, then push, look-up, event
 //! watch policies ─┼─> Slots ── turn ───┤
+//! watch nodes ────┤                    │
 //! timers, answers ┘    (one turn a request at a time; next() decides, turn obeys)
 //! ```
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
@@ -10,6 +11,7 @@
 mod contact;
 mod events;
 mod kept;
+mod nodes;
 mod policies;
 mod records;
 mod slots;
@@ -33,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
 use crate::domain::lifecycle::{Lane, Settings};
+use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
 use crate::telemetry::{Metrics, Reading};
 
@@ -82,6 +85,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     policies: RwLock<Arc<PolicySet>>,
     places: Places,
+    nodes: RwLock<Arc<Nodes>>,
+    askers: nodes::Askers,
     slots: Slots,
     timers: Timers,
     events: events::Events,
@@ -121,6 +126,11 @@ impl Shared {
     /// The policies as they are known now.
     fn policies(&self) -> Arc<PolicySet> {
         Arc::clone(&self.policies.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The nodes as they are known now.
+    fn nodes(&self) -> Arc<Nodes> {
+        Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
@@ -188,6 +198,8 @@ impl Controller {
             metrics,
             policies: RwLock::default(),
             places: Places::default(),
+            nodes: RwLock::default(),
+            askers: nodes::Askers::default(),
             slots: Slots::default(),
             timers: Timers::default(),
             tasks: TaskTracker::new(),
@@ -225,6 +237,7 @@ impl Controller {
         let shared = self.shared;
         let mut tasks = JoinSet::new();
         tasks.spawn(policies::watch_policies(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(nodes::watch_nodes(Arc::clone(&shared), stop.clone()));
         tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
         tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
         tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));

@@ -13,6 +13,7 @@ use crate::audit::Receipt;
 use crate::aws::PushError;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::lifecycle::{self, Effect, Plan, World};
+use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
 use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
@@ -31,6 +32,27 @@ const AUDIT_TIMEOUT_OF_AN_END: Duration = Duration::from_secs(1);
 const STEPS_MAX: u32 = 32;
 /// First and longest wait after a failed write.
 const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What was known of the cluster when a plan was made.
+struct Known {
+    policies: Arc<PolicySet>,
+    nodes: Arc<Nodes>,
+}
+
+impl Known {
+    fn now(shared: &Shared) -> Self {
+        Self { policies: shared.policies(), nodes: shared.nodes() }
+    }
+
+    /// Whether nothing has changed between the two for this request. Other nodes than its own do not count: whoever makes
+    /// theirs change all the time must not hold up anybody's end.
+    fn is(&self, other: &Self, request: &InstanceAccess) -> bool {
+        let node_name = request.spec.target.node_name.as_deref();
+        Arc::ptr_eq(&self.policies, &other.policies)
+            && (Arc::ptr_eq(&self.nodes, &other.nodes)
+                || node_name.is_none_or(|name| self.nodes.is_same_for(&other.nodes, name)))
+    }
+}
 
 /// How one step went.
 enum Step {
@@ -83,11 +105,11 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
     let mut place = None;
     loop {
-        let (plan, object, policies, was_gone) = {
+        let (plan, object, known, was_gone) = {
             let mut state = slot.lock();
             state.dirty = false;
-            let policies = shared.policies();
-            let plan = if state.gone { vanished(&shared, &mut state) } else { ask(&shared, &mut state, &policies) };
+            let known = Known::now(&shared);
+            let plan = if state.gone { vanished(&shared, &mut state) } else { ask(&shared, &mut state, &known) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
                 let again = plan.look_again.map(|(_, time)| time);
                 let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
@@ -98,7 +120,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 rest(&shared, &slot, &mut state, again);
                 return;
             }
-            (plan, state.kept.open(), policies, state.gone)
+            (plan, state.kept.open(), known, state.gone)
         };
         steps += 1;
         let lane = plan.lane();
@@ -126,7 +148,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             continue;
         }
         // In a box of its own: of the turns that wait above there are thousands.
-        let step = Box::pin(carry_out(&shared, &slot, &object, &policies, plan)).await;
+        let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan)).await;
         let mut state = slot.lock();
         match step {
             Step::Done if was_gone => {
@@ -156,13 +178,14 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     }
 }
 
-fn ask(shared: &Shared, state: &mut State, policies: &PolicySet) -> Plan {
+fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let now = (shared.clock)();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     let sight = state.sight.open();
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     let object = state.kept.open();
-    let world = World { settings: &shared.settings, policies, sight };
+    let Known { policies, nodes } = known;
+    let world = World { settings: &shared.settings, policies, nodes, sight };
     lifecycle::next(now, &object, world)
 }
 
@@ -192,21 +215,21 @@ async fn carry_out(
     shared: &Arc<Shared>,
     slot: &Arc<Slot>,
     object: &Arc<InstanceAccess>,
-    policies: &Arc<PolicySet>,
+    known: &Known,
     plan: Plan,
 ) -> Step {
     let lane = plan.lane();
     let decided_on = Arc::clone(object);
     // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
-    // and under other policies the same question must have the same answer (I2).
+    // and under other policies or nodes the same question must have the same answer (I2).
     let wants_push = pushes(&plan);
     let holds = || {
         let mut state = slot.lock();
         if state.gone || state.kept.is_changed_since(&decided_on) {
             return false;
         }
-        let current = shared.policies();
-        Arc::ptr_eq(policies, &current) || wants_push && pushes(&ask(shared, &mut state, &current))
+        let current = Known::now(shared);
+        known.is(&current, &decided_on) || wants_push && pushes(&ask(shared, &mut state, &current))
     };
     let mut plan = plan;
     let mut object = Arc::clone(object);
@@ -247,8 +270,6 @@ async fn carry_out(
                 Ok(newer) => object = take_in(slot, newer),
                 Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
             },
-            // Best effort: what it tells stands in status already.
-            Effect::Audit { record, required } => drop(append(shared, slot, &record, required).await),
             // Dropping the permit is a refusal, and the next question is asked of what the world is now.
             Effect::Push(_) if !holds() => return Step::Done,
             effect => begin(shared, slot, &object, effect),

@@ -93,7 +93,13 @@ fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
         Ok(mut object) => {
             prune(&mut object);
             shared.metrics.decodable(uid);
-            match shared.slots.see(object, || Sight::new(shared.since_time)) {
+            let node_name = object.spec.target.node_name.clone();
+            let seen = shared.slots.see(object, || Sight::new(shared.since_time));
+            // After it is there to be woken, and before its turn: so it misses no news.
+            if let (Some(node_name), Some(Seen::News(slot))) = (&node_name, &seen) {
+                shared.askers.note(node_name, &slot.uid);
+            }
+            match seen {
                 Some(Seen::News(slot)) => wake(shared, &slot),
                 // A list that is older than what we know is either late, or the truth again after a restore: ask.
                 Some(Seen::Behind(slot)) if listed => read_again(shared, &slot),

@@ -4,20 +4,29 @@
 //! alone (a tie: the first by name). What needs the instance's facts is left open until they are there, so that a request
 //! that no policy could admit costs no look-up.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use regex::{Regex, RegexBuilder};
 
 use crate::api::{
-    ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, KeyDelivery, KeyType,
-    PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
+    ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, InstanceAccessSpec,
+    KeyDelivery, KeyType, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator,
+    TagSelector, Verdict,
 };
 
 use super::cloud::Instance;
 use super::condition::bounded;
 use super::digest::policy_digest;
+use super::expression::{Conditions, Facts};
 use super::key::PublicKey;
+use super::node::AskedNode;
+use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
+use super::time::until;
+use super::window::{Opening, Windows};
 
 /// The most verdicts that a status shows; further ones are the least near.
 pub const VERDICTS_MAX: usize = 32;
@@ -25,6 +34,8 @@ pub const VERDICTS_MAX: usize = 32;
 const PATTERN_BYTES_MAX: usize = 1 << 20;
 /// The least RSA length, where a policy names none. Source: EC2 Instance Connect takes 2048 and 4096.
 const RSA_BITS_MIN: i32 = 2048;
+/// The least that must be left of a window when a grant is made: a key lives so long, and must be gone when it closes.
+pub const ACCESS_MIN: Duration = Duration::from_secs(KEY_WINDOW.as_secs() + PUSH_TIMEOUT.as_secs());
 /// How many near misses a refusal names.
 const NEAREST_MAX: usize = 3;
 /// How many entries of a list a finding shows.
@@ -39,6 +50,8 @@ pub struct Policy {
     spec: InstanceAccessPolicySpec,
     reason: Option<Regex>,
     ticket: Option<Regex>,
+    windows: Option<Windows>,
+    conditions: Conditions,
     problem: Option<Problem>,
     /// Whether it is about everybody, whatever its subjects say.
     for_all: bool,
@@ -56,14 +69,26 @@ pub struct Problem {
 /// Everything that is asked of a request, in values that are right.
 #[derive(Debug)]
 pub struct Question<'a> {
+    /// The instant that is judged: now, or `spec.startTime` while that is to come.
+    pub now: Timestamp,
+    /// What was granted, if a grant lives.
+    pub granted: Option<Granted>,
     /// Who gets in, and whose groups count.
     pub requester: &'a Identity,
+    /// The request's name.
+    pub name: &'a str,
     /// The request's namespace.
     pub namespace: &'a str,
+    /// What was asked for, as it was written.
+    pub spec: &'a InstanceAccessSpec,
+    /// The port of sshd.
+    pub port: u16,
     /// The region that is asked for.
     pub region: Option<&'a str>,
     /// The instance that is asked for, if it is by id.
     pub instance_id: Option<&'a str>,
+    /// The node that is asked for, if it is by name.
+    pub node: AskedNode<'a>,
     /// The login.
     pub os_user: &'a str,
     /// The key.
@@ -84,6 +109,15 @@ pub struct Question<'a> {
     pub method: ConnectionMethod,
 }
 
+/// A grant that lives, and is asked about again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Its length, in seconds.
+    pub seconds: i32,
+    /// Its expiration.
+    pub until: Timestamp,
+}
+
 /// What all policies together say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -100,6 +134,8 @@ pub struct Admission {
     pub policy: PolicyPin,
     /// How long the grant may last, in seconds.
     pub ttl_seconds: i32,
+    /// When the policy's windows close: the grant may not last longer. None: they set no end.
+    pub closes: Option<Timestamp>,
 }
 
 /// All policies of the cluster, in the order of precedence. The default is the set that nobody has seen yet.
@@ -141,10 +177,8 @@ impl Policy {
         let ticket = pattern("ticket", &spec.ticket);
         let unserved = [
             ("approval", spec.approval.is_some()),
-            ("windows", spec.windows.is_some()),
             ("limits", spec.limits.is_some()),
             ("delegates", spec.delegates.is_some()),
-            ("conditions", spec.conditions.is_some()),
         ];
         let unserved: Vec<String> =
             unserved.iter().filter(|(_, present)| *present).map(|(field, _)| format!("spec.{field}")).collect();
@@ -157,6 +191,16 @@ impl Policy {
                 ),
             });
         }
+        let windows = spec.windows.as_ref().and_then(|windows| {
+            Windows::compile(windows)
+                .map_err(|findings| problems.push(Problem { reason: "InvalidWindow", message: findings.join("; ") }))
+                .ok()
+        });
+        let conditions =
+            Conditions::compile(spec.conditions.as_deref().unwrap_or_default()).unwrap_or_else(|findings| {
+                problems.push(Problem { reason: "InvalidCondition", message: findings.join("; ") });
+                Conditions::default()
+            });
         if spec.effect == Effect::Allow && spec.ttl.is_none() {
             problems.push(Problem {
                 reason: "InvalidSpec",
@@ -175,7 +219,7 @@ impl Policy {
             reason: first.reason,
             message: format!("{}; {}", first.message, next.message),
         });
-        Self { pin, spec, reason, ticket, problem, for_all: false }
+        Self { pin, spec, reason, ticket, windows, conditions, problem, for_all: false }
     }
 
     /// A policy that cannot be read. It admits nothing; unless it is an Allow, it is a Deny of nobody knows what, and
@@ -209,7 +253,16 @@ impl Policy {
             digest: String::new(),
         };
         let problem = Problem { reason: "Undecodable", message: format!("it cannot be read ({error})") };
-        Self { pin, spec, reason: None, ticket: None, problem: Some(problem), for_all: !is_allow }
+        Self {
+            pin,
+            spec,
+            reason: None,
+            ticket: None,
+            windows: None,
+            conditions: Conditions::default(),
+            problem: Some(problem),
+            for_all: !is_allow,
+        }
     }
 
     /// What stands in status of what it decided.
@@ -246,13 +299,25 @@ impl Policy {
             facet(&targets.instance_ids, Some(instance.id.as_str()), "instances");
             facet(&targets.vpc_ids, instance.vpc_id.as_deref(), "VPCs");
             if let Some(selector) = &targets.instance_tags
-                && !selects(selector, instance)
+                && !selects(selector, &instance.tags)
             {
                 findings.push(format!("selects instances by the tags {}", selector_text(selector)));
             }
             if *targets == PolicyTargets::default() {
                 findings.push("names no targets".to_owned());
             }
+        }
+        // Who asks for the same instance by its id is not asked for the node's labels: a Deny does not narrow by them.
+        if spec.effect == Effect::Allow
+            && let Some(selector) = &spec.targets.node_labels
+            && match question.node {
+                AskedNode::None => true,
+                AskedNode::Unknown => false,
+                AskedNode::Known(node) => !selects(selector, &node.labels),
+            }
+        {
+            findings
+                .push(format!("selects nodes, by spec.target.nodeName, with the labels {}", selector_text(selector)));
         }
         if question.instance.is_none() {
             // What the request itself says is judged without a look-up: no calls go to regions that nobody allows.
@@ -289,7 +354,8 @@ impl Policy {
     fn demand_findings(&self, question: &Question<'_>) -> Vec<String> {
         let spec = &self.spec;
         let mut findings = Vec::new();
-        if let (Some(ttl), Some(asked)) = (spec.ttl, question.ttl_seconds)
+        let asked = question.ttl_seconds.or(question.granted.map(|granted| granted.seconds));
+        if let (Some(ttl), Some(asked)) = (spec.ttl, asked)
             && asked > ttl.max_seconds
         {
             findings.push(format!("allows at most ttlSeconds {}, asked were {asked}", ttl.max_seconds));
@@ -307,7 +373,41 @@ impl Policy {
         }
         findings.extend(text_finding("reason", &spec.reason, &self.reason, question.reason));
         findings.extend(text_finding("ticket", &spec.ticket, &self.ticket, question.ticket));
+        findings.extend(self.closing(question).err());
+        if !self.conditions.is_empty() {
+            findings.extend(self.conditions.findings(&Facts::of(question)));
+        }
         findings
+    }
+
+    /// When the windows close that are open; none: they set no end. The finding says when they open.
+    ///
+    /// A grant never lives outside of them: it ends when they close, as they stood when it was made, and is taken back
+    /// if they are edited to close before.
+    fn closing(&self, question: &Question<'_>) -> Result<Option<Timestamp>, String> {
+        let Some(windows) = &self.windows else { return Ok(None) };
+        let closed = |opens: Option<Timestamp>| match opens {
+            Some(opens) => format!(
+                "allows access only at {}, next from {opens}: ask then, or set spec.startTime to it",
+                shown(&windows.texts())
+            ),
+            None => "allows access at no time: its windows are never open".to_owned(),
+        };
+        match (windows.at(question.now), question.granted) {
+            (Opening::Open(Some(closes)), Some(granted)) if closes < granted.until => Err(format!(
+                "allows access until {closes}, when its window closes, and this was granted until {}; make a new request",
+                granted.until
+            )),
+            // A key could not be delivered and be gone again in what is left.
+            (Opening::Open(Some(closes)), None) if until(question.now, closes) <= ACCESS_MIN => {
+                match windows.at(closes) {
+                    Opening::Closed(opens) => Err(closed(opens)),
+                    Opening::Open(_) => Err(closed(None)),
+                }
+            }
+            (Opening::Open(closes), _) => Ok(closes),
+            (Opening::Closed(opens), _) => Err(closed(opens)),
+        }
     }
 
     fn verdict(&self, question: &Question<'_>) -> (Verdict, Vec<String>) {
@@ -421,6 +521,7 @@ impl PolicySet {
                 Ok(Admission {
                     policy: policy.pin.clone(),
                     ttl_seconds: question.ttl_seconds.unwrap_or(ttl.default_seconds),
+                    closes: policy.closing(question).unwrap_or(Some(question.now)),
                 })
             }
             (None, None) => Err(refusal(question, &asked)),
@@ -542,20 +643,20 @@ pub fn names(subject: &PolicySubject, identity: &Identity) -> bool {
     }
 }
 
-/// Whether a tag selector selects an instance. An empty selector selects nothing.
-fn selects(selector: &TagSelector, instance: &Instance) -> bool {
+/// Whether a selector selects what has these tags or labels. An empty selector selects nothing.
+fn selects(selector: &TagSelector, tags: &BTreeMap<String, String>) -> bool {
     let labels = selector.match_labels.iter().flatten();
     let expressions = selector.match_expressions.iter().flatten();
     let mut any = false;
     for (key, value) in labels {
         any = true;
-        if instance.tags.get(key) != Some(value) {
+        if tags.get(key) != Some(value) {
             return false;
         }
     }
     for expression in expressions {
         any = true;
-        let value = instance.tags.get(&expression.key);
+        let value = tags.get(&expression.key);
         let within = |value: &String| expression.values.iter().flatten().any(|entry| entry == value);
         let holds = match expression.operator {
             TagOperator::In => value.is_some_and(within),

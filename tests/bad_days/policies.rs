@@ -6,13 +6,15 @@ use kube::api::DeleteParams;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, Stand, apply, shared};
+use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, apply, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
         without_a_policy_nobody_gets_in_and_learns_nothing_of_our_instances,
         a_deny_wins_over_every_allow,
         a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on,
+        a_condition_that_could_burn_a_core_is_told_and_the_others_go_on,
+        without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_others_served,
         what_this_version_cannot_enforce_admits_nothing,
         a_policy_that_names_no_such_policy_is_told,
     ]
@@ -98,6 +100,73 @@ async fn a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on() -
     ready(&stand, "broken", "True").await?;
     stand.create("carol", &ask("by-mended", "ops")).await?;
     stand.until_granted("by-mended").await?;
+    Ok(())
+}
+
+async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Outcome {
+    let stand = shared().await?;
+    let id = stand.running();
+    let nested =
+        (0..8).rev().fold("true".to_owned(), |inner, level| format!("[0,1,2,3,4,5,6,7,8,9].all(v{level}, {inner})"));
+    let hostile = [
+        (nested, "steps on the largest request"),
+        ("subject.groups.all(a, subject.groups.all(b, a != b))".to_owned(), "steps on the largest request"),
+        ("subject.groups.map(a, subject.groups.map(b, a + b)).size() > 0".to_owned(), "larger than a MiB"),
+        (format!("{}1{} == 1", "[".repeat(1000), "]".repeat(1000)), "recursion limit"),
+        (format!("1{} == 1", "+1".repeat(1000)), "nested deeper than"),
+        ("request.reason.matches('((a{99}){99}){99}')".to_owned(), "exceeds size limit"),
+        ("request.reson == ''".to_owned(), "there is no field reson; request has name"),
+    ];
+    let allow = "  effect: Allow\n  targets: {instanceIds: ['*']}\n  osUsers: [tester]\n  \
+                 ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
+    for (number, (expression, _)) in hostile.iter().enumerate() {
+        let condition = format!("  conditions: [{{expression: {}, message: refused}}]\n", json!(expression));
+        apply(&stand.lab, &policy(&format!("burning-{number}"), &format!("{allow}{condition}"))).await?;
+    }
+    for (number, (_, words)) in hostile.iter().enumerate() {
+        let (reason, message) = ready(&stand, &format!("burning-{number}"), "False").await?;
+        anyhow::ensure!(reason == "InvalidCondition", "{reason}");
+        anyhow::ensure!(message.contains("spec.conditions") && message.contains(words), "{message}");
+    }
+    // The dearest that is let pass is asked, and comes to an end.
+    let dear = "  conditions: [{expression: '[0,1,2,3,4,5,6,7,8,9].all(a, [0,1,2,3,4,5,6,7,8,9].all(b, \
+                [0,1,2,3,4,5,6,7,8,9].all(c, a + b + c >= 0))) && request.reason.matches(\"^(0*1?){40}x\")', \
+                message: begin with many ones}]\n";
+    apply(&stand.lab, &policy("a-dear", &format!("{allow}{dear}"))).await?;
+    ready(&stand, "a-dear", "True").await?;
+    let ask = |name: &str| Ask::new(name).instance(&id).with("osUser", json!("tester"));
+    stand.create("carol", &ask("by-burning").with("reason", json!("1".repeat(1000)))).await?;
+    let words =
+        ["a-dear, which has a condition that does not hold: begin with many ones", "burning-0, which has a mistake"];
+    stand.until_denied("by-burning", "DeniedByPolicy", &words).await?;
+    stand.create("carol", &ask("by-dear").with("reason", json!("1111x"))).await?;
+    stand.until_granted("by-dear").await?;
+    // And so are the others, who have nothing to do with it.
+    stand.ask(Ask::new("beside-burning").instance(&id)).await?;
+    stand.until_granted("beside-burning").await?;
+    let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
+    for number in 0..hostile.len() {
+        let _ = policies.delete(&format!("burning-{number}"), &DeleteParams::default()).await?;
+    }
+    Ok(())
+}
+
+async fn without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_others_served() -> Outcome {
+    let rbac: fn(&str) -> String = |rights| rights.replace("resources: [nodes]", "resources: [no-nodes]");
+    let stand = Stand::own(Special { rbac: Some(rbac), ..Special::default() }).await?;
+    let id = stand.running();
+    stand.ask(Ask::new("by-node").with("target", json!({"nodeName": "node-1"}))).await?;
+    let words = ["the operator does not hear of nodes", "let it get, list and watch them"];
+    stand.until("by-node", "ContactLost", &words).await?;
+    stand.ask(Ask::new("by-id").instance(&id)).await?;
+    stand.until_granted("by-id").await?;
+    // Given the right, it goes on by itself.
+    let node = format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: node-1}}\nspec: {{providerID: 'aws:///us-west-2a/{id}'}}\n"
+    );
+    apply(&stand.lab, &node).await?;
+    apply(&stand.lab, include_str!("../../examples/operator-rbac.yaml")).await?;
+    stand.until_granted("by-node").await?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! The YAML and JSON in the pages and in `examples/` is what the CRDs take.
 
+use instance_access::api::InstanceAccessPolicy;
+use instance_access::domain::policy::Policy;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -56,6 +58,12 @@ fn check(place: &str, text: &str) -> usize {
             }
         }
         assert!(value.get("spec").is_some() && found.is_empty(), "{place}: {found:#?}");
+        if kind == "InstanceAccessPolicy" {
+            let policy: InstanceAccessPolicy = serde_json::from_value(value.clone()).unwrap();
+            let problem = Policy::compile(&policy).problem().cloned();
+            // What this version cannot enforce is shown as well, where the page says so.
+            assert!(problem.as_ref().is_none_or(|problem| problem.reason == "NotEnforced"), "{place}: {problem:?}");
+        }
         ours += 1;
     }
     ours

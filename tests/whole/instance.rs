@@ -7,7 +7,7 @@ use lab::Launch;
 use serde_json::json;
 
 use crate::history::{conditions, stage, text};
-use crate::stand::shared;
+use crate::stand::{policy, shared};
 
 /// An instance is looked at every minute; on a busy machine it takes a little longer.
 const NOTICED: Duration = Duration::from_secs(120);
@@ -84,5 +84,46 @@ pub async fn tags_that_match_one_instance_lead_to_it() {
     request.gets_in().await;
     request.delete().await;
     request.goes().await;
+    request.keeps_its_promises().await;
+}
+
+pub async fn a_node_leads_to_its_instance_and_its_end_ends_the_grant() {
+    let stand = shared().await;
+    let host = stand.lab.launch_instance(Launch::new("node-1").tag("env", "dev")).await.unwrap();
+    stand.namespace("nodes").await;
+    let targets =
+        json!({"targets": {"nodeLabels": {"matchLabels": {"node-restriction.kubernetes.io/pool": "workers"}}}});
+    stand.policy(&policy("nodes", "nodes", targets)).await;
+    let node = |name: &str, pool: &str, provider_id: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "namespace": "", "labels": {"node-restriction.kubernetes.io/pool": pool}},
+            "spec": {"providerID": provider_id},
+        })
+    };
+    let provider_id = format!("aws:///us-west-2a/{}", host.id);
+    let ask = |name: &str, node: &str| {
+        stand.request("alice", name).within("nodes").with(json!({"target": {"nodeName": node}, "ttlSeconds": 600}))
+    };
+    // Asked for before the node is there.
+    let request = ask("early", "node-1").applied().await;
+    let waiting = request.becomes("TargetNotFound").await;
+    assert_eq!(conditions(&waiting), "Active=False TargetNotFound, Reconciling=True TargetNotFound");
+    stand.apply(&node("node-1", "workers", &provider_id)).await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(text(&granted, "/status/instance/instanceId"), host.id);
+    request.gets_in().await;
+    // By its labels, and by nothing else.
+    stand.apply(&node("node-2", "others", &provider_id)).await;
+    stand.apply(&node("node-3", "workers", "kind://docker/kind/node-3")).await;
+    let message = ask("other-pool", "node-2").applied().await.is_denied("DeniedByPolicy").await;
+    assert!(message.contains("with the labels node-restriction.kubernetes.io/pool=workers"), "{message}");
+    let by_id = stand.request("alice", "by-id").within("nodes").on(&host).applied().await;
+    let message = by_id.is_denied("DeniedByPolicy").await;
+    assert!(message.contains("by spec.target.nodeName"), "{message}");
+    stand.kubectl_ok("admin", &["delete", "node", "node-1"]).await;
+    let ended = request.ends("Revoked").await;
+    assert_eq!(text(&ended, "/status/revocation/cause"), "PolicyChanged");
+    request.is_locked_out().await;
     request.keeps_its_promises().await;
 }

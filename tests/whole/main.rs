@@ -72,6 +72,7 @@ fn main() -> std::process::ExitCode {
             a_deny_that_is_added_ends_what_it_matches,
             an_edit_that_still_admits_a_grant_leaves_it_alone,
             a_broken_pattern_is_told_by_its_policy_and_the_others_go_on,
+            a_window_and_a_condition_refuse_then_admit_and_the_window_ends_the_grant,
         }
         instance {
             a_stopped_instance_is_told_and_served_again_once_it_runs,
@@ -79,6 +80,7 @@ fn main() -> std::process::ExitCode {
             a_retagged_instance_that_the_policy_no_longer_covers_is_closed,
             a_request_for_a_stopped_instance_waits_for_it,
             tags_that_match_one_instance_lead_to_it,
+            a_node_leads_to_its_instance_and_its_end_ends_the_grant,
         }
         tunnel {
             the_command_for_a_private_instance_leads_in_through_the_endpoint_by_awss_own_client,

@@ -1,6 +1,7 @@
 //! A policy's change of mind, each in a namespace of its own.
 
-use serde_json::json;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
 
 use crate::history::{condition, stage, text};
 use crate::request::Request;
@@ -89,5 +90,56 @@ pub async fn a_broken_pattern_is_told_by_its_policy_and_the_others_go_on() {
     request.becomes("Granted").await;
     request.delete().await;
     request.goes().await;
+    request.keeps_its_promises().await;
+}
+
+/// Every day in UTC, between two whole minutes.
+fn window(start: Timestamp, end: Timestamp) -> Value {
+    let minute = |time: Timestamp| time.strftime("%H:%M").to_string();
+    json!([{
+        "days": ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"],
+        "start": minute(start), "end": minute(end), "timeZone": "Etc/UTC",
+    }])
+}
+
+pub async fn a_window_and_a_condition_refuse_then_admit_and_the_window_ends_the_grant() {
+    let stand = shared().await;
+    stand.namespace("hours").await;
+    let now = Timestamp::now();
+    let minutes = |count: i64| Timestamp::from_second(now.as_second() / 60 * 60 + count * 60).unwrap();
+    let under = |windows: Value| {
+        policy(
+            "hours",
+            "hours",
+            json!({"windows": windows, "conditions": [
+                {"expression": "request.reason.startsWith('INC-')", "message": "begin spec.reason with INC-"},
+                {"expression": "instance.tags.env == 'dev'", "message": "not there"},
+            ]}),
+        )
+    };
+    let ask = |name: &str, reason: &str| {
+        let more = json!({"reason": reason, "ttlSeconds": 3600});
+        stand.request("alice", name).within("hours").with(more)
+    };
+    let closed = under(window(minutes(120), minutes(180)));
+    stand.policy(&closed).await;
+    let message = ask("both", "just so").applied().await.is_denied("DeniedByPolicy").await;
+    let opens = minutes(120).to_string();
+    for words in ["hours, which allows access only at", &opens, "does not hold: begin spec.reason with INC-"] {
+        assert!(message.contains(words), "{message:?} lacks {words:?}");
+    }
+    // A window that closes in two to three minutes.
+    let closes = minutes(3) + SignedDuration::from_mins(i64::from(now.as_second() % 60 > 45));
+    stand.policy(&under(window(minutes(-60), closes))).await;
+    let message = ask("condition", "just so").applied().await.is_denied("DeniedByPolicy").await;
+    assert!(!message.contains("only at") && message.contains("begin spec.reason with INC-"), "{message}");
+    let request = ask("granted", "INC-1: the disk is full").applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(text(&granted, "/status/grant/expirationTime"), closes.to_string());
+    let (_, _, approved) = condition(&granted, "Approved").unwrap();
+    assert!(approved.contains(&format!("not beyond {closes}, when its window closes")), "{approved}");
+    request.gets_in().await;
+    request.ends("Expired").await;
+    request.is_locked_out().await;
     request.keeps_its_promises().await;
 }

@@ -16,11 +16,13 @@ use crate::domain::cloud::{FailureClass, Instance, InstanceState};
 use crate::domain::condition::{self, ActiveReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::spec_digest;
+use crate::domain::policy::Granted;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
-use super::pending::{Asked, instance_facts, key_push, state_words};
+use super::nodes::NodeTarget;
+use super::pending::{Asked, instance_facts, key_push, look_up, state_words};
 use super::{
     Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time,
 };
@@ -71,7 +73,7 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
         }
-        if !self.world.policies.is_seen() {
+        if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
         }
@@ -85,6 +87,20 @@ impl<'a> Draft<'a> {
             // The spec is immutable, so this is another version of the operator, or of its settings: fail closed.
             Err(findings) => return self.begin_end(EndCause::PolicyChanged, findings.join("; "), expiration),
         };
+        if let Some(why) = self.node_changed(&asked) {
+            return self.begin_end(EndCause::PolicyChanged, why, expiration);
+        }
+        self.wake_when_unheard();
+        if let NodeTarget::Unheard(why) = &asked.node {
+            self.keep_finalizer();
+            let heard = Obstacle {
+                reason: ActiveReason::ContactLost,
+                message: why.clone(),
+                heals: true,
+                tell: Tell::OnceFaded,
+            };
+            return self.tell(Some(heard), expiration);
+        }
         let (seen_time, instance) = match self.world.sight.instances.seen() {
             Some((time, found)) => (Some(time), self.own_instance(found)),
             None => (None, None),
@@ -210,11 +226,10 @@ impl<'a> Draft<'a> {
         };
         let method = self.status.connection.as_ref().map_or(ConnectionMethod::Auto, |connection| connection.method);
         let spec: &InstanceAccessSpec = &self.request.spec;
-        let mut question = asked.question(spec, instance, method);
-        if question.ttl_seconds.is_none() {
-            let start = self.status.grant.as_ref().map_or(expiration, |grant| grant.start_time.0);
-            question.ttl_seconds = i32::try_from(until(start, expiration).as_secs()).ok();
-        }
+        let mut question = asked.question(self.now, spec, instance, method);
+        let start = self.status.grant.as_ref().map_or(expiration, |grant| grant.start_time.0);
+        let seconds = i32::try_from(until(start, expiration).as_secs()).unwrap_or(i32::MAX);
+        question.granted = Some(Granted { seconds, until: expiration });
         self.world.policies.still_admits(pin, &question)
     }
 
@@ -271,14 +286,11 @@ impl<'a> Draft<'a> {
             }
             (None, None) => self.now,
         };
+        let Some(query) = &asked.query else { return };
         if again <= self.now {
             // Keys are pushed on the last look for as long again.
             let can_wait = seen_time.is_some_and(|time| is_fresh(self.now, time, FACTS_AGE_MAX / 2));
-            self.after.push(Effect::LookUpInstance {
-                place: asked.place.clone(),
-                query: asked.query.clone(),
-                can_wait,
-            });
+            self.after.push(look_up(asked, query, can_wait));
         } else {
             self.wake(Deadline::Refresh, again);
         }
@@ -296,7 +308,7 @@ impl<'a> Draft<'a> {
         }
         if first {
             let record = Record { request_id: Some(request_id), ..self.record(RecordKind::Granted) };
-            self.audit_after(record);
+            self.audit(false, record);
             let note = format!("{} can log in as {} until {expiration}", asked.requester.username, asked.os_user);
             self.event(false, ActiveReason::Granted.as_str(), note);
         }

@@ -10,6 +10,7 @@
 //! point loses the `Sight` only; what follows from the stored status alone is then decided for the worst case.
 
 mod live;
+mod nodes;
 mod pending;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::api::{
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
+use super::node::Nodes;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use super::record::{Record, RecordKind};
@@ -63,6 +65,8 @@ pub struct World<'a> {
     pub settings: &'a Settings,
     /// Every policy of the cluster: the shell asks only after it has seen them all.
     pub policies: &'a PolicySet,
+    /// The cluster's nodes.
+    pub nodes: &'a Nodes,
     /// What this process saw of the request.
     pub sight: &'a Sight,
 }
@@ -90,8 +94,7 @@ pub struct Plan {
 /// Something that the shell does, and tells `Sight` about.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
-    /// Append the record. If it is required and cannot be made durable, the rest of the plan falls. After the status it is
-    /// never required: it tells of what is done.
+    /// Append the record. If it is required and cannot be made durable, the rest of the plan falls.
     Audit {
         /// The record.
         record: Box<Record>,
@@ -151,6 +154,8 @@ pub enum Deadline {
     Start,
     /// When to stop waiting: `spec.endTime`, or `GRANT_DEADLINE`.
     GiveUp,
+    /// When too little is left of the window of the policy that admits a waiting request.
+    WindowClosed,
     /// When to push again.
     Repush,
     /// When to look at the instance again.
@@ -183,8 +188,9 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
 /// Nothing is pushed any more, and the record of the end is owed; `status` has nowhere to go.
 pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings::default();
-    let policies = PolicySet::default();
-    let mut draft = Draft::new(now, request, World { settings: &settings, policies: &policies, sight });
+    let (policies, nodes) = (PolicySet::default(), Nodes::default());
+    let world = World { settings: &settings, policies: &policies, nodes: &nodes, sight };
+    let mut draft = Draft::new(now, request, world);
     let has_grant = draft.status.grant.is_some();
     let lives = has_grant && !draft.is_terminal();
     let owes_record = has_grant && draft.is_terminal() && draft.status.audit.is_none();
@@ -337,11 +343,6 @@ impl<'a> Draft<'a> {
     fn audit(&mut self, required: bool, mut record: Record) {
         record.message = record.message.map(|message| bounded(message, condition::MESSAGE_LENGTH_MAX));
         self.before.push(Effect::Audit { record: Box::new(record), required });
-    }
-
-    /// Tells of what the stored status says. Nobody waits for it: a person waits for the status.
-    fn audit_after(&mut self, record: Record) {
-        self.after.push(Effect::Audit { record: Box::new(record), required: false });
     }
 
     fn record(&self, kind: RecordKind) -> Record {

@@ -15,13 +15,15 @@ use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
-use crate::domain::policy::{Admission, Question};
+use crate::domain::node::AskedNode;
+use crate::domain::policy::{ACCESS_MIN, Admission, Question};
 use crate::domain::push::{KEY_WINDOW, KeyPush, PUSH_TIMEOUT, PushPermit};
 use crate::domain::record::RecordKind;
 use crate::domain::sight::Look;
-use crate::domain::time::{due, is_fresh, plus, since, until, whole_second};
+use crate::domain::time::{due, is_fresh, minus, plus, since, until, whole_second};
 
 use super::live::CONTACT_LOST;
+use super::nodes::NodeTarget;
 use super::{
     ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off, last_push_time,
 };
@@ -34,12 +36,15 @@ const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
 /// The request's spec, in values that are right.
 pub(super) struct Asked<'a> {
     pub requester: &'a Identity,
+    pub name: &'a str,
     pub namespace: &'a str,
     pub key: PublicKey,
     pub os_user: OsUser,
     pub place: Place,
     pub account_id: Option<AccountId>,
-    pub query: TargetQuery,
+    /// What to look for; none while the node that is asked for is no instance.
+    pub query: Option<TargetQuery>,
+    pub node: NodeTarget<'a>,
     pub method: ConnectionMethod,
     pub port: u16,
 }
@@ -47,17 +52,28 @@ pub(super) struct Asked<'a> {
 impl Asked<'_> {
     pub(super) fn question<'q>(
         &'q self,
+        now: Timestamp,
         spec: &'q crate::api::InstanceAccessSpec,
         instance: Option<&'q Instance>,
         method: ConnectionMethod,
     ) -> Question<'q> {
         Question {
+            now,
+            granted: None,
             requester: self.requester,
+            name: self.name,
             namespace: self.namespace,
-            region: Some(self.place.region.as_str()),
+            spec,
+            port: self.port,
+            region: self.query.as_ref().map(|_| self.place.region.as_str()),
             instance_id: match &self.query {
-                TargetQuery::Id(id) => Some(id.as_str()),
-                TargetQuery::Tags(_) => None,
+                Some(TargetQuery::Id(id)) => Some(id.as_str()),
+                Some(TargetQuery::Tags(_)) | None => None,
+            },
+            node: match &self.node {
+                NodeTarget::NotAsked => AskedNode::None,
+                NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => AskedNode::Unknown,
+                NodeTarget::Found(node, _) => AskedNode::Known(node),
             },
             os_user: self.os_user.as_str(),
             key: &self.key,
@@ -112,7 +128,7 @@ impl<'a> Draft<'a> {
             );
         }
         self.wake(Deadline::GiveUp, end_time.map_or(give_up_time, |end_time| end_time.min(give_up_time)));
-        if !self.world.policies.is_seen() {
+        if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
         }
@@ -124,7 +140,7 @@ impl<'a> Draft<'a> {
             }
         };
         // Without the instance: who is admitted nowhere costs no look-up, and learns nothing of our instances.
-        let outline = self.world.policies.evaluate(&asked.question(spec, None, asked.method));
+        let outline = self.world.policies.evaluate(&asked.question(self.begin_time(), spec, None, asked.method));
         if let Err(refusal) = outline.decision {
             self.status.verdicts = outline.verdicts;
             return self.refuse(DenyReason::DeniedByPolicy, refusal);
@@ -168,8 +184,10 @@ impl<'a> Draft<'a> {
         }
         let start = whole_second(self.now);
         let ttl = Duration::from_secs(u64::try_from(admission.ttl_seconds).unwrap_or_default());
-        let expiration = plus(start, ttl);
-        let expiration = whole_second(end_time.map_or(expiration, |end_time| end_time.min(expiration)));
+        // Whichever is first. That the window shortens it stands in Approved: it moves while people wait, so nobody could
+        // ask for just the time that is left of it.
+        let limits = [Some(plus(start, ttl)), end_time, admission.closes];
+        let expiration = whole_second(limits.into_iter().flatten().min().unwrap_or(start));
         if last_push_time(expiration) < self.now {
             return self.end(
                 EndCause::Expired,
@@ -246,12 +264,23 @@ impl<'a> Draft<'a> {
         self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
     }
 
+    /// When access would begin: the instant that policies judge.
+    fn begin_time(&self) -> Timestamp {
+        self.request.spec.start_time.as_ref().map_or(self.now, |time| time.0.max(self.now))
+    }
+
     /// Asks the policies, now that the instance is known; refuses if none admits it.
     fn admit(&mut self, asked: &Asked<'_>, instance: &Instance, method: ConnectionMethod) -> Option<Admission> {
-        let outcome = self.world.policies.evaluate(&asked.question(&self.request.spec, Some(instance), method));
+        let question = asked.question(self.begin_time(), &self.request.spec, Some(instance), method);
+        let outcome = self.world.policies.evaluate(&question);
         self.status.verdicts = outcome.verdicts;
         match outcome.decision {
-            Ok(admission) => Some(admission),
+            Ok(admission) => {
+                if let Some(closes) = admission.closes {
+                    self.wake(Deadline::WindowClosed, minus(closes, ACCESS_MIN));
+                }
+                Some(admission)
+            }
             Err(refusal) => {
                 self.status.instance = Some(instance_id_alone(instance));
                 self.refuse(DenyReason::DeniedByPolicy, refusal);
@@ -264,7 +293,13 @@ impl<'a> Draft<'a> {
         self.status.policy = Some(admission.policy.clone());
         self.say(Saying::approved(
             ApproveReason::AdmittedByPolicy,
-            format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
+            match admission.closes {
+                None => format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
+                Some(closes) => format!(
+                    "policy {} admits it for {} s, and not beyond {closes}, when its window closes",
+                    admission.policy.name, admission.ttl_seconds
+                ),
+            },
         ));
     }
 
@@ -290,7 +325,14 @@ impl<'a> Draft<'a> {
         let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
         let os_user = parsed("spec.osUser", &spec.os_user, OsUser::parse, &mut findings);
         let target = &spec.target;
-        let region = match (&target.region, &self.world.settings.region) {
+        let node = self.node();
+        let own_region = match &node {
+            NodeTarget::Found(_, instance) => Some(&instance.region),
+            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
+                self.world.settings.region.as_ref()
+            }
+        };
+        let region = match (&target.region, own_region) {
             (Some(region), _) => parsed("spec.target.region", region, Region::parse, &mut findings),
             (None, Some(region)) => Some(region.clone()),
             (None, None) => {
@@ -305,16 +347,22 @@ impl<'a> Draft<'a> {
             .as_ref()
             .and_then(|account_id| parsed("spec.target.accountId", account_id, AccountId::parse, &mut findings));
         let query = match (&target.instance_id, &target.tags, &target.node_name) {
-            (Some(id), None, None) => {
-                parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings).map(TargetQuery::Id)
-            }
-            (None, Some(tags), None) if !tags.is_empty() => Some(TargetQuery::Tags(tags.clone())),
-            (None, None, Some(_)) => {
-                findings.push(
-                    "spec.target.nodeName: this version finds no instance by node; use instanceId or tags".to_owned(),
-                );
-                None
-            }
+            (Some(id), None, None) => parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings)
+                .map(|id| Some(TargetQuery::Id(id))),
+            (None, Some(tags), None) if !tags.is_empty() => Some(Some(TargetQuery::Tags(tags.clone()))),
+            (None, None, Some(name)) => match &node {
+                NodeTarget::Found(_, instance) if region.as_ref().is_some_and(|region| *region != instance.region) => {
+                    findings.push(format!(
+                        "spec.target.region: node {name} is in {}; leave the region out",
+                        instance.region
+                    ));
+                    None
+                }
+                NodeTarget::Found(_, instance) => Some(Some(TargetQuery::Id(instance.id.clone()))),
+                NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
+                    Some(None)
+                }
+            },
             _ => {
                 findings.push("spec.target must have exactly one of instanceId, nodeName and tags".to_owned());
                 None
@@ -337,12 +385,14 @@ impl<'a> Draft<'a> {
             {
                 Ok(Asked {
                     requester,
+                    name: self.request.metadata.name.as_deref().unwrap_or_default(),
                     namespace: self.request.metadata.namespace.as_deref().unwrap_or_default(),
                     key,
                     os_user,
                     place: Place { region },
                     account_id,
                     query,
+                    node,
                     method: connection.method.unwrap_or_default(),
                     port,
                 })
@@ -353,8 +403,26 @@ impl<'a> Draft<'a> {
 
     /// Finds the one instance that is asked for, or plans how to go on.
     fn target(&mut self, asked: &Asked<'_>) -> Target {
-        let look_up = || look_up_now(asked);
+        let Some(query) = &asked.query else {
+            self.wait_for_node(asked);
+            return Target::Waiting;
+        };
+        let look_up = || look_up(asked, query, false);
         let look = &self.world.sight.instances;
+        // A node may have become another instance since the look. What failed since is tried again below.
+        if let (TargetQuery::Id(id), Some((time, [instance])), None) =
+            (query, look.seen().map(|(time, found)| (time, &found[..])), look.failure())
+            && instance.id != *id
+        {
+            self.silent = true;
+            let again = due(self.now, time, ABSENCE_RETRY);
+            if again > self.now {
+                self.wake(Deadline::Retry, again);
+            } else if !look.is_under_way() {
+                self.after.push(look_up());
+            }
+            return Target::Waiting;
+        }
         let Some(found) = self.looked(look, look_up, GRANT_FACTS_AGE_MAX, "describe the instance") else {
             return Target::Waiting;
         };
@@ -481,14 +549,14 @@ impl<'a> Draft<'a> {
         let again = look.seen().map_or(self.now, |(time, _)| due(self.now, time, retry));
         if again > self.now {
             self.wake(Deadline::Retry, again);
-        } else if !look.is_under_way() {
-            self.after.push(look_up_now(asked));
+        } else if let (false, Some(query)) = (look.is_under_way(), &asked.query) {
+            self.after.push(look_up(asked, query, false));
         }
     }
 }
 
-fn look_up_now(asked: &Asked<'_>) -> Effect {
-    Effect::LookUpInstance { place: asked.place.clone(), query: asked.query.clone(), can_wait: false }
+pub(super) fn look_up(asked: &Asked<'_>, query: &TargetQuery, can_wait: bool) -> Effect {
+    Effect::LookUpInstance { place: asked.place.clone(), query: query.clone(), can_wait }
 }
 
 /// How an instance that does not run reads in status.

@@ -9,13 +9,20 @@ use crate::api::{
     PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
 };
 use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};
+use crate::domain::node::Node;
 
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
 const RSA_2048: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC6n6bekvkcY0vVwCXHP/z2+M75iMPnam3e4t/850mxBs1eaUU9TtXk7SFGvaEHINrYaPFvsC9wu7FouNAtCDJ+9XnGLZHSrsUEmSqQNy/LuJnrRGNKm5dXxhMdqNfwF82NYkycOQ5AJo/InNQLNQTl+0wSD1DsdKTlgHvzykJcH1eKg6wk6NcONLtwcqAHx3gWFsMkAG6ud2s7JiPpD03l2I38CaoWTNrzHVYxQdsoWKA+hteFkhTuouwkd31YokX9fRfmwOvoWMLjRrpVBCfvVgGowY5/+X5l/Cd6Wq/lj1+iHjW1qJrKFqS6c88EUsmVpvW8bfT+5H2QbBx4P1zz";
 
+const MONDAY_NOON: &str = "2026-03-02T12:00:00Z";
+
 /// A question with everything in it owned.
 #[derive(Clone, Debug)]
 struct Ask {
+    now: Timestamp,
+    granted: Option<Granted>,
+    spec: InstanceAccessSpec,
+    node: Option<Node>,
     requester: Identity,
     namespace: String,
     os_user: String,
@@ -29,8 +36,23 @@ struct Ask {
     method: ConnectionMethod,
 }
 
+/// What the rows ask besides: only conditions read it.
+fn spec() -> InstanceAccessSpec {
+    serde_json::from_value(serde_json::json!({
+        "target": {"tags": {"Name": "web-1"}, "region": "us-west-2"},
+        "osUser": "ec2-user",
+        "sshPublicKey": ED25519,
+        "startTime": "2026-03-02T11:00:00Z",
+    }))
+    .unwrap()
+}
+
 fn ask() -> Ask {
     Ask {
+        now: MONDAY_NOON.parse().unwrap(),
+        granted: None,
+        spec: spec(),
+        node: None,
         requester: person("alice", &["developers", "system:authenticated"]),
         namespace: "team-a".into(),
         os_user: "ec2-user".into(),
@@ -58,10 +80,16 @@ impl Ask {
 
     fn question<'a>(&'a self, key: &'a PublicKey) -> Question<'a> {
         Question {
+            now: self.now,
+            granted: self.granted,
             requester: &self.requester,
+            name: "fix-web-1",
             namespace: &self.namespace,
+            spec: &self.spec,
+            port: 22,
             region: None,
             instance_id: None,
+            node: self.node.as_ref().map_or(AskedNode::None, AskedNode::Known),
             os_user: &self.os_user,
             key,
             ttl_seconds: self.ttl_seconds,
@@ -230,6 +258,16 @@ fn tags(spec: &mut InstanceAccessPolicySpec, key: &str, operator: TagOperator, v
     };
 }
 
+fn node_labels(spec: &mut InstanceAccessPolicySpec, labels: &[(&str, &str)]) {
+    let match_labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    spec.targets.node_labels = Some(TagSelector { match_labels: Some(match_labels), match_expressions: None });
+}
+
+fn by_node(ask: &mut Ask) {
+    let labels = [("role".to_owned(), "worker".to_owned())].into();
+    ask.node = Some(Node { name: "ip-10-0-1-7".into(), provider_id: None, labels });
+}
+
 fn labels(spec: &mut InstanceAccessPolicySpec, labels: &[(&str, &str)]) {
     spec.targets = PolicyTargets {
         instance_tags: Some(TagSelector {
@@ -242,6 +280,19 @@ fn labels(spec: &mut InstanceAccessPolicySpec, labels: &[(&str, &str)]) {
 
 fn some(value: &str) -> Option<Vec<String>> {
     Some(vec![value.to_owned()])
+}
+
+fn when(expression: &str, message: &str) -> Option<Vec<PolicyCondition>> {
+    Some(vec![PolicyCondition { expression: expression.into(), message: message.into() }])
+}
+
+fn granted(until: &str) -> Option<Granted> {
+    Some(Granted { seconds: 600, until: until.parse().unwrap() })
+}
+
+/// On Mondays, in UTC.
+fn hours(start: &str, end: &str) -> PolicyWindow {
+    PolicyWindow { days: vec![Weekday::Mon], start: start.into(), end: end.into(), time_zone: "UTC".into() }
 }
 
 fn text(required: bool, pattern: Option<&str>) -> Option<PolicyText> {
@@ -308,6 +359,14 @@ const ROWS: &[Row] = &[
     ("", |p| tags(p, "x", TagOperator::DoesNotExist, &[]), |_| {}),
     ("tags no env", |p| tags(p, "env", TagOperator::DoesNotExist, &[]), |_| {}),
     ("tags env=dev", |p| labels(p, &[("env", "dev")]), |a| a.instance.as_mut().unwrap().tags.clear()),
+    // Nodes.
+    ("", |p| node_labels(p, &[("role", "worker")]), by_node),
+    ("selects nodes, by spec.target.nodeName, with the labels role=worker", |p| node_labels(p, &[("role", "worker")]), |_| {}),
+    ("with the labels role=worker, x=y", |p| node_labels(p, &[("role", "worker"), ("x", "y")]), by_node),
+    ("with the labels none", |p| node_labels(p, &[]), by_node),
+    ("tags env=prod", |p| { labels(p, &[("env", "prod")]); node_labels(p, &[("role", "worker")]); }, by_node),
+    // Known before the instance: it costs no look-up.
+    ("with the labels role=db", |p| node_labels(p, &[("role", "db")]), |a| { by_node(a); a.instance = None; }),
     // Ways.
     ("", |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Direct]), |_| {}),
     ("allows connectionMethods Endpoint", |p| p.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]), |_| {}),
@@ -348,6 +407,20 @@ const ROWS: &[Row] = &[
     ("requires spec.ticket", |p| p.ticket = text(true, None), |a| a.reason = Some("x".into())),
     ("requires spec.ticket of the form ^T", |p| p.ticket = text(true, Some("^T")), |a| a.ticket = Some("X".into())),
     ("", |p| p.ticket = text(true, Some("^T")), |a| a.ticket = Some("T".into())),
+    // Windows. It is Monday, noon.
+    ("", |p| p.windows = Some(vec![hours("08:00", "18:00")]), |_| {}),
+    ("", |p| p.windows = Some(vec![hours("12:00", "12:02")]), |_| {}),
+    ("", |p| p.windows = Some(vec![hours("08:00", "08:00")]), |_| {}),
+    ("allows access at no time", |p| p.windows = Some(vec![]), |_| {}),
+    ("allows access only at Mon 12:01-13:00 UTC, next from 2026-03-02T12:01:00Z: ask then, or set spec.startTime to it", |p| p.windows = Some(vec![hours("12:01", "13:00")]), |_| {}),
+    ("allows access only at Mon 08:00-12:00 UTC, next from 2026-03-09T08:00:00Z", |p| p.windows = Some(vec![hours("08:00", "12:00")]), |_| {}),
+    // Too little is left to deliver a key in, and have it gone again.
+    ("next from 2026-03-09T08:00:00Z", |p| p.windows = Some(vec![hours("08:00", "12:01")]), |_| {}),
+    ("", |p| p.windows = Some(vec![hours("08:00", "12:01"), hours("12:01", "12:03")]), |_| {}),
+    // What lives, lives until the window closes, and not longer.
+    ("", |p| p.windows = Some(vec![hours("08:00", "12:01")]), |a| a.granted = granted("2026-03-02T12:01:00Z")),
+    ("allows access until 2026-03-02T12:01:00Z, when its window closes, and this was granted until 2026-03-02T12:01:01Z", |p| p.windows = Some(vec![hours("08:00", "12:01")]), |a| a.granted = granted("2026-03-02T12:01:01Z")),
+    ("allows access only at", |p| p.windows = Some(vec![hours("08:00", "12:00")]), |a| a.granted = granted("2026-03-02T12:00:01Z")),
     // The named policy.
     ("", |_| {}, |a| a.policy_name = Some("developers".into())),
     ("spec.policyName names other, which is no policy for this requester", |_| {}, |a| a.policy_name = Some("other".into())),
@@ -386,6 +459,7 @@ fn a_deny_denies_what_it_matches_and_nothing_else() {
         (true, |p| p.priority = Some(-9), |_| {}),
         // What it cannot enforce narrows it not.
         (true, |p| p.windows = Some(vec![]), |_| {}),
+        (true, |p| node_labels(p, &[("role", "db")]), |_| {}),
         (true, |p| p.reason = text(true, Some("(")), |_| {}),
         (false, |p| p.os_users = vec!["root".into()], |_| {}),
         (false, |p| p.subjects.clear(), |_| {}),
@@ -444,15 +518,13 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
             p.approval =
                 Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None })
         }),
-        ("NotEnforced", "spec.windows cannot", |p| {
-            p.windows = Some(vec![PolicyWindow {
-                days: vec![Weekday::Mon],
-                start: "08:00".into(),
-                end: "18:00".into(),
-                time_zone: "UTC".into(),
-            }])
+        ("InvalidWindow", "spec.windows[1].timeZone: Mars/Base is no IANA time zone", |p| {
+            p.windows = Some(vec![
+                hours("08:00", "18:00"),
+                PolicyWindow { time_zone: "Mars/Base".into(), ..hours("08:00", "18:00") },
+            ]);
         }),
-        ("NotEnforced", "spec.windows cannot", |p| p.windows = Some(vec![])),
+        ("InvalidWindow", "spec.windows[0].end: 24:00", |p| p.windows = Some(vec![hours("08:00", "24:00")])),
         ("NotEnforced", "spec.limits cannot", |p| {
             p.limits =
                 Some(PolicyLimits { active_per_subject: None, active_per_instance: None, requests_per_hour: None })
@@ -463,11 +535,11 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
                 max_window_seconds: 120,
             }])
         }),
-        ("NotEnforced", "spec.conditions cannot", |p| {
-            p.conditions = Some(vec![PolicyCondition { expression: "true".into(), message: "x".into() }])
+        ("InvalidCondition", "spec.conditions[0].expression: at line 1, column ", |p| {
+            p.conditions = when("request.", "x")
         }),
-        ("NotEnforced", "spec.approval, spec.windows", |p| {
-            p.windows = Some(vec![]);
+        ("NotEnforced", "spec.approval, spec.delegates", |p| {
+            p.delegates = Some(vec![]);
             p.approval =
                 Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None });
         }),
@@ -487,10 +559,21 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
     }
     let several = Policy::compile(&broken(|p| {
         p.reason = text(true, Some("("));
-        p.windows = Some(vec![]);
+        p.delegates = Some(vec![]);
     }));
-    assert!(several.problem().unwrap().message.contains("; spec.windows cannot"));
+    assert!(several.problem().unwrap().message.contains("; spec.delegates cannot"));
     assert_eq!(Policy::compile(&allow("good")).problem(), None);
+}
+
+#[test]
+fn what_is_admitted_is_told_when_the_window_closes() {
+    let closes = |windows: &[PolicyWindow]| {
+        let policies = set(&[policy(allow("a"), |spec| spec.windows = Some(windows.to_vec()))]);
+        ask().of(&policies).decision.unwrap().closes.map(|closes| closes.to_string())
+    };
+    assert_eq!(closes(&[hours("08:00", "18:00")]).as_deref(), Some("2026-03-02T18:00:00Z"));
+    assert_eq!(closes(&[hours("08:00", "18:00"), hours("17:00", "19:00")]).as_deref(), Some("2026-03-02T19:00:00Z"));
+    assert_eq!(ask().of(&set(&[allow("a")])).decision.unwrap().closes, None);
 }
 
 #[test]
@@ -536,7 +619,7 @@ fn a_refusal_names_the_nearest_misses() {
 fn verdicts_are_ordered_by_nearness_and_bounded() {
     let policies = [
         policy(allow("no-match"), |spec| spec.subjects.clear()),
-        policy(allow("invalid"), |spec| spec.windows = Some(vec![])),
+        policy(allow("invalid"), |spec| spec.delegates = Some(vec![])),
         policy(allow("far"), |spec| {
             spec.os_users.clear();
             spec.targets.regions = Some(vec![]);

@@ -63,6 +63,8 @@ pub struct Special {
     pub env: Vec<(&'static str, String)>,
     /// The CRDs are changed so before they are applied.
     pub crds: Option<fn(String) -> String>,
+    /// The operator's rights are changed so before they are applied.
+    pub rbac: Option<fn(&str) -> String>,
 }
 
 static SHARED: tokio::sync::Mutex<Option<Arc<Stand>>> = tokio::sync::Mutex::const_new(None);
@@ -98,10 +100,11 @@ impl Stand {
 
     async fn start(special: Special, place: Option<SemaphorePermit<'static>>) -> anyhow::Result<Stand> {
         let lab = Lab::start(Options::default().instances([])).await?;
-        let Special { disk, env, crds } = special;
+        let Special { disk, env, crds, rbac } = special;
         let crd_yaml = tell(&["crds"]).await?;
         apply(&lab, &crds.map_or(crd_yaml.clone(), |change| change(crd_yaml))).await?;
-        apply(&lab, include_str!("../../../examples/operator-rbac.yaml")).await?;
+        let rights = include_str!("../../../examples/operator-rbac.yaml");
+        apply(&lab, &rbac.map_or(rights.to_owned(), |change| change(rights))).await?;
         apply(&lab, RIGHTS).await?;
         let kubeconfig = lab.kubeconfig_for_service_account(OPERATOR.0, OPERATOR.1).await?;
         apply(

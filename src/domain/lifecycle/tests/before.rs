@@ -86,6 +86,7 @@ fn who_is_admitted_nowhere_costs_no_look_up() {
         world().with(|request| request.spec.policy_name = Some("other".into())),
         world().with(|request| request.spec.ttl_seconds = Some(3601)),
         world().under(|policy| policy.windows = Some(vec![])),
+        world().under(|policy| policy.windows = Some(vec![hours(Weekday::Sun, "08:01", "09:00")])),
     ] {
         let life = refused(life, "no policy admits alice as ec2-user on the target");
         assert_eq!(life.look_ups, 0);
@@ -158,9 +159,10 @@ fn what_cannot_be_served_as_it_is_written_is_refused_with_all_findings() {
     invalid(
         world().with(|request| {
             request.spec.target.instance_id = None;
-            request.spec.target.node_name = Some("node-1".into());
+            request.spec.target.node_name = Some("not-there".into());
+            request.spec.ssh_public_key = "ssh-dss AAAA".into();
         }),
-        "spec.target.nodeName",
+        "spec.sshPublicKey",
     );
     invalid(world().with(|request| request.spec.key_delivery = Some(KeyDelivery::OnConnect)), "spec.keyDelivery");
     for port in [0, -1, 65536] {

@@ -67,6 +67,7 @@ pub(in super::super) struct Life {
     pub policies_read: bool,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
+    pub nodes: Nodes,
     pub instances: Vec<Arc<Instance>>,
     pub endpoints: Vec<Endpoint>,
     pub look_failure: Option<Failure>,
@@ -98,6 +99,9 @@ pub(in super::super) struct Life {
     promise: Option<Timestamp>,
     stuck: Vec<Condition>,
     policy_admits: bool,
+    /// When the window of the policy closes, as it stands; and when its condition on `now` ceases to hold.
+    pub closes: Option<Timestamp>,
+    pub holds_until: Option<Timestamp>,
     finalizer_stripped: bool,
 }
 
@@ -121,6 +125,7 @@ impl Life {
             policies_read: true,
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
+            nodes: Nodes { seen: true, ..Nodes::default() },
             instances,
             endpoints: vec![endpoint()],
             look_failure: None,
@@ -149,6 +154,8 @@ impl Life {
             promise: None,
             stuck: Vec::new(),
             policy_admits: true,
+            closes: None,
+            holds_until: None,
             finalizer_stripped: false,
         }
     }
@@ -171,7 +178,7 @@ impl Life {
         }
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
-        let world = World { settings: &self.settings, policies, sight: &self.sight };
+        let world = World { settings: &self.settings, policies, nodes: &self.nodes, sight: &self.sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 
@@ -334,6 +341,18 @@ impl Life {
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
         if has_push(&plan) {
+            let status = plan.status.as_deref().cloned().unwrap_or_else(|| self.status());
+            let expiration = status.grant.expect("I2: a push without a grant").expiration_time.0;
+            assert!(
+                self.closes.is_none_or(|closes| expiration <= closes),
+                "I2: a push for a grant until {expiration}, beyond its window\n{}",
+                self.log()
+            );
+            assert!(
+                self.holds_until.is_none_or(|until| self.now < until),
+                "I2: a push after its condition ceased to hold\n{}",
+                self.log()
+            );
             assert!(
                 self.policies_read && self.policy_admits,
                 "I2: a push is planned, and no policy admits it\n{}",
@@ -380,16 +399,7 @@ impl Life {
 
     fn effect(&mut self, effect: Effect) -> Step {
         match effect {
-            Effect::Audit { record, required } => {
-                assert!(!required, "a required record stands before the status");
-                if self.audit_works {
-                    self.is_bounded(&record);
-                    let name = format!("audit {:?}", record.kind);
-                    self.records.push((self.now, *record));
-                    self.step(name)?;
-                }
-                Ok(())
-            }
+            Effect::Audit { .. } => panic!("an audit record stands before the status"),
             Effect::LookUpInstance { .. } => {
                 self.look_ups += 1;
                 self.sight.instances.started();

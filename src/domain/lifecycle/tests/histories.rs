@@ -20,6 +20,8 @@ enum Turn {
     PolicyBack,
     PolicyRecreated,
     Deny,
+    Window(Option<u32>),
+    Condition(u32),
     Fate(Fate),
     LookFails(Option<FailureClass>, u64),
     Audit(bool),
@@ -61,6 +63,8 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         1 => Just(Turn::PolicyBack),
         1 => Just(Turn::PolicyRecreated),
         1 => Just(Turn::Deny),
+        2 => prop::option::of(1..30u32).prop_map(Turn::Window),
+        1 => (1..30u32).prop_map(Turn::Condition),
         4 => any_fate().prop_map(Turn::Fate),
         2 => (prop::option::of(any_class()), 0..20_000u64).prop_map(|(class, delay)| Turn::LookFails(class, delay)),
         2 => any::<bool>().prop_map(Turn::Audit),
@@ -71,6 +75,16 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         1 => prop::sample::select(vec!["dev", "prod"]).prop_map(Turn::Tag),
         1 => any::<bool>().prop_map(Turn::Gone),
     ]
+}
+
+/// Developers, changed so, instead of whatever policies there are.
+fn instead(life: &mut Life, change: impl FnOnce(&mut InstanceAccessPolicy)) {
+    (life.closes, life.holds_until) = (None, None);
+    life.change_policies(true, |policies| {
+        let mut policy = developers();
+        change(&mut policy);
+        *policies = vec![policy];
+    });
 }
 
 fn happen(life: &mut Life, turn: &Turn) {
@@ -92,12 +106,24 @@ fn happen(life: &mut Life, turn: &Turn) {
         Turn::CrashAfter(steps) => life.crash_after = Some(*steps),
         Turn::Pace(pace) => life.pace = Duration::from_millis(*pace),
         Turn::PolicyGone => life.change_policies(false, Vec::clear),
-        Turn::PolicyBack => life.change_policies(true, |policies| *policies = vec![developers()]),
-        Turn::PolicyRecreated => life.change_policies(true, |policies| {
-            let mut again = developers();
-            again.metadata.uid = Some("another".into());
-            *policies = vec![again];
-        }),
+        Turn::PolicyBack => instead(life, |_| {}),
+        Turn::PolicyRecreated => instead(life, |policy| policy.metadata.uid = Some("another".into())),
+        // It opened before the world began, and closes so many minutes later.
+        Turn::Window(minutes) => {
+            instead(life, |policy| {
+                policy.spec.windows =
+                    minutes.map(|minutes| vec![hours(Weekday::Sun, "07:00", &format!("08:{minutes:02}"))]);
+            });
+            life.closes = minutes.map(|minutes| at(i64::from(minutes) * 60));
+        }
+        Turn::Condition(minutes) => {
+            instead(life, |policy| {
+                let expression =
+                    format!("now < timestamp('2026-03-01T08:{minutes:02}:00Z') && instance.tags.env != 'prod'");
+                policy.spec.conditions = Some(vec![PolicyCondition { expression, message: "too late".into() }]);
+            });
+            life.holds_until = Some(at(i64::from(*minutes) * 60));
+        }
         Turn::Deny => life.change_policies(true, |policies| {
             // Counts once the instance was seen, so that `policy_admits` cannot be told from here.
             policies.push(policy("no", PolicyEffect::Deny));
@@ -135,6 +161,7 @@ proptest! {
         start in prop::option::of(1..300i64),
         has_finalizer in any::<bool>(),
         early in any::<bool>(),
+        window in prop::option::of((1..20u32).prop_map(Some)),
         turns in prop::collection::vec(any_turn(), 1..40),
     ) {
         let mut life = world().with(|request| {
@@ -145,6 +172,9 @@ proptest! {
                 request.metadata.finalizers = None;
             }
         });
+        if let Some(window) = window {
+            happen(&mut life, &Turn::Window(window));
+        }
         if early {
             life.crash();
         }

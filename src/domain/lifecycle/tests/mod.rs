@@ -9,9 +9,11 @@ mod driver;
 mod histories;
 mod hostile;
 mod live;
+mod nodes;
 mod objects;
 mod over;
 mod unseen;
+mod windows;
 
 use std::sync::Arc;
 
@@ -132,6 +134,11 @@ pub(super) fn policy(name: &str, effect: PolicyEffect) -> InstanceAccessPolicy {
         },
         status: None,
     }
+}
+
+/// On one day of the week, in UTC. The world begins on a Sunday.
+pub(super) fn hours(day: Weekday, start: &str, end: &str) -> PolicyWindow {
+    PolicyWindow { days: vec![day], start: start.into(), end: end.into(), time_zone: "UTC".into() }
 }
 
 /// A running instance with a public address, tagged env=dev.

@@ -172,7 +172,7 @@ fn revoked_and_deleted_at_once_is_one_end() {
 #[test]
 fn a_policy_that_no_longer_admits_takes_access_back() {
     type Change = fn(&mut Vec<InstanceAccessPolicy>);
-    let changes: [(Change, &str); 10] = [
+    let changes: [(Change, &str); 12] = [
         (Vec::clear, "policy developers was deleted"),
         (|policies| policies[0].metadata.uid = Some("another".into()), "policy developers was deleted"),
         (|policies| policies[0].spec.subjects.clear(), "is not for this requester"),
@@ -186,7 +186,12 @@ fn a_policy_that_no_longer_admits_takes_access_back() {
             |policies| policies[0].spec.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]),
             "connectionMethods Endpoint",
         ),
-        (|policies| policies[0].spec.windows = Some(vec![]), "cannot be enforced"),
+        (|policies| policies[0].spec.delegates = Some(vec![]), "cannot be enforced"),
+        (|policies| policies[0].spec.windows = Some(vec![]), "its windows are never open"),
+        (
+            |policies| policies[0].spec.windows = Some(vec![hours(Weekday::Sun, "08:00", "08:05")]),
+            "allows access until 2026-03-01T08:05:00Z, when its window closes, and this was granted until 2026-03-01T08:10:00Z",
+        ),
         (|policies| policies[0].spec.effect = PolicyEffect::Deny, "denies this"),
         (|policies| policies.push(policy("freeze", PolicyEffect::Deny)), "policy freeze denies this"),
     ];

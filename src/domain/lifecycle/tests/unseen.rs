@@ -4,7 +4,11 @@ use super::*;
 
 fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings { region: Some(crate::domain::cloud::Region::parse("us-west-2").unwrap()) };
-    next(at(5), request, World { settings: &settings, policies: &PolicySet::default(), sight })
+    next(
+        at(5),
+        request,
+        World { settings: &settings, policies: &PolicySet::default(), nodes: &Nodes::default(), sight },
+    )
 }
 
 #[test]

@@ -1,0 +1,128 @@
+//! The watch over Kubernetes nodes, for requests by `nodeName`. Without the right to it, everything else goes on.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node as ClusterNode;
+use kube::Api;
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::node::{Node, Nodes};
+use crate::telemetry::chain;
+
+use super::Shared;
+use super::slots::Uid;
+use super::turn::wake;
+use super::watch::config;
+
+/// Who asks for which node, so that news of a node wake those alone. As many as there are requests by node; who has gone
+/// is forgotten when the node changes, or all nodes are listed.
+#[derive(Default)]
+pub struct Askers(Mutex<HashMap<String, HashSet<Uid>>>);
+
+impl Askers {
+    /// Notes that a request asks for a node.
+    pub fn note(&self, node_name: &str, uid: &str) {
+        let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let askers = match askers.get_mut(node_name) {
+            Some(askers) => askers,
+            None => askers.entry(node_name.to_owned()).or_default(),
+        };
+        if !askers.contains(uid) {
+            askers.insert(uid.into());
+        }
+    }
+}
+
+/// Takes in what happens to nodes, until it is stopped.
+pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
+    let api: Api<ClusterNode> = Api::all(shared.client.clone());
+    let stream = watcher(api, config());
+    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    let mut listing: HashMap<String, Arc<Node>> = HashMap::new();
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = stream.next() => event,
+        };
+        match event {
+            Some(Ok(Event::Init)) => listing.clear(),
+            Some(Ok(Event::InitApply(node))) => {
+                let node = pruned(node);
+                listing.insert(node.name.clone(), Arc::new(node));
+            }
+            Some(Ok(Event::InitDone)) => {
+                let by_name = std::mem::take(&mut listing);
+                change(&shared, |nodes| *nodes = Nodes { by_name, seen: true, failing: None });
+                wake_those(&shared, |_| true);
+            }
+            Some(Ok(Event::Apply(node))) => {
+                let node = pruned(node);
+                // A heartbeat changes nothing that anybody asks for.
+                let known = shared.nodes();
+                if known.find(&node.name) == Some(&node) && known.failing.is_none() {
+                    continue;
+                }
+                let name = node.name.clone();
+                change(&shared, |nodes| {
+                    nodes.failing = None;
+                    nodes.by_name.insert(name.clone(), Arc::new(node));
+                });
+                // Heard again: that is news to whoever asks for any node.
+                wake_those(&shared, |asked| known.failing.is_some() || asked == name);
+            }
+            Some(Ok(Event::Delete(node))) => {
+                let name = node.metadata.name.unwrap_or_default();
+                change(&shared, |nodes| drop(nodes.by_name.remove(&name)));
+                wake_those(&shared, |asked| asked == name);
+            }
+            Some(Err(error)) => {
+                shared.metrics.count_watch_error("nodes");
+                // Said once: without the right to it, it breaks every half minute, and whoever asks by node is told.
+                if shared.nodes().failing.is_none() {
+                    tracing::warn!(error = chain(&error), "the watch over nodes broke, trying again");
+                }
+                let now = (shared.clock)();
+                change(&shared, |nodes| nodes.watch_failed(now));
+                wake_those(&shared, |_| true);
+            }
+            None => return,
+        }
+    }
+}
+
+fn change(shared: &Shared, change: impl FnOnce(&mut Nodes)) {
+    let mut nodes = shared.nodes.write().unwrap_or_else(PoisonError::into_inner);
+    let mut changed = Nodes::clone(&nodes);
+    change(&mut changed);
+    *nodes = Arc::new(changed);
+}
+
+/// Lets those requests have their turn that ask for a node of such a name.
+fn wake_those(shared: &Arc<Shared>, is_asked: impl Fn(&str) -> bool) {
+    let mut askers = shared.askers.0.lock().unwrap_or_else(PoisonError::into_inner);
+    askers.retain(|node_name, askers| {
+        if is_asked(node_name) {
+            askers.retain(|uid| match shared.slots.find(uid) {
+                Some(slot) => {
+                    wake(shared, &slot);
+                    true
+                }
+                None => false,
+            });
+        }
+        !askers.is_empty()
+    });
+}
+
+/// Keeps what a decision needs: of a node's ten kilobytes, one.
+fn pruned(node: ClusterNode) -> Node {
+    Node {
+        name: node.metadata.name.unwrap_or_default(),
+        provider_id: node.spec.and_then(|spec| spec.provider_id),
+        labels: node.metadata.labels.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,100 @@
+//! Requests by the name of a Kubernetes node: which instance that is now, and what happens where it is none.
+//!
+//! Before the grant a node that is not there is waited for, as an instance is. A grant is for the instance that the node
+//! was then: if the node goes, or is another instance, the grant ends.
+
+use std::time::Duration;
+
+use crate::domain::condition::ActiveReason;
+use crate::domain::node::{FAILURE_AGE_MAX, Node, NodeInstance};
+use crate::domain::time::{is_fresh, plus, since};
+
+use super::pending::Asked;
+use super::{ABSENCE_GRACE, ABSENCE_RETRY, CONTACT_GRACE, Deadline, Draft, STALLED_RETRY};
+
+/// How it reads that nodes are not heard of. The log has the error, which speaks of the operator's own account.
+const UNHEARD: &str = "the operator does not hear of nodes, so it would not hear that one is another instance now; let it get, list and watch them, as examples/operator-rbac.yaml does, or use spec.target.instanceId";
+
+/// What is known of the node that is asked for.
+#[derive(Clone, Debug)]
+pub(super) enum NodeTarget<'a> {
+    /// The request is not by node.
+    NotAsked,
+    /// The nodes were not listed yet: nothing is decided before.
+    Unseen,
+    /// Nodes are not heard of.
+    Unheard(String),
+    /// There is no such node, or it is no instance.
+    Absent(String),
+    /// It is this instance.
+    Found(&'a Node, NodeInstance),
+}
+
+impl<'a> Draft<'a> {
+    /// What is known of the node that is asked for.
+    pub(super) fn node(&self) -> NodeTarget<'a> {
+        let Some(name) = &self.request.spec.target.node_name else { return NodeTarget::NotAsked };
+        let nodes = self.world.nodes;
+        if let Some(failing) = nodes.failing
+            && (!nodes.seen
+                || is_fresh(self.now, failing.last_time, FAILURE_AGE_MAX)
+                    && !is_fresh(self.now, failing.since_time, CONTACT_GRACE))
+        {
+            return NodeTarget::Unheard(UNHEARD.to_owned());
+        }
+        if !nodes.seen {
+            return NodeTarget::Unseen;
+        }
+        match nodes.find(name) {
+            None => NodeTarget::Absent(format!(
+                "there is no node {name}; check spec.target.nodeName with kubectl get nodes"
+            )),
+            Some(node) => match node.instance() {
+                Ok(instance) => NodeTarget::Found(node, instance),
+                Err(why) => NodeTarget::Absent(why),
+            },
+        }
+    }
+
+    /// The node that is waited for is not there: says so, and looks again later. News of it wake the request as well.
+    pub(super) fn wait_for_node(&mut self, asked: &Asked<'_>) {
+        match &asked.node {
+            NodeTarget::Absent(why) => {
+                let created = self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+                let heals = since(self.now, created) < ABSENCE_GRACE;
+                self.hold(ActiveReason::TargetNotFound, why.clone(), heals);
+                self.wake(Deadline::Retry, plus(self.now, if heals { ABSENCE_RETRY } else { STALLED_RETRY }));
+            }
+            NodeTarget::Unheard(why) => {
+                self.hold(ActiveReason::ContactLost, why.clone(), false);
+                self.wake(Deadline::Retry, plus(self.now, ABSENCE_RETRY));
+            }
+            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Found(..) => self.silent = true,
+        }
+    }
+
+    /// Why the node is no longer the instance that was granted, if it is not.
+    pub(super) fn node_changed(&self, asked: &Asked<'_>) -> Option<String> {
+        match &asked.node {
+            NodeTarget::Absent(why) => Some(why.clone()),
+            NodeTarget::Found(node, instance) => {
+                let granted = self.status.instance.as_ref().map_or("", |facts| facts.instance_id.as_str());
+                (instance.id.as_str() != granted).then(|| {
+                    format!("node {} is {} now, and {granted} was granted; make a new request", node.name, instance.id)
+                })
+            }
+            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) => None,
+        }
+    }
+
+    /// Looks again when nodes will have been unheard of for too long, or their watch been quiet long enough to be well.
+    pub(super) fn wake_when_unheard(&mut self) {
+        let (Some(_), Some(failing)) = (&self.request.spec.target.node_name, self.world.nodes.failing) else { return };
+        for time in [plus(failing.since_time, CONTACT_GRACE), plus(failing.last_time, FAILURE_AGE_MAX)] {
+            let time = plus(time, Duration::from_secs(1));
+            if time > self.now {
+                self.wake(Deadline::Retry, time);
+            }
+        }
+    }
+}
