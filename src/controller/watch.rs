@@ -95,7 +95,8 @@ fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>, listed: b
             if let Some(uid) = object.metadata.uid.as_deref() {
                 shared.metrics.decodable(uid);
             }
-            match shared.slots.see(object, || Sight::new(shared.since_time)) {
+            let sight = Sight::of(shared.since_time, &object);
+            match shared.slots.see(object, || sight) {
                 Some(Seen::News(slot)) => wake(shared, &slot),
                 // A list that is older than what we know is either late, or the truth again after a restore: ask.
                 Some(Seen::Behind(slot)) if listed => read_again(shared, &slot),

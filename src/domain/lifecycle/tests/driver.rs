@@ -65,6 +65,8 @@ pub(in super::super) struct Life {
     pub policies: Vec<InstanceAccessPolicy>,
     /// Whether the shell has read them yet.
     pub policies_read: bool,
+    /// Whether what guards the requests stands, as the shell knows it.
+    pub enforcement: Enforcement,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
     pub instances: Vec<Arc<Instance>>,
@@ -114,11 +116,13 @@ impl Life {
         Self {
             // Long after the process came to lead.
             now: at(0),
+            sight: Sight::of(at(-3600), &object),
             view: Some(object.clone()),
             object: Some(object),
             lagging: false,
             policies,
             policies_read: true,
+            enforcement: Enforcement::Stands { since_time: at(-7200) },
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
             instances,
@@ -139,7 +143,6 @@ impl Life {
             look_ups: 0,
             look_again: None,
             last_record: None,
-            sight: Sight::new(at(-3600)),
             push: Vec::new(),
             looks: Vec::new(),
             keys: Vec::new(),
@@ -171,7 +174,7 @@ impl Life {
         }
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
-        let world = World { settings: &self.settings, policies, sight: &self.sight };
+        let world = World { settings: &self.settings, policies, enforcement: &self.enforcement, sight: &self.sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 
@@ -243,7 +246,7 @@ impl Life {
     /// The process dies and comes back: what it saw and what waited is lost; what has left, flies.
     pub fn crash(&mut self) {
         self.note("crash");
-        self.sight = Sight::new(self.now);
+        self.sight = self.object.as_ref().map_or_else(|| Sight::new(self.now), |object| Sight::of(self.now, object));
         self.push.retain(|push| matches!(push, Push::Flies { .. }));
         for push in &mut self.push {
             if let Push::Flies { known, .. } = push {
@@ -291,6 +294,7 @@ impl Life {
                 return;
             }
             let asked_time = self.now;
+            self.sight.vouch(&self.enforcement);
             let plan = self.ask();
             self.plans += 1;
             assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());
@@ -335,6 +339,11 @@ impl Life {
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
         if has_push(&plan) {
             assert!(
+                self.enforcement.stands(),
+                "I2: a push is planned, and nothing guards the requests\n{}",
+                self.log()
+            );
+            assert!(
                 self.policies_read && self.policy_admits,
                 "I2: a push is planned, and no policy admits it\n{}",
                 self.log()
@@ -368,6 +377,8 @@ impl Life {
         }
         plan.point_to(receipt);
         if let Some(status) = plan.status {
+            let before = self.view.as_ref().and_then(|view| view.status.as_ref()).and_then(|it| it.grant.clone());
+            self.sight.stores(before.as_ref(), status.grant.as_ref());
             self.last_status = Some((*status).clone());
             self.writes += 1;
             self.write("status", |object| object.status = Some(*status))?;

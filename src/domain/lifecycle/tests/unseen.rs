@@ -4,7 +4,9 @@ use super::*;
 
 fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings { region: Some(crate::domain::cloud::Region::parse("us-west-2").unwrap()) };
-    next(at(5), request, World { settings: &settings, policies: &PolicySet::default(), sight })
+    let stands = Enforcement::Stands { since_time: at(-60) };
+    let world = World { settings: &settings, policies: &PolicySet::default(), enforcement: &stands, sight };
+    next(at(5), request, world)
 }
 
 #[test]
