@@ -34,6 +34,8 @@ use super::turn::wake_all;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Gap between two looks while it does not, or could not be looked at: people wait.
 const RETRY: Duration = Duration::from_secs(2);
+/// Least gap between two looks, whatever the watches say: a flood of edits costs ten looks a second.
+const PACE: Duration = Duration::from_millis(100);
 /// The longest that one look may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,24 +60,28 @@ impl Guard {
 pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
     let news = Arc::new(Notify::new());
     let mut watches = JoinSet::new();
-    let mut operator = None;
+    let mut known: Option<(ServiceAccount, Vec<Piece>)> = None;
     let mut told = Enforcement::Unseen;
     loop {
         let look = async {
-            if operator.is_none() {
-                operator = Some(who_we_are(&shared.client).await?);
-            }
-            let operator = operator.as_ref().expect("set above");
-            let all = pieces(operator);
-            if watches.is_empty() {
-                for piece in &all {
-                    watches.spawn(watch(Arc::clone(&shared), piece.clone(), Arc::clone(&news), stop.clone()));
+            let (operator, pieces) = match &mut known {
+                Some(known) => known,
+                none => {
+                    let operator = who_we_are(&shared.client).await?;
+                    let pieces = pieces(&operator);
+                    for piece in &pieces {
+                        watches.spawn(watch(Arc::clone(&shared), piece.clone(), Arc::clone(&news), stop.clone()));
+                    }
+                    none.insert((operator, pieces))
                 }
-            }
-            let seen = try_join_all(all.iter().map(|piece| look_at(&shared.client, piece))).await?;
+            };
+            let seen = try_join_all(pieces.iter().map(|piece| look_at(&shared.client, piece))).await?;
             Ok::<_, LookError>((seen, remedy(operator)))
         };
-        let looked = tokio::time::timeout(TIMEOUT, look).await.unwrap_or(Err(LookError::Timeout));
+        let looked = tokio::select! {
+            () = stop.cancelled() => break,
+            looked = tokio::time::timeout(TIMEOUT, look) => looked.unwrap_or(Err(LookError::Timeout)),
+        };
         let now = (shared.clock)();
         match looked {
             Ok((seen, remedy)) => shared.guard.with(|lookout| lookout.looked(now, &seen, &remedy)),
@@ -93,7 +99,7 @@ pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
         let rest = if told.stands() { INTERVAL } else { RETRY };
         tokio::select! {
             () = stop.cancelled() => break,
-            () = news.notified() => {}
+            () = async { tokio::time::sleep(PACE).await; news.notified().await } => {}
             () = tokio::time::sleep(rest) => {}
         }
     }
@@ -137,7 +143,7 @@ async fn look_at(client: &Client, piece: &Piece) -> Result<enforcement::Piece, L
 
 fn remedy(operator: &ServiceAccount) -> String {
     format!(
-        "apply what instance-access admission --operator-service-account {operator} and instance-access crds print, of the operator's version"
+        "apply what instance-access admission --operator-service-account {operator} and instance-access crds print, of the operator's version; delete first what an apply does not mend"
     )
 }
 

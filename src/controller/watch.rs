@@ -95,7 +95,9 @@ fn see(shared: &Arc<Shared>, object: DeserializeGuard<InstanceAccess>, listed: b
             if let Some(uid) = object.metadata.uid.as_deref() {
                 shared.metrics.decodable(uid);
             }
-            let sight = Sight::of(shared.since_time, &object);
+            // Grants that were there before us are another process'; one that comes later and is not ours is nobody's.
+            let is_first_list = !*shared.health.requests_listed.borrow();
+            let sight = Sight::found_at_start(shared.since_time, is_first_list.then_some(&object));
             match shared.slots.see(object, || sight) {
                 Some(Seen::News(slot)) => wake(shared, &slot),
                 // A list that is older than what we know is either late, or the truth again after a restore: ask.

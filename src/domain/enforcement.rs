@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::time::{is_fresh, plus};
+use super::time::{is_fresh, plus, whole_second};
 
 /// How long an API server may take to enforce what stands. Sources: admission policies are taken up once a second
 /// (apiserver, `policyRefreshIntervalDefault`); of CRDs, API servers side by side are given 5 s (apiextensions-apiserver,
@@ -39,10 +39,11 @@ pub enum Enforcement {
 }
 
 impl Enforcement {
-    /// Whether what was written at that time was surely written under enforcement that stands since.
+    /// Whether what was written at that time was surely written under enforcement that stands since. Kubernetes tells the
+    /// second, and a fraction of `time` counts for nothing.
     pub fn covers(&self, time: Timestamp) -> bool {
         match self {
-            Self::Stands { since_time } => time > *since_time,
+            Self::Stands { since_time } => whole_second(time) > *since_time,
             Self::Unseen | Self::Missing(_) => false,
         }
     }

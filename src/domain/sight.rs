@@ -43,7 +43,7 @@ pub struct Sight {
 /// Where the request's grant comes from, as far as this process saw it.
 #[derive(Clone, Debug, Default)]
 struct GrantSight {
-    /// The grant that status held when the request was first seen.
+    /// The grant that status held at the start of this process.
     found: Option<Term>,
     /// Whether that was written under enforcement, as was known when it still could be told.
     vouched: bool,
@@ -75,9 +75,9 @@ impl Term {
 pub enum Origin {
     /// This process'.
     Ours,
-    /// It stood there when this process first saw the request, and nobody but an operator could have written it.
+    /// It stood there when this process started, and nobody but an operator could have written it.
     Vouched,
-    /// It stood there when this process first saw the request.
+    /// It stood there when this process started.
     Found,
     /// Somebody else's: it came while we looked, or says other than what we wrote.
     Foreign,
@@ -119,9 +119,10 @@ impl Sight {
         }
     }
 
-    /// Of a request that is seen for the first time.
-    pub fn of(since_time: Timestamp, request: &InstanceAccess) -> Self {
-        let found = request.status.as_ref().and_then(|status| status.grant.as_ref()).map(Term::of);
+    /// Of a request that is seen for the first time: as this process found it at its start, none if it came later.
+    pub fn found_at_start(since_time: Timestamp, request: Option<&InstanceAccess>) -> Self {
+        let status = request.and_then(|request| request.status.as_ref());
+        let found = status.and_then(|status| status.grant.as_ref()).map(Term::of);
         Self { grant: GrantSight { found, ..GrantSight::default() }, ..Self::new(since_time) }
     }
 

@@ -57,6 +57,13 @@ fn what_was_written_before_it_stood_and_was_taken_up_is_not_covered() {
 }
 
 #[test]
+fn a_fraction_of_a_second_is_not_known_of_what_kubernetes_keeps() {
+    let stands = after(&[(1000, mark("a", 1, 0))]);
+    let written = at(5) + jiff::SignedDuration::from_millis(999);
+    assert!(!stands.covers(written), "{stands:?}: it reads as written at {}", at(5));
+}
+
+#[test]
 fn what_need_not_be_there_counts_where_it_is_bent() {
     let absent = || State::NotNeeded;
     check(&[(1000, mark("a", 1, 0)), (1010, absent())], 5);

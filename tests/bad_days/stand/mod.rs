@@ -61,8 +61,6 @@ pub struct Special {
     pub disk: Option<Disk>,
     /// The controller's environment differs so.
     pub env: Vec<(&'static str, String)>,
-    /// The CRDs are changed so before they are applied.
-    pub crds: Option<fn(String) -> String>,
 }
 
 static SHARED: tokio::sync::Mutex<Option<Arc<Stand>>> = tokio::sync::Mutex::const_new(None);
@@ -98,9 +96,8 @@ impl Stand {
 
     async fn start(special: Special, place: Option<SemaphorePermit<'static>>) -> anyhow::Result<Stand> {
         let lab = Lab::start(Options::default().instances([])).await?;
-        let Special { disk, env, crds } = special;
-        let crd_yaml = tell(&["crds"]).await?;
-        apply(&lab, &crds.map_or(crd_yaml.clone(), |change| change(crd_yaml))).await?;
+        let Special { disk, env } = special;
+        apply(&lab, &tell(&["crds"]).await?).await?;
         apply(&lab, include_str!("../../../examples/operator-rbac.yaml")).await?;
         apply(&lab, RIGHTS).await?;
         let kubeconfig = lab.kubeconfig_for_service_account(OPERATOR.0, OPERATOR.1).await?;
@@ -231,7 +228,7 @@ async fn succeed(mut command: tokio::process::Command) -> anyhow::Result<String>
 pub async fn apply(lab: &Lab, yaml: &str) -> anyhow::Result<()> {
     let mut kubectl = lab.kubectl("admin")?;
     kubectl
-        .args(["apply", "--server-side", "-f", "-"])
+        .args(["apply", "--server-side", "--force-conflicts", "-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -116,7 +116,7 @@ impl Life {
         Self {
             // Long after the process came to lead.
             now: at(0),
-            sight: Sight::of(at(-3600), &object),
+            sight: Sight::found_at_start(at(-3600), Some(&object)),
             view: Some(object.clone()),
             object: Some(object),
             lagging: false,
@@ -246,7 +246,7 @@ impl Life {
     /// The process dies and comes back: what it saw and what waited is lost; what has left, flies.
     pub fn crash(&mut self) {
         self.note("crash");
-        self.sight = self.object.as_ref().map_or_else(|| Sight::new(self.now), |object| Sight::of(self.now, object));
+        self.sight = Sight::found_at_start(self.now, self.object.as_ref());
         self.push.retain(|push| matches!(push, Push::Flies { .. }));
         for push in &mut self.push {
             if let Push::Flies { known, .. } = push {

@@ -215,7 +215,7 @@ fn a_grant_of_another_requests_id_is_ended() {
     let mut status = world().until(5).status();
     status.grant.as_mut().unwrap().id = "g-00000000000000000000000000000000".into();
     other.status = Some(status);
-    let sight = Sight::of(at(-3600), &other);
+    let sight = Sight::found_at_start(at(-3600), Some(&other));
     let policies = PolicySet::new([Arc::new(Policy::compile(&developers()))]);
     let world = World { settings: &life.settings, policies: &policies, enforcement: &stands(-60), sight: &sight };
     let plan = next(at(10), &other, world);
