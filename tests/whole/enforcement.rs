@@ -273,18 +273,17 @@ async fn written(stand: &Stand) {
     let granted = honest.becomes("Granted").await;
     assert_eq!(text(&granted, "/status/grant/id"), grant_id(&honest.uid, text(&granted, "/status/specDigest")));
     let later = (Timestamp::now() + SignedDuration::from_secs(3600)).to_string();
-    let mut waiting = Vec::new();
-    for name in ["seen", "unseen"] {
+    let scheduled = async |name| {
         let request = stand.request("alice", name).with(json!({"startTime": later})).applied().await;
         request.becomes("Scheduled").await;
-        waiting.push(request);
-    }
-    let [seen, unseen] = &waiting[..] else { unreachable!() };
+        request
+    };
 
     // While the operator looks.
+    let seen = scheduled("seen").await;
     delete(stand, "validatingadmissionpolicybinding", "status.instanceaccess.dev").await;
-    forge(stand, seen, &granted).await;
-    is_taken_back(seen, "status holds a grant that the operator did not make").await;
+    forge(stand, &seen, &granted).await;
+    is_taken_back(&seen, "status holds a grant that the operator did not make").await;
     stand.install_admission().await;
     // Its own grants it knows.
     honest.until("goes on", BOUND + BOUND, |object| stage(object) == "Granted").await;
@@ -292,13 +291,14 @@ async fn written(stand: &Stand) {
     honest.is_pushed(pushes + 1, BOUND + BOUND).await;
 
     // While it does not.
+    let unseen = scheduled("unseen").await;
     stand.kill_controller().await;
     delete(stand, "validatingadmissionpolicybinding", "status.instanceaccess.dev").await;
-    forge(stand, unseen, &granted).await;
+    forge(stand, &unseen, &granted).await;
     let file = stand.lab.dir().join("admission.yaml");
     stand.kubectl_ok("admin", &["apply", "--server-side", "-f", file.to_str().unwrap()]).await;
     stand.start_controller().await;
-    is_taken_back(unseen, "the grant is older than the admission policies or CRDs that stand now").await;
+    is_taken_back(&unseen, "the grant is older than the admission policies or CRDs that stand now").await;
     // And nobody can tell that an old grant is honest, which then is safe to end.
     honest.ends("Revoked").await;
     honest.is_locked_out().await;
