@@ -25,8 +25,10 @@ pub async fn serve(
         let (health, clock) = (health.clone(), Arc::clone(&clock));
         move || said(health.is_live(clock()), "live", "the timers stand still")
     };
-    let not_ready = "the lists of requests and policies have not been read yet, or the API server is not heard";
-    let ready = move || said(health.is_ready(clock()), "ready", not_ready);
+    let ready = move || match health.why_not_ready(clock()) {
+        None => (StatusCode::OK, "ready".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    };
     let page = move || {
         ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.page())
     };

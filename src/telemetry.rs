@@ -79,6 +79,7 @@ pub struct Metrics {
     status_writes: Family<Outcome, Counter>,
     events: Family<Outcome, Counter>,
     watch_errors: Family<Resource, Counter>,
+    enforcement_losses: Counter,
     restless_turns: Counter,
     undecodable: Gauge,
     undecodable_uids: Mutex<HashSet<String>>,
@@ -98,6 +99,8 @@ pub struct Reading {
     pub requests: usize,
     /// Grants that have not ended.
     pub grants_live: usize,
+    /// Whether what guards the requests stands in the API server.
+    pub enforcement_stands: bool,
 }
 
 type Source = Box<dyn Fn() -> Reading + Send + Sync>;
@@ -114,7 +117,7 @@ impl std::fmt::Debug for Rooms {
 impl Collector for Rooms {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(source) = self.0.get() else { return Ok(()) };
-        let Reading { pushes, lookups, audit, requests, grants_live } = source();
+        let Reading { pushes, lookups, audit, requests, grants_live, enforcement_stands } = source();
         let outcomes = [
             ("delivered", pushes.delivered),
             ("failed", pushes.failed),
@@ -160,6 +163,12 @@ impl Collector for Rooms {
             "Audit records that wait to be durable",
             audit.queue_records as u64,
         )?;
+        gauge(
+            &mut encoder,
+            "enforcement_stands",
+            "Whether admission policies and CRDs stand as shipped; while 0, nothing is granted and no key pushed",
+            enforcement_stands.into(),
+        )?;
         gauge(&mut encoder, "requests", "Requests in the cluster", requests as u64)?;
         gauge(&mut encoder, "grants_live", "Grants that have not ended", grants_live as u64)
     }
@@ -203,6 +212,12 @@ impl Default for Metrics {
         registry.register("events", "Kubernetes Events, by outcome", events.clone());
         let watch_errors = Family::<Resource, Counter>::default();
         registry.register("watch_errors", "Watches that broke, by resource", watch_errors.clone());
+        let enforcement_losses = Counter::default();
+        registry.register(
+            "enforcement_losses",
+            "Times that admission policies or CRDs were found missing, bent or out of sight",
+            enforcement_losses.clone(),
+        );
         let restless_turns = Counter::default();
         registry.register(
             "restless_turns",
@@ -225,6 +240,7 @@ impl Default for Metrics {
             status_writes,
             events,
             watch_errors,
+            enforcement_losses,
             restless_turns,
             undecodable,
             undecodable_uids: Mutex::default(),
@@ -271,6 +287,11 @@ impl Metrics {
     /// A watch broke.
     pub fn count_watch_error(&self, resource: &'static str) {
         self.watch_errors.get_or_create(&Resource { resource }).inc();
+    }
+
+    /// What guards the requests was found missing.
+    pub fn count_enforcement_loss(&self) {
+        self.enforcement_losses.inc();
     }
 
     /// A turn did not come to rest.

@@ -97,7 +97,7 @@ const ROOMS: [Room; 6] = [
     },
     Room {
         name: "admission",
-        crates: &["kube", "k8s_openapi", "serde", "serde_json", "serde_yaml", "thiserror"],
+        crates: &["kube", "k8s_openapi", "serde", "serde_json", "serde_yaml", "jiff", "thiserror"],
         rooms: &["api", "admission"],
         forbidden: &[],
         instead: "the API server judges by the YAML in this room; who may get what is decided in domain",

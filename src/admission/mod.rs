@@ -5,7 +5,7 @@
 //! status ──────────────────────────────────────────────────────────────────────▶ validating: caller is the operator
 //! ```
 //! They are YAML, embedded byte for byte, with one parameter: the operator's service account. Who is right is for the
-//! API server to judge; whether they stand as they are shipped, [`findings`] says.
+//! API server to judge; whether they stand as they are shipped, a [`Piece`] says of itself.
 //!
 //! # Caveats
 //! `MutatingAdmissionPolicy` is v1 from Kubernetes 1.36 on. Below that the client fills `spec.requester` in, and the
@@ -15,7 +15,7 @@ mod stand;
 
 use std::{fmt, str::FromStr};
 
-pub use stand::findings;
+pub use stand::{Piece, Standing, pieces};
 
 /// Fills in `spec.requester` and the finalizer.
 const MUTATING: &str = include_str!("mutating.yaml");
@@ -25,6 +25,8 @@ const VALIDATING: &str = include_str!("validating.yaml");
 const NAMESPACE_PLACE: &str = "OPERATOR_NAMESPACE";
 /// What stands for the name of the operator's service account in both.
 const NAME_PLACE: &str = "OPERATOR_NAME";
+/// What every service account's user name begins with. Source: Kubernetes, `ServiceAccountUsernamePrefix`.
+const USERNAME_PREFIX: &str = "system:serviceaccount:";
 /// Longest DNS label: a namespace. Source: RFC 1123, as Kubernetes reads it.
 const LABEL_LENGTH_MAX: usize = 63;
 /// Longest DNS subdomain: a service account's name. Source: as above.
@@ -52,6 +54,12 @@ impl ServiceAccount {
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
+    /// Reads the user name under which the API server knows one; none, if it is no service account's.
+    pub fn of_username(username: &str) -> Option<Self> {
+        let (namespace, name) = username.strip_prefix(USERNAME_PREFIX)?.split_once(':')?;
+        Self::new(namespace, name).ok()
+    }
+
     /// Its namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
@@ -64,7 +72,7 @@ impl ServiceAccount {
 
     /// The user name under which the API server knows it.
     pub fn username(&self) -> String {
-        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+        format!("{USERNAME_PREFIX}{}:{}", self.namespace, self.name)
     }
 }
 
@@ -194,6 +202,17 @@ mod tests {
         assert_eq!((account.namespace(), account.name()), ("instance-access", "operator.v1-2"));
         assert_eq!(account.to_string(), "instance-access/operator.v1-2");
         assert_eq!(account.username(), "system:serviceaccount:instance-access:operator.v1-2");
+        assert_eq!(ServiceAccount::of_username(&account.username()), Some(account));
+        for user in [
+            "alice",
+            "",
+            "system:serviceaccount:",
+            "system:serviceaccount:a",
+            "system:serviceaccount:a:B",
+            "system:node:a:b",
+        ] {
+            assert_eq!(ServiceAccount::of_username(user), None, "{user}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
 
 mod contact;
+mod enforcement;
 mod events;
 mod kept;
 mod nodes;
@@ -34,12 +35,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
+use crate::domain::enforcement::Enforcement;
 use crate::domain::lifecycle::{Lane, Settings};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
 use crate::telemetry::{Metrics, Reading};
 
 use contact::Contact;
+use enforcement::Guard;
 pub use records::Records;
 use slots::Slots;
 use timers::Timers;
@@ -95,6 +98,7 @@ struct Shared {
     /// When this process began to look.
     since_time: Timestamp,
     contact: Arc<Contact>,
+    guard: Arc<Guard>,
     health: Health,
 }
 
@@ -133,6 +137,11 @@ impl Shared {
         Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether what guards the requests stands now.
+    fn enforcement(&self) -> Enforcement {
+        self.guard.enforcement((self.clock)())
+    }
+
     /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
     fn is_stopping(&self) -> bool {
         !self.may_push.load(Ordering::Acquire)
@@ -146,20 +155,40 @@ pub struct Health {
     policies_listed: signal::Sender<bool>,
     beat: signal::Sender<Timestamp>,
     contact: Arc<Contact>,
+    guard: Arc<Guard>,
 }
 
 impl Health {
-    fn new(now: Timestamp, contact: Arc<Contact>) -> Self {
+    fn new(now: Timestamp, contact: Arc<Contact>, guard: Arc<Guard>) -> Self {
         Self {
             contact,
+            guard,
             requests_listed: signal::channel(false).0,
             policies_listed: signal::channel(false).0,
             beat: signal::channel(now).0,
         }
     }
 
+    /// Why a request that is made now would not be granted; none, if the operator can do its work.
+    pub fn why_not_ready(&self, now: Timestamp) -> Option<String> {
+        if !self.hears(now) {
+            return Some(
+                "the lists of requests and policies have not been read yet, or the API server is not heard".to_owned(),
+            );
+        }
+        match self.guard.enforcement(now) {
+            Enforcement::Unseen => Some("what guards the requests has not been looked at yet".to_owned()),
+            Enforcement::Missing(findings) => Some(findings.to_string()),
+            stands if !stands.covers(now) => Some(
+                "what guards the requests was applied just now, and the API server takes it up within seconds"
+                    .to_owned(),
+            ),
+            Enforcement::Stands { .. } => None,
+        }
+    }
+
     /// Whether both lists were read once (before, nothing is decided), and the API server is heard.
-    pub fn is_ready(&self, now: Timestamp) -> bool {
+    pub fn hears(&self, now: Timestamp) -> bool {
         let listed = *self.requests_listed.borrow() && *self.policies_listed.borrow();
         listed && self.contact.lost_time(now).is_none()
     }
@@ -182,9 +211,10 @@ impl Controller {
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
         let contact = Arc::new(Contact::new(since_time));
+        let guard = Arc::new(Guard::default());
         let fence = {
-            let may_push = Arc::clone(&may_push);
-            Arc::new(move || may_push.load(Ordering::Acquire))
+            let (may_push, guard, clock) = (Arc::clone(&may_push), Arc::clone(&guard), Arc::clone(&clock));
+            Arc::new(move || may_push.load(Ordering::Acquire) && guard.enforcement(clock()).stands())
         };
         let shared = Shared {
             writer: Writer::new(client.clone(), Arc::clone(&metrics)),
@@ -205,8 +235,9 @@ impl Controller {
             tasks: TaskTracker::new(),
             may_push,
             since_time,
-            health: Health::new(since_time, Arc::clone(&contact)),
+            health: Health::new(since_time, Arc::clone(&contact), Arc::clone(&guard)),
             contact,
+            guard,
         };
         let shared = Arc::new(shared);
         let rooms = Arc::downgrade(&shared);
@@ -217,6 +248,7 @@ impl Controller {
                 audit: shared.records.stats(),
                 requests: shared.slots.len(),
                 grants_live: shared.slots.live_len(),
+                enforcement_stands: shared.enforcement().stands(),
             })
         });
         Self { shared }
@@ -241,6 +273,7 @@ impl Controller {
         tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
         tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
         tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(enforcement::keep_enforcement(Arc::clone(&shared), stop.clone()));
         tasks.spawn(contact::keep_contact(Arc::clone(&shared), stop.clone()));
         // None of them ends before it is told to. One that does leaves us deaf, or without a clock.
         let died = tokio::select! {

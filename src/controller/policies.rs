@@ -140,7 +140,7 @@ pub async fn count_grants(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = interval.tick() => {}
         }
-        if !shared.health.is_ready((shared.clock)()) {
+        if !shared.health.hears((shared.clock)()) {
             continue;
         }
         let mut counts: HashMap<String, i32> = HashMap::new();

@@ -12,6 +12,7 @@ use crate::api::{AuditPointer, InstanceAccess};
 use crate::audit::Receipt;
 use crate::aws::PushError;
 use crate::domain::cloud::{Place, TargetQuery};
+use crate::domain::enforcement::Enforcement;
 use crate::domain::lifecycle::{self, Effect, Plan, World};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
@@ -37,11 +38,12 @@ const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration:
 struct Known {
     policies: Arc<PolicySet>,
     nodes: Arc<Nodes>,
+    enforcement: Enforcement,
 }
 
 impl Known {
     fn now(shared: &Shared) -> Self {
-        Self { policies: shared.policies(), nodes: shared.nodes() }
+        Self { policies: shared.policies(), nodes: shared.nodes(), enforcement: shared.enforcement() }
     }
 
     /// Whether nothing has changed between the two for this request. Other nodes than its own do not count: whoever makes
@@ -49,6 +51,7 @@ impl Known {
     fn is(&self, other: &Self, request: &InstanceAccess) -> bool {
         let node_name = request.spec.target.node_name.as_deref();
         Arc::ptr_eq(&self.policies, &other.policies)
+            && self.enforcement == other.enforcement
             && (Arc::ptr_eq(&self.nodes, &other.nodes)
                 || node_name.is_none_or(|name| self.nodes.is_same_for(&other.nodes, name)))
     }
@@ -180,12 +183,13 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
 
 fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let now = (shared.clock)();
-    // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
+    let Known { policies, nodes, enforcement } = known;
     let sight = state.sight.open();
+    // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
+    sight.vouch(enforcement);
     let object = state.kept.open();
-    let Known { policies, nodes } = known;
-    let world = World { settings: &shared.settings, policies, nodes, sight };
+    let world = World { settings: &shared.settings, policies, nodes, enforcement, sight };
     lifecycle::next(now, &object, world)
 }
 
@@ -255,6 +259,8 @@ async fn carry_out(
         plan.point_to(durable.map(|Receipt { sequence, digest }| AuditPointer { sequence, digest }));
     }
     if let Some(status) = &plan.status {
+        let before = object.status.as_ref().and_then(|status| status.grant.as_ref());
+        slot.lock().sight.open().stores(before, status.grant.as_ref());
         match shared.writer.status(&object, status, lane, &Still { holds: &holds, nudged: Some(&slot.nudged) }).await {
             Ok(newer) => {
                 observe(shared, &object, &newer);

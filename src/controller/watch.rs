@@ -93,8 +93,11 @@ fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
         Ok(mut object) => {
             prune(&mut object);
             shared.metrics.decodable(uid);
+            // Grants that were there before us are another process'; one that comes later and is not ours is nobody's.
+            let is_first_list = !*shared.health.requests_listed.borrow();
+            let sight = Sight::found_at_start(shared.since_time, is_first_list.then_some(&object));
             let node_name = object.spec.target.node_name.clone();
-            let seen = shared.slots.see(object, || Sight::new(shared.since_time));
+            let seen = shared.slots.see(object, || sight);
             // After it is there to be woken, and before its turn: so it misses no news.
             if let (Some(node_name), Some(Seen::News(slot))) = (&node_name, &seen) {
                 shared.askers.note(node_name, &slot.uid);

@@ -25,6 +25,8 @@ pub enum DenyReason {
     DeniedByPolicy,
     /// The request itself cannot be served as it is written.
     InvalidSpec,
+    /// It was made while what checks the requester did not stand: nobody knows who asks.
+    RequesterUnchecked,
 }
 
 /// Why access is possible now, or not: the STATUS column.
@@ -68,11 +70,13 @@ pub enum ActiveReason {
     AuditUnavailable,
     /// The API server is not heard, so a revocation would not be heard either, and no key is pushed.
     ContactLost,
+    /// What guards the requests in the API server is missing or bent: who asks may be forged, and no key is pushed.
+    EnforcementMissing,
 }
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Scheduled,
         Self::Granting,
         Self::Granted,
@@ -92,6 +96,7 @@ impl ActiveReason {
         Self::AwsUnavailable,
         Self::AuditUnavailable,
         Self::ContactLost,
+        Self::EnforcementMissing,
     ];
 
     /// The word, as it stands in status, metrics, audit and the runbook.
@@ -116,6 +121,7 @@ impl ActiveReason {
             Self::AwsUnavailable => "AwsUnavailable",
             Self::AuditUnavailable => "AuditUnavailable",
             Self::ContactLost => "ContactLost",
+            Self::EnforcementMissing => "EnforcementMissing",
         }
     }
 }
@@ -126,6 +132,7 @@ impl DenyReason {
         match self {
             Self::DeniedByPolicy => "DeniedByPolicy",
             Self::InvalidSpec => "InvalidSpec",
+            Self::RequesterUnchecked => "RequesterUnchecked",
         }
     }
 }

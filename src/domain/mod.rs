@@ -6,6 +6,7 @@ pub mod cloud;
 pub mod condition;
 pub mod connect;
 pub mod digest;
+pub mod enforcement;
 pub mod expression;
 pub mod key;
 pub mod lifecycle;

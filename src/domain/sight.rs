@@ -10,11 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use super::cloud::{Endpoint, Failure, FailureClass, Instance};
 use super::condition::bounded;
+use super::enforcement::Enforcement;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use super::time::plus;
+use crate::api::{Grant, InstanceAccess};
 
 /// The bound of `status.key.lastRequestId`: a longer one would keep every later status from being stored, the end's too.
 const REQUEST_ID_LENGTH_MAX: usize = 128;
+
+/// Grants of one request whose storing was never heard of, that are remembered: each costs a write's whole time, and a
+/// second of another start.
+const INTENDED_MAX: usize = 8;
 
 /// What this process saw of one request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +38,50 @@ pub struct Sight {
     pub audit_failed_time: Option<Timestamp>,
     /// Since when neither revocations nor policies are heard of: the API server, or its watches, are out of reach.
     pub contact_lost_time: Option<Timestamp>,
+    grant: GrantSight,
+}
+
+/// Where the request's grant comes from, as far as this process saw it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct GrantSight {
+    /// The grant that status held at the start of this process.
+    found: Option<Term>,
+    /// Whether that was written under enforcement, as was known when it still could be told.
+    vouched: bool,
+    /// The grants that this process set out to store, of each the newest form. More than one only where an answer was
+    /// never heard and the next try had another start.
+    intended: Vec<Term>,
+}
+
+/// From when to when; the grant's id follows from the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Term {
+    start: Timestamp,
+    expiration: Timestamp,
+}
+
+impl Term {
+    fn of(grant: &Grant) -> Self {
+        Self { start: grant.start_time.0, expiration: grant.expiration_time.0 }
+    }
+
+    /// Whether that may have become of it: an end only moves earlier, and one that was taken back is not given again.
+    fn becomes(self, later: Self) -> bool {
+        self.start == later.start && later.expiration <= self.expiration
+    }
+}
+
+/// Whose word a grant in status is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This process'.
+    Ours,
+    /// It stood there when this process started, and nobody but an operator could have written it.
+    Vouched,
+    /// It stood there when this process started.
+    Found,
+    /// Somebody else's: it came while we looked, or says other than what we wrote.
+    Foreign,
 }
 
 /// A look-up that is repeated: what it last found, and how it last failed.
@@ -66,6 +116,53 @@ impl Sight {
             push: PushSight::default(),
             audit_failed_time: None,
             contact_lost_time: None,
+            grant: GrantSight::default(),
+        }
+    }
+
+    /// Of a request that is seen for the first time: as this process found it at its start, none if it came later.
+    pub fn found_at_start(since_time: Timestamp, request: Option<&InstanceAccess>) -> Self {
+        let status = request.and_then(|request| request.status.as_ref());
+        let found = status.and_then(|status| status.grant.as_ref()).map(Term::of);
+        Self { grant: GrantSight { found, ..GrantSight::default() }, ..Self::new(since_time) }
+    }
+
+    /// A status is about to be stored, with a grant that was made now or stood there before; that it was stored, one may
+    /// never hear. A doubtful grant is no better for being stored again.
+    pub fn stores(&mut self, before: Option<&Grant>, grant: Option<&Grant>) {
+        let Some(term) = grant.map(Term::of) else { return };
+        match before.map(|before| self.origin(before)) {
+            Some(Origin::Found | Origin::Foreign) => {}
+            None | Some(Origin::Ours | Origin::Vouched) => {
+                let intended = &mut self.grant.intended;
+                intended.retain(|known| known.start != term.start);
+                if intended.len() == INTENDED_MAX {
+                    intended.remove(0);
+                }
+                intended.push(term);
+            }
+        }
+    }
+
+    /// Remembers that the grant which was found is an operator's, before a gap in enforcement makes it doubtful.
+    pub fn vouch(&mut self, enforcement: &Enforcement) {
+        self.grant.vouched |= self.grant.found.is_some_and(|found| enforcement.covers(found.start));
+    }
+
+    /// Whose word this grant is.
+    pub fn origin(&self, grant: &Grant) -> Origin {
+        let GrantSight { found, vouched, intended } = &self.grant;
+        let term = Term::of(grant);
+        if intended.iter().any(|known| known.becomes(term)) {
+            return Origin::Ours;
+        }
+        // What we have stored since counts, and not what we found.
+        let is_found =
+            found.is_some_and(|found| found.becomes(term) && !intended.iter().any(|it| it.start == found.start));
+        match (is_found, vouched) {
+            (true, true) => Origin::Vouched,
+            (true, false) => Origin::Found,
+            (false, _) => Origin::Foreign,
         }
     }
 }
@@ -206,10 +303,75 @@ pub fn was_answered(failure: &Failure) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn grant(start: i64, expiration: i64) -> Grant {
+        let time = |second| Time(at(second));
+        Grant { id: "a".into(), start_time: time(start), expiration_time: time(expiration) }
+    }
+
+    fn found(grant: &Grant) -> Sight {
+        Sight { grant: GrantSight { found: Some(Term::of(grant)), ..GrantSight::default() }, ..Sight::new(at(0)) }
+    }
+
+    #[test]
+    fn a_grant_that_we_set_out_to_store_is_ours_and_one_that_says_more_is_not() {
+        let mut sight = Sight::new(at(0));
+        assert_eq!(sight.origin(&grant(0, 600)), Origin::Foreign, "it came while we looked");
+        sight.stores(None, Some(&grant(0, 600)));
+        for (term, origin) in [
+            (grant(0, 600), Origin::Ours),
+            (grant(0, 300), Origin::Ours),
+            (grant(0, 601), Origin::Foreign),
+            (grant(1, 600), Origin::Foreign),
+            (grant(-1, 600), Origin::Foreign),
+        ] {
+            assert_eq!(sight.origin(&term), origin, "{term:?}");
+        }
+        // Taken back, it is not given again.
+        sight.stores(Some(&grant(0, 600)), Some(&grant(0, 300)));
+        assert_eq!(sight.origin(&grant(0, 600)), Origin::Foreign);
+        assert_eq!(sight.origin(&grant(0, 300)), Origin::Ours);
+    }
+
+    #[test]
+    fn a_write_that_nobody_answered_may_have_been_stored_after_all() {
+        let mut sight = Sight::new(at(0));
+        for start in 0..20 {
+            sight.stores(None, Some(&grant(start, 600)));
+        }
+        assert_eq!(sight.origin(&grant(18, 600)), Origin::Ours);
+        assert_eq!(sight.grant.intended.len(), INTENDED_MAX);
+    }
+
+    #[test]
+    fn a_grant_that_was_found_is_vouched_for_by_enforcement_that_stood_before_it() {
+        let stands = |since| Enforcement::Stands { since_time: at(since) };
+        let mut sight = found(&grant(10, 600));
+        sight.vouch(&stands(10));
+        sight.vouch(&Enforcement::Unseen);
+        sight.vouch(&Enforcement::Missing("x".into()));
+        assert_eq!(sight.origin(&grant(10, 600)), Origin::Found);
+        sight.vouch(&stands(9));
+        sight.vouch(&stands(500));
+        assert_eq!(sight.origin(&grant(10, 600)), Origin::Vouched, "a later gap does not make it doubtful");
+        assert_eq!(sight.origin(&grant(10, 900)), Origin::Foreign);
+    }
+
+    #[test]
+    fn a_doubtful_grant_is_no_better_for_being_stored_again() {
+        for term in [grant(10, 600), grant(10, 900)] {
+            let mut sight = found(&grant(10, 600));
+            let before = sight.origin(&term);
+            sight.stores(Some(&term), Some(&term));
+            assert_eq!(sight.origin(&term), before);
+        }
     }
 
     fn failure(class: FailureClass) -> Failure {

@@ -1,10 +1,10 @@
 //! The admission policies as the API server keeps them.
 
-use instance_access::admission;
+use instance_access::admission::{self, Standing};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::world::world;
+use super::world::{standings, world};
 use crate::common::{kubectl, operator_account};
 
 #[tokio::test]
@@ -22,4 +22,16 @@ async fn the_api_server_keeps_the_policies_as_they_are_written() {
         seen += 1;
     }
     assert_eq!(seen, 6, "three policies, three bindings");
+}
+
+#[tokio::test]
+async fn an_untouched_install_stands_whole() {
+    let world = world().await;
+    let standings = standings(&world.operator).await;
+    let kinds: std::collections::BTreeSet<_> =
+        standings.iter().filter_map(|(title, _)| title.split(' ').next()).collect();
+    assert_eq!(kinds.len(), 5, "{standings:?}");
+    for (title, standing) in standings {
+        assert!(matches!(standing, Standing::Sound { changed_time: Some(_), .. }), "{title}: {standing:?}");
+    }
 }

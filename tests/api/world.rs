@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use instance_access::admission::ServiceAccount;
+use instance_access::admission::{self, ServiceAccount, Standing};
 use lab::{Lab, Options};
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -49,6 +49,15 @@ pub async fn world() -> World {
     let (admin, alice, bob) = (person("admin").await, person("alice").await, person("bob").await);
     let operator = Person::service_account(lab, &operator_account(), &namespace).await.unwrap();
     World { lab, namespace, admin, alice, bob, operator }
+}
+
+/// How the operator sees each piece of its own protection, with its own rights, in the order in which it looks.
+pub async fn standings(operator: &Person) -> Vec<(String, Standing)> {
+    let mut standings = Vec::new();
+    for piece in admission::pieces(&operator_account()) {
+        standings.push((piece.title(), piece.look(&operator.client()).await.unwrap()));
+    }
+    standings
 }
 
 /// Asserts that it was refused, by the rule whose words these are.

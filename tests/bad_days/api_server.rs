@@ -21,6 +21,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_busy_neighbour_who_edits_the_request_all_the_time_neither_stops_nor_doubles_the_grant,
         a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_status_from_saying_so,
         an_object_that_cannot_be_read_is_counted_and_the_others_go_on,
+        who_runs_as_no_service_account_or_without_its_rights_is_told_and_grants_nothing,
     ]
 }
 
@@ -253,7 +254,7 @@ async fn a_busy_neighbour_who_edits_the_request_all_the_time_neither_stops_nor_d
 }
 
 /// Lets the API server store what cannot be read: a login that is a number, a priority that is a word.
-fn relaxed(yaml: String) -> String {
+fn relaxed(yaml: &str) -> String {
     let mut relaxed = String::new();
     for document in yaml.split("---\n").filter(|it| !it.trim().is_empty()) {
         let mut crd: Value = serde_yaml::from_str(document).expect("a CRD is YAML");
@@ -270,20 +271,43 @@ fn relaxed(yaml: String) -> String {
 }
 
 async fn an_object_that_cannot_be_read_is_counted_and_the_others_go_on() -> Outcome {
-    let stand = Stand::own(Special { crds: Some(relaxed), ..Special::default() }).await?;
+    let stand = Stand::own(Special::default()).await?;
     let id = stand.running();
+    let crds = crate::stand::tell(&["crds"]).await?;
+    let stored = async |policy: &str| {
+        crate::stand::apply(&stand.lab, &relaxed(&crds)).await?;
+        let stored = async || crate::stand::apply(&stand.lab, policy).await.map_err(|error| format!("{error:#}"));
+        lab::poll::until("a policy that cannot be read to be stored", SOON, stored).await
+    };
+    // What the operator grants on must stand again before anything is granted beside.
+    let mended = async || {
+        crate::stand::apply(&stand.lab, &crds).await?;
+        stand.controller.until_ready().await
+    };
     let broken = async |stand: &Stand| stand.controller.metric("instance_access_undecodable_objects").await;
     anyhow::ensure!(broken(&stand).await? == 0.0, "some object is undecodable before any was stored");
-    // One that comes through the watch, and, after a restart, through the list.
-    let mut ask = Ask::new("unreadable").instance(&id);
-    ask.spec["osUser"] = json!(42);
-    stand.client("alice").await?;
-    let sent = stand.create("alice", &ask).await;
-    anyhow::ensure!(sent.is_err(), "our own types read it");
+    // One that comes through the watch, and, after a restart, through the list. They are stored as by another version.
     let policy = "apiVersion: instanceaccess.dev/v1alpha1\nkind: InstanceAccessPolicy\nmetadata: {name: unreadable}\nspec:\n  \
                   effect: Allow\n  priority: high\n  subjects: [{kind: Group, name: developers}]\n  namespaces: [team]\n  \
                   targets: {instanceIds: ['*']}\n  osUsers: ['*']\n  ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
-    crate::stand::apply(&stand.lab, policy).await?;
+    stored(policy).await?;
+    let mut ask = Ask::new("unreadable").instance(&id);
+    ask.spec["osUser"] = json!(42);
+    stand.client("alice").await?;
+    lab::poll::until("a request that cannot be read to be stored", SOON, async || {
+        match stand.create("alice", &ask).await.map_err(|error| error.downcast::<kube::Error>()) {
+            Ok(_) => Err("our own types read it".to_owned()),
+            Err(Ok(kube::Error::Api(status))) if status.reason == "AlreadyExists" => Ok(()),
+            Err(error) => Err(format!("{error:?}")),
+        }
+    })
+    .await?;
+    lab::poll::until("two undecodable objects", SOON, async || match broken(&stand).await {
+        Ok(count) if count == 2.0 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await?;
+    mended().await?;
     for round in ["watched", "listed"] {
         lab::poll::until("two undecodable objects", SOON, async || match broken(&stand).await {
             Ok(count) if count == 2.0 => Ok(()),
@@ -299,14 +323,9 @@ async fn an_object_that_cannot_be_read_is_counted_and_the_others_go_on() -> Outc
         stand.controller.until_ready().await?;
     }
     // An unreadable policy that may be a Deny denies everything, since nobody knows what it forbids.
-    crate::stand::apply(
-        &stand.lab,
-        &policy
-            .replace("Allow", "Deny")
-            .replace("unreadable", "unreadable-deny")
-            .replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", ""),
-    )
-    .await?;
+    let deny = policy.replace("Allow", "Deny").replace("unreadable", "unreadable-deny");
+    stored(&deny.replace("\n  ttl: {defaultSeconds: 600, maxSeconds: 600}", "")).await?;
+    mended().await?;
     lab::poll::until("a third", SOON, async || match broken(&stand).await {
         Ok(count) if count == 3.0 => Ok(()),
         other => Err(format!("{other:?}")),
@@ -315,5 +334,51 @@ async fn an_object_that_cannot_be_read_is_counted_and_the_others_go_on() -> Outc
     stand.ask(Ask::new("under-deny").instance(&id)).await?;
     stand.until_denied("under-deny", "DeniedByPolicy", &["unreadable-deny"]).await?;
     stand.controller.verify(&[]).await?;
+    Ok(())
+}
+
+async fn who_runs_as_no_service_account_or_without_its_rights_is_told_and_grants_nothing() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let id = stand.running();
+    let told = async |words: &str| {
+        lab::poll::until(words, SOON, async || match stand.controller.page("/readyz").await {
+            Ok((503, why)) if why.contains(words) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+    };
+    // The rights of the version before, which could look at two kinds and watch none.
+    let kubectl = async |arguments: &[&str]| {
+        let done = lab::ssh::run(stand.lab.kubectl("admin")?.args(arguments)).await?;
+        anyhow::ensure!(done.success(), "kubectl {arguments:?}: {}", done.stderr);
+        anyhow::Ok(())
+    };
+    let role = lab::ssh::run(stand.lab.kubectl("admin")?.args([
+        "get",
+        "clusterrole",
+        "instance-access-operator",
+        "-o",
+        "json",
+    ]))
+    .await?;
+    let mut fewer: Value = serde_json::from_str(&role.stdout)?;
+    let kept = fewer["rules"].as_array_mut().context("a role has rules")?;
+    kept.retain(|rule| rule["apiGroups"][0] != "apiextensions.k8s.io");
+    let patch = json!({"rules": fewer["rules"]}).to_string();
+    kubectl(&["patch", "clusterrole", "instance-access-operator", "--type=merge", "-p", &patch]).await?;
+    told("CustomResourceDefinition instanceaccesses.instanceaccess.dev may not be looked at; apply examples/operator-rbac.yaml").await?;
+    stand.ask(Ask::new("unseen").instance(&id)).await?;
+    stand.until("unseen", "EnforcementMissing", &["may not be looked at"]).await?;
+    crate::stand::apply(&stand.lab, include_str!("../../examples/operator-rbac.yaml")).await?;
+    // Nothing was changed meanwhile, by its own account: whoever waited is served.
+    stand.until_granted("unseen").await?;
+
+    stand.controller.kill();
+    let kubeconfig = stand.lab.kubeconfig("admin")?;
+    stand.controller.set_env("KUBECONFIG", kubeconfig.to_str().context("a path in UTF-8")?);
+    stand.controller.start()?;
+    told("the operator runs as \"admin\", which is no service account").await?;
+    stand.ask(Ask::new("as-admin").instance(&id)).await?;
+    anyhow::ensure!(stand.pushes(&id).len() == 1, "a key was pushed by nobody knows whom");
     Ok(())
 }

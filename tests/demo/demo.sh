@@ -93,13 +93,14 @@ spec:
 YAML
 }
 request look "$web" 120 >"$work/request.yaml"
-# New resources and admission policies are in force a moment after they are stored.
-for _ in $(seq 100); do
-	stamped=$(kube alice create --dry-run=server -f "$work/request.yaml" -o 'jsonpath={.spec.requester.username}' 2>/dev/null || true)
-	[ "$stamped" = alice ] && break
+# New resources and admission policies are in force some seconds after they are stored; the controller says when.
+ready=
+for _ in $(seq 300); do
+	listen=$(sed -n 's/.* started listen=//p' "$work/controller.log")
+	[ -n "$listen" ] && curl -sf "http://$listen/readyz" >/dev/null && ready=yes && break
 	sleep 0.1
 done
-[ "$stamped" = alice ] || { echo "the admission policies did not come into force within 10 s" >&2; exit 1; }
+[ -n "$ready" ] || { echo "the controller was not ready within 30 s:" >&2; cat "$work/controller.log" >&2; exit 1; }
 run cat "$work/request.yaml"
 # Shows each change of status as it happens, beside what follows. kubectl is the watcher itself, so that it can be ended.
 KUBECONFIG=$("$lab" kubeconfig alice) kubectl -n team get instanceaccess --watch --output-watch-events \

@@ -12,6 +12,7 @@
 
 mod cli;
 mod controller;
+mod enforcement;
 mod gitops;
 mod history;
 mod instance;
@@ -60,7 +61,6 @@ fn main() -> std::process::ExitCode {
             a_request_revoked_before_its_grant_never_has_one,
             a_revocation_can_neither_be_taken_back_nor_forgotten_by_an_apply,
             a_request_made_again_under_its_old_name_is_a_request_of_its_own,
-            a_request_torn_out_past_the_finalizer_is_pushed_no_more_and_its_end_recorded,
             a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again,
         }
         gitops {
@@ -99,6 +99,11 @@ fn main() -> std::process::ExitCode {
             an_end_is_recorded_on_time_while_the_api_server_is_away_and_told_once_it_is_back,
             killed_between_the_record_and_the_status_of_an_end_it_ends_the_grant_all_the_same,
             two_labs_at_once_do_not_disturb_each_other,
+        }
+        enforcement {
+            a_requester_forged_while_nothing_checks_is_served_neither_then_nor_later,
+            whatever_is_bent_is_noticed_and_named_and_the_grant_ends_on_time,
+            a_grant_that_somebody_writes_into_status_lets_nobody_in,
         }
         cli {
             help_says_what_there_is_and_where_settings_come_from,

@@ -108,7 +108,7 @@ pub async fn two_labs_at_once_do_not_disturb_each_other() {
 }
 
 /// Ends a stand; killing and waiting for the killed blocks.
-async fn end(stand: Stand) {
+pub async fn end(stand: Stand) {
     let ended = tokio::task::spawn_blocking(|| drop(stand));
     tokio::time::timeout(Duration::from_secs(60), ended).await.expect("a lab that ends").expect("no panic");
 }

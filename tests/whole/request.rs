@@ -73,12 +73,26 @@ impl<'a> Draft<'a> {
 
     /// `kubectl apply`.
     pub async fn applied(self) -> Request<'a> {
+        self.tried().await.unwrap_or_else(|refusal| panic!("kubectl apply: {refusal}"))
+    }
+
+    /// `kubectl apply`, which may be refused.
+    pub async fn tried(self) -> Result<Request<'a>, String> {
         let (manifest, key) = self.manifest().await;
         let Self { stand, who, name, namespace, .. } = self;
-        let made = stand.kubectl_ok(who, &["apply", "-o", "json", "-f", &stand.manifest(&manifest)]).await;
-        let made: Value = serde_json::from_str(&made).unwrap();
+        let done = stand.kubectl(who, &["apply", "-o", "json", "-f", &stand.manifest(&manifest)]).await;
+        if !done.success() {
+            return Err(done.stderr);
+        }
+        let made: Value = serde_json::from_str(&done.stdout).unwrap();
         let uid = text(&made, "/metadata/uid").to_owned();
-        Request { stand, who, name, namespace, uid, key, manifest }
+        Ok(Request { stand, who, name, namespace, uid, key, manifest })
+    }
+
+    /// `kubectl apply`, of which nothing is stored.
+    pub async fn dry_run(&self) -> Output {
+        let (manifest, _) = self.manifest().await;
+        self.stand.kubectl(self.who, &["apply", "--dry-run=server", "-f", &self.stand.manifest(&manifest)]).await
     }
 
     /// `kubectl apply`, which the API server must refuse; returns its words.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::history::{condition, conditions, stage, text, time};
 use crate::request::{EXPIRATION, KEY_WINDOW, seconds};
-use crate::stand::{BOUND, breakable, kinds, shared};
+use crate::stand::{BOUND, kinds, shared};
 
 pub async fn a_revoked_grant_is_pushed_no_more_and_ends_once_the_last_key_has_faded() {
     let stand = shared().await;
@@ -159,29 +159,4 @@ pub async fn a_request_made_again_under_its_old_name_is_a_request_of_its_own() {
     for request in [first, second] {
         request.keeps_its_promises().await;
     }
-}
-
-pub async fn a_request_torn_out_past_the_finalizer_is_pushed_no_more_and_its_end_recorded() {
-    let (stand, guard) = breakable().await;
-    let request = stand.request("alice", "torn-out").applied().await;
-    request.becomes("Granted").await;
-    let pushes = request.pushes().len();
-    // What the admission policy's own words name as the way, should the operator be gone for good.
-    let binding = ["delete", "validatingadmissionpolicybinding", "requests.instanceaccess.dev"];
-    stand.kubectl_ok("admin", &binding).await;
-    let tear =
-        ["-n", "team", "patch", "ia", "torn-out", "--type", "merge", "-p", r#"{"metadata": {"finalizers": null}}"#];
-    poll::until("the finalizer off", BOUND, || async {
-        let patched = stand.kubectl("admin", &tear).await;
-        if patched.success() { Ok(()) } else { Err(patched.stderr) }
-    })
-    .await
-    .unwrap();
-    request.delete().await;
-    request.goes().await;
-    let ended = stand.record(&request.uid, "Ended", BOUND).await;
-    assert_eq!(text(&ended, "/record/cause"), "Released");
-    stand.install_admission().await;
-    drop(guard);
-    assert_eq!(request.pushes().len(), pushes);
 }

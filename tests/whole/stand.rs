@@ -143,8 +143,24 @@ impl Stand {
     /// Puts the admission policies back, and waits until they are in force.
     pub async fn install_admission(&self) {
         let file = self.lab.dir().join("admission.yaml");
-        self.kubectl_ok("admin", &["apply", "--server-side", "-f", file.to_str().unwrap()]).await;
+        self.kubectl_ok("admin", &["apply", "--server-side", "--force-conflicts", "-f", file.to_str().unwrap()]).await;
         enforced(&self.lab).await;
+        self.is_ready().await;
+    }
+
+    /// The controller's own word on whether it can do its work: the status and the body.
+    pub async fn readiness(&self) -> (u16, String) {
+        let controller = self.controller.lock().await;
+        controller.as_ref().expect("a controller runs").get("/readyz").await.unwrap()
+    }
+
+    /// Waits until the controller can do its work.
+    pub async fn is_ready(&self) {
+        let ready = async || match self.readiness().await {
+            (200, _) => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        poll::until("a ready controller", BOUND, ready).await.unwrap();
     }
 
     /// Waits until every fault has struck as often as it was to.

@@ -15,10 +15,12 @@ use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, 
 use crate::domain::cloud::{FailureClass, Instance, InstanceState};
 use crate::domain::condition::{self, ActiveReason, Saying};
 use crate::domain::connect::{self, Route};
-use crate::domain::digest::spec_digest;
+use crate::domain::digest::{grant_id, spec_digest};
+use crate::domain::enforcement::Enforcement;
 use crate::domain::policy::Granted;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
+use crate::domain::sight::Origin;
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
 use super::nodes::NodeTarget;
@@ -73,9 +75,13 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
         }
-        if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
+        let is_seen = self.world.policies.is_seen() && self.world.enforcement != &Enforcement::Unseen;
+        if !is_seen || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
+        }
+        if let Err(why) = self.own_grant() {
+            return self.begin_end(EndCause::PolicyChanged, why.to_owned(), expiration);
         }
         if self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec)) {
             // Immutable, says the CRD: so somebody has changed the CRD. What was granted was another spec (I4).
@@ -215,6 +221,25 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Whether the grant in status is the operator's: status is anybody's who may write it while nothing guards it.
+    fn own_grant(&self) -> Result<(), &'static str> {
+        let Some(grant) = &self.status.grant else { return Ok(()) };
+        let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
+        if self.status.spec_digest.as_deref().is_none_or(|digest| grant.id != grant_id(uid, digest)) {
+            return Err("the grant in status is another request's, or another spec's; make a new request");
+        }
+        match (self.world.sight.origin(grant), self.world.enforcement) {
+            (Origin::Ours | Origin::Vouched, _) => Ok(()),
+            (Origin::Foreign, _) => Err("status holds a grant that the operator did not make; make a new request"),
+            // Not yet decided, and no key is pushed.
+            (Origin::Found, Enforcement::Unseen | Enforcement::Missing(_)) => Ok(()),
+            (Origin::Found, stands) if stands.covers(grant.start_time.0) => Ok(()),
+            (Origin::Found, Enforcement::Stands { .. }) => Err(
+                "the grant is older than the admission policies or CRDs that stand now, and the operator was restarted since, so nobody knows whether it is the operator's; make a new request",
+            ),
+        }
+    }
+
     fn policy_admits(
         &self,
         asked: &Asked<'_>,
@@ -320,6 +345,9 @@ impl<'a> Draft<'a> {
         let unseen = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::OnceFaded });
         if self.contact_is_lost() {
             return unseen(ActiveReason::ContactLost, CONTACT_LOST.to_owned(), true);
+        }
+        if let Err(why) = self.enforced() {
+            return unseen(ActiveReason::EnforcementMissing, why.unwrap_or_default(), true);
         }
         if seen_time.is_none_or(|time| !is_fresh(self.now, time, FACTS_AGE_MAX)) {
             return match sight.instances.failure() {

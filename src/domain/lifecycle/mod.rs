@@ -25,6 +25,7 @@ use crate::api::{
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
+use super::enforcement::Enforcement;
 use super::node::Nodes;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
@@ -42,6 +43,8 @@ pub const FACTS_AGE_MAX: Duration = Duration::from_secs(240);
 /// How long a key is still pushed without a word from the API server: a short restart of it closes nobody's access, and
 /// whoever cuts the operator off keeps theirs no longer than this and a key's window.
 pub const CONTACT_GRACE: Duration = Duration::from_secs(60);
+/// How missing enforcement reads in status; the findings follow.
+const ENFORCEMENT_MISSING: &str = "an administrator must mend what guards requests in the API server; until then who asks may be forged, so nothing is granted and no key is pushed";
 /// Gap between two tries of an audit trail that takes no record.
 pub const AUDIT_RETRY: Duration = Duration::from_secs(5);
 /// Gap between two looks for an instance that is not there, or not running.
@@ -67,6 +70,8 @@ pub struct World<'a> {
     pub policies: &'a PolicySet,
     /// The cluster's nodes.
     pub nodes: &'a Nodes,
+    /// Whether what guards the requests stands in the API server.
+    pub enforcement: &'a Enforcement,
     /// What this process saw of the request.
     pub sight: &'a Sight,
 }
@@ -189,7 +194,8 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
 pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings::default();
     let (policies, nodes) = (PolicySet::default(), Nodes::default());
-    let world = World { settings: &settings, policies: &policies, nodes: &nodes, sight };
+    let enforcement = &Enforcement::Unseen;
+    let world = World { settings: &settings, policies: &policies, nodes: &nodes, enforcement, sight };
     let mut draft = Draft::new(now, request, world);
     let has_grant = draft.status.grant.is_some();
     let lives = has_grant && !draft.is_terminal();
@@ -371,6 +377,17 @@ impl<'a> Draft<'a> {
     /// Whether so little is heard of the API server that no key may be pushed.
     fn contact_is_lost(&self) -> bool {
         self.world.sight.contact_lost_time.is_some_and(|time| !is_fresh(self.now, time, CONTACT_GRACE))
+    }
+
+    /// Whether the API server enforces all that a grant and a push stand on.
+    ///
+    /// `Err` has the words for status; none, if nobody has looked yet: then there is nothing to say.
+    fn enforced(&self) -> Result<(), Option<String>> {
+        match self.world.enforcement {
+            Enforcement::Stands { .. } => Ok(()),
+            Enforcement::Unseen => Err(None),
+            Enforcement::Missing(why) => Err(Some(format!("{ENFORCEMENT_MISSING}: {why}"))),
+        }
     }
 
     /// When to try the audit trail again, while it is known to take no record.

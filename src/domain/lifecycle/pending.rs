@@ -33,6 +33,9 @@ const SSH_PORT: u16 = 22;
 /// How old a look at instance or endpoints may be when a grant is made on it.
 const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
 
+/// Why a request that was made in a gap is refused.
+const REQUESTER_UNCHECKED: &str = "when this was made, the admission policies or the CRDs were missing, bent or only just applied, so nobody checked who asks and what was asked; make the request again";
+
 /// The request's spec, in values that are right.
 pub(super) struct Asked<'a> {
     pub requester: &'a Identity,
@@ -131,6 +134,18 @@ impl<'a> Draft<'a> {
         if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
+        }
+        if let Err(why) = self.enforced() {
+            // Nobody knows who asks: they are not told what policies and instances there are.
+            match why {
+                Some(why) => self.hold(ActiveReason::EnforcementMissing, why, true),
+                None => self.silent = true,
+            }
+            return;
+        }
+        let made = self.request.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        if !made.is_some_and(|made| self.world.enforcement.covers(made)) {
+            return self.refuse(DenyReason::RequesterUnchecked, REQUESTER_UNCHECKED);
         }
         let asked = match self.asked() {
             Ok(asked) => asked,

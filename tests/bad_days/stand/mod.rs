@@ -61,8 +61,6 @@ pub struct Special {
     pub disk: Option<Disk>,
     /// The controller's environment differs so.
     pub env: Vec<(&'static str, String)>,
-    /// The CRDs are changed so before they are applied.
-    pub crds: Option<fn(String) -> String>,
     /// The operator's rights are changed so before they are applied.
     pub rbac: Option<fn(&str) -> String>,
 }
@@ -100,9 +98,8 @@ impl Stand {
 
     async fn start(special: Special, place: Option<SemaphorePermit<'static>>) -> anyhow::Result<Stand> {
         let lab = Lab::start(Options::default().instances([])).await?;
-        let Special { disk, env, crds, rbac } = special;
-        let crd_yaml = tell(&["crds"]).await?;
-        apply(&lab, &crds.map_or(crd_yaml.clone(), |change| change(crd_yaml))).await?;
+        let Special { disk, env, rbac } = special;
+        apply(&lab, &tell(&["crds"]).await?).await?;
         let rights = include_str!("../../../examples/operator-rbac.yaml");
         apply(&lab, &rbac.map_or(rights.to_owned(), |change| change(rights))).await?;
         apply(&lab, RIGHTS).await?;
@@ -234,7 +231,7 @@ async fn succeed(mut command: tokio::process::Command) -> anyhow::Result<String>
 pub async fn apply(lab: &Lab, yaml: &str) -> anyhow::Result<()> {
     let mut kubectl = lab.kubectl("admin")?;
     kubectl
-        .args(["apply", "--server-side", "-f", "-"])
+        .args(["apply", "--server-side", "--force-conflicts", "-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

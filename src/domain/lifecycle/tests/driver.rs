@@ -65,6 +65,8 @@ pub(in super::super) struct Life {
     pub policies: Vec<InstanceAccessPolicy>,
     /// Whether the shell has read them yet.
     pub policies_read: bool,
+    /// Whether what guards the requests stands, as the shell knows it.
+    pub enforcement: Enforcement,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
     pub nodes: Nodes,
@@ -118,11 +120,13 @@ impl Life {
         Self {
             // Long after the process came to lead.
             now: at(0),
+            sight: Sight::found_at_start(at(-3600), Some(&object)),
             view: Some(object.clone()),
             object: Some(object),
             lagging: false,
             policies,
             policies_read: true,
+            enforcement: Enforcement::Stands { since_time: at(-7200) },
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
             nodes: Nodes { seen: true, ..Nodes::default() },
@@ -144,7 +148,6 @@ impl Life {
             look_ups: 0,
             look_again: None,
             last_record: None,
-            sight: Sight::new(at(-3600)),
             push: Vec::new(),
             looks: Vec::new(),
             keys: Vec::new(),
@@ -178,7 +181,8 @@ impl Life {
         }
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
-        let world = World { settings: &self.settings, policies, nodes: &self.nodes, sight: &self.sight };
+        let Self { settings, nodes, enforcement, sight, .. } = self;
+        let world = World { settings, policies, nodes, enforcement, sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 
@@ -250,7 +254,7 @@ impl Life {
     /// The process dies and comes back: what it saw and what waited is lost; what has left, flies.
     pub fn crash(&mut self) {
         self.note("crash");
-        self.sight = Sight::new(self.now);
+        self.sight = Sight::found_at_start(self.now, self.object.as_ref());
         self.push.retain(|push| matches!(push, Push::Flies { .. }));
         for push in &mut self.push {
             if let Push::Flies { known, .. } = push {
@@ -298,6 +302,7 @@ impl Life {
                 return;
             }
             let asked_time = self.now;
+            self.sight.vouch(&self.enforcement);
             let plan = self.ask();
             self.plans += 1;
             assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());
@@ -354,6 +359,11 @@ impl Life {
                 self.log()
             );
             assert!(
+                self.enforcement.stands(),
+                "I2: a push is planned, and nothing guards the requests\n{}",
+                self.log()
+            );
+            assert!(
                 self.policies_read && self.policy_admits,
                 "I2: a push is planned, and no policy admits it\n{}",
                 self.log()
@@ -387,6 +397,8 @@ impl Life {
         }
         plan.point_to(receipt);
         if let Some(status) = plan.status {
+            let before = self.view.as_ref().and_then(|view| view.status.as_ref()).and_then(|it| it.grant.clone());
+            self.sight.stores(before.as_ref(), status.grant.as_ref());
             self.last_status = Some((*status).clone());
             self.writes += 1;
             self.write("status", |object| object.status = Some(*status))?;

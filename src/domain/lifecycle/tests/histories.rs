@@ -30,6 +30,8 @@ enum Turn {
     State(InstanceState),
     Tag(&'static str),
     Gone(bool),
+    EnforcementGone,
+    EnforcementBack(bool),
 }
 
 fn any_class() -> impl Strategy<Value = FailureClass> {
@@ -74,6 +76,8 @@ fn any_turn() -> impl Strategy<Value = Turn> {
             .prop_map(Turn::State),
         1 => prop::sample::select(vec!["dev", "prod"]).prop_map(Turn::Tag),
         1 => any::<bool>().prop_map(Turn::Gone),
+        1 => Just(Turn::EnforcementGone),
+        2 => any::<bool>().prop_map(Turn::EnforcementBack),
     ]
 }
 
@@ -143,6 +147,11 @@ fn happen(life: &mut Life, turn: &Turn) {
         Turn::Tag(value) => life.change_instance(|instance| {
             instance.tags.insert("env".into(), (*value).into());
         }),
+        Turn::EnforcementGone => life.enforcement = Enforcement::Missing("It is missing; apply it".into()),
+        Turn::EnforcementBack(gap) => {
+            let since_time = if *gap { plus(life.now, seconds(5)) } else { at(-7200) };
+            life.enforcement = Enforcement::Stands { since_time };
+        }
         Turn::Gone(gone) => life.instances = if *gone { Vec::new() } else { vec![Arc::new(instance())] },
     }
 }

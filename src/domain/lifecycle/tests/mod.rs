@@ -6,6 +6,7 @@
 mod before;
 mod crash;
 mod driver;
+mod enforcement;
 mod histories;
 mod hostile;
 mod live;

@@ -4,11 +4,9 @@ use super::*;
 
 fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings { region: Some(crate::domain::cloud::Region::parse("us-west-2").unwrap()) };
-    next(
-        at(5),
-        request,
-        World { settings: &settings, policies: &PolicySet::default(), nodes: &Nodes::default(), sight },
-    )
+    let enforcement = &Enforcement::Stands { since_time: at(-60) };
+    let (policies, nodes) = (&PolicySet::default(), &Nodes::default());
+    next(at(5), request, World { settings: &settings, policies, nodes, enforcement, sight })
 }
 
 #[test]

@@ -1,0 +1,200 @@
+//! Looks after what guards the requests: admission policies, bindings and CRDs must stand as this version ships them.
+//!
+//! ```text
+//! a watch on each by name ──┐
+//! a clock, every 10 s ──────┴─▶ a look at all of them ─▶ Lookout ─▶ who waits, pushes, or is asked for readiness
+//! ```
+//! The watches say only that it is time to look: so a deaf one costs seconds, and what is believed was read, by a quorum,
+//! at one moment. What follows from it is decided in `domain`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::try_join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::api::PostParams;
+use kube::core::{DynamicObject, PartialObjectMeta};
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{Piece, ServiceAccount, Standing, pieces};
+use crate::domain::enforcement::{self, Enforcement, Lookout, Mark, State};
+use crate::telemetry::chain;
+
+use super::Shared;
+use super::turn::wake_all;
+
+/// Gap between two looks while all stands: what a deaf watch costs at most.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Gap between two looks while it does not, or could not be looked at: people wait.
+const RETRY: Duration = Duration::from_secs(2);
+/// Least gap between two looks, whatever the watches say: a flood of edits costs ten looks a second.
+const PACE: Duration = Duration::from_millis(100);
+/// The longest that one look may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is known of it.
+#[derive(Debug, Default)]
+pub struct Guard {
+    lookout: Mutex<Lookout>,
+}
+
+impl Guard {
+    fn with<T>(&self, change: impl FnOnce(&mut Lookout) -> T) -> T {
+        change(&mut self.lookout.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether it stands now.
+    pub fn enforcement(&self, now: Timestamp) -> Enforcement {
+        self.with(|lookout| lookout.enforcement(now))
+    }
+}
+
+/// Looks now and then, and whenever a watch says so, until it is stopped; wakes everybody when the answer changes.
+pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
+    let news = Arc::new(Notify::new());
+    let mut watches = JoinSet::new();
+    let mut known: Option<(ServiceAccount, Vec<Piece>)> = None;
+    let mut told = Enforcement::Unseen;
+    loop {
+        let look = async {
+            let (operator, pieces) = match &mut known {
+                Some(known) => known,
+                none => {
+                    let operator = who_we_are(&shared.client).await?;
+                    let pieces = pieces(&operator);
+                    for piece in &pieces {
+                        watches.spawn(watch(Arc::clone(&shared), piece.clone(), Arc::clone(&news), stop.clone()));
+                    }
+                    none.insert((operator, pieces))
+                }
+            };
+            let seen = try_join_all(pieces.iter().map(|piece| look_at(&shared.client, piece))).await?;
+            Ok::<_, LookError>((seen, remedy(operator)))
+        };
+        let looked = tokio::select! {
+            () = stop.cancelled() => break,
+            looked = tokio::time::timeout(TIMEOUT, look) => looked.unwrap_or(Err(LookError::Timeout)),
+        };
+        let now = (shared.clock)();
+        match looked {
+            Ok((seen, remedy)) => shared.guard.with(|lookout| lookout.looked(now, &seen, &remedy)),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "a look at what guards the requests failed, trying again");
+                shared.guard.with(|lookout| lookout.failed(&chain(&error)));
+            }
+        }
+        let enforcement = shared.guard.enforcement(now);
+        if enforcement != told {
+            tell(&shared, &enforcement);
+            wake_all(&shared);
+            told = enforcement;
+        }
+        let rest = if told.stands() { INTERVAL } else { RETRY };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = async { tokio::time::sleep(PACE).await; news.notified().await } => {}
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+    while watches.join_next().await.is_some() {}
+}
+
+fn tell(shared: &Shared, enforcement: &Enforcement) {
+    match enforcement {
+        Enforcement::Unseen => {}
+        Enforcement::Missing(findings) => {
+            shared.metrics.count_enforcement_loss();
+            tracing::error!(%findings, "what guards the requests does not stand; nothing is granted and no key is pushed");
+        }
+        Enforcement::Stands { since_time } => {
+            tracing::info!(%since_time, "what guards the requests stands; requests made before are refused unless granted");
+        }
+    }
+}
+
+/// Asks the API server, which cannot be wrong about it, as a setting could.
+async fn who_we_are(client: &Client) -> Result<ServiceAccount, LookError> {
+    let api: Api<SelfSubjectReview> = Api::all(client.clone());
+    let review = api.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
+    let user = review.status.and_then(|status| status.user_info).and_then(|user| user.username).unwrap_or_default();
+    ServiceAccount::of_username(&user).ok_or(LookError::NoServiceAccount { user })
+}
+
+async fn look_at(client: &Client, piece: &Piece) -> Result<enforcement::Piece, LookError> {
+    let state = match piece.look(client).await {
+        Ok(Standing::Sound { uid, generation, changed_time }) => State::Sound(Mark { uid, generation, changed_time }),
+        Ok(Standing::Absent { needed: false }) => State::NotNeeded,
+        Ok(Standing::Absent { needed: true }) => State::Wrong("is missing".to_owned()),
+        Ok(Standing::Bent(how)) => State::Wrong(how.to_owned()),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            State::Hidden("may not be looked at; apply examples/operator-rbac.yaml of this version".to_owned())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(enforcement::Piece { name: piece.title(), state })
+}
+
+fn remedy(operator: &ServiceAccount) -> String {
+    format!(
+        "apply what instance-access admission --operator-service-account {operator} and instance-access crds print, of the operator's version; delete first what an apply does not mend"
+    )
+}
+
+/// Why a look came to no answer.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error("the API server did not answer within {TIMEOUT:?}")]
+    Timeout,
+    #[error("the API server did not answer")]
+    Ask(#[source] Box<kube::Error>),
+    #[error(
+        "the operator runs as {user:?}, which is no service account; run it under the one that instance-access admission --operator-service-account names, as examples/operator-rbac.yaml makes it"
+    )]
+    NoServiceAccount { user: String },
+}
+
+impl From<kube::Error> for LookError {
+    fn from(error: kube::Error) -> Self {
+        Self::Ask(Box::new(error))
+    }
+}
+
+/// Says that it is time to look, whenever something happens to a piece.
+async fn watch(shared: Arc<Shared>, piece: Piece, news: Arc<Notify>, stop: CancellationToken) {
+    // By name, which is all that the operator's role lets it watch.
+    let config = watcher::Config::default().timeout(240).fields(&format!("metadata.name={}", piece.name()));
+    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(shared.client.clone(), piece.resource());
+    let stream = watcher(api, config);
+    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = stream.next() => event,
+        };
+        match event {
+            Some(Ok(_)) => news.notify_one(),
+            // Kubernetes below 1.36 does not know the kind; the looks go on.
+            Some(Err(error)) if !piece.is_needed() && is_unserved(&error) => {}
+            Some(Err(error)) => {
+                shared.metrics.count_watch_error("enforcement");
+                tracing::warn!(
+                    piece = piece.title(),
+                    error = chain(&error),
+                    "the watch over what guards the requests broke, trying again"
+                );
+            }
+            None => return,
+        }
+    }
+}
+
+fn is_unserved(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
+}

@@ -1,0 +1,185 @@
+//! Whether what guards the requests stands in the API server, and since when: who asks, and what status says, is worth
+//! as much as the admission policies and the CRDs that were in force when it was written.
+//!
+//! ```text
+//! looks, every few seconds ──▶ Lookout ──▶ Enforcement::{Unseen, Missing, Stands {since_time}} ──▶ lifecycle
+//! ```
+//! A look asks for every piece (a policy, a binding, a CRD). What is not seen is missing: a wrong answer here lets
+//! somebody in under another's name, and a missing one makes people wait.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::time::{is_fresh, plus, whole_second};
+
+/// How long an API server may take to enforce what stands. Sources: admission policies are taken up once a second
+/// (apiserver, `policyRefreshIntervalDefault`); of CRDs, API servers side by side are given 5 s (apiextensions-apiserver,
+/// the wait before `Established`). Clocks of API servers that differ by less are within it.
+pub const SETTLE: Duration = Duration::from_secs(5);
+/// Oldest look on which anything is granted or pushed: more than silence of the API server is borne with
+/// (`CONTACT_GRACE`, and a question's interval), which has a word of its own in status.
+pub const LOOK_AGE_MAX: Duration = Duration::from_secs(90);
+
+/// Whether it stands, as far as is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Enforcement {
+    /// Nobody has looked yet.
+    #[default]
+    Unseen,
+    /// Something is missing or bent, or could not be looked at: what, and what to do, in one sentence.
+    Missing(Arc<str>),
+    /// It stands as it was shipped.
+    Stands {
+        /// What was written at this second or before may have been written without it.
+        since_time: Timestamp,
+    },
+}
+
+impl Enforcement {
+    /// Whether what was written at that time was surely written under enforcement that stands since. Kubernetes tells the
+    /// second, and a fraction of `time` counts for nothing.
+    pub fn covers(&self, time: Timestamp) -> bool {
+        match self {
+            Self::Stands { since_time } => whole_second(time) > *since_time,
+            Self::Unseen | Self::Missing(_) => false,
+        }
+    }
+
+    /// Whether a key may leave.
+    pub fn stands(&self) -> bool {
+        match self {
+            Self::Stands { .. } => true,
+            Self::Unseen | Self::Missing(_) => false,
+        }
+    }
+}
+
+/// What a look saw of one piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its kind and name.
+    pub name: String,
+    /// How it is.
+    pub state: State,
+}
+
+/// How a piece is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As it was shipped.
+    Sound(Mark),
+    /// It need not be there, and is not.
+    NotNeeded,
+    /// Missing or bent: it surely was not enforced.
+    Wrong(String),
+    /// The API server does not let us look: it may be enforced or not.
+    Hidden(String),
+}
+
+/// Which version of a piece was seen, and when it came to be so, by the API server's own account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Another one: it was deleted and made again.
+    pub uid: String,
+    /// Another one: its spec was changed. The API server alone counts it.
+    pub generation: i64,
+    /// When it was made, or last changed; none if that cannot be told.
+    pub changed_time: Option<Timestamp>,
+}
+
+/// Keeps what looks saw.
+#[derive(Debug)]
+pub struct Lookout {
+    /// The version of each piece; none of a piece that was wrong, so that whatever comes to stand next is new.
+    marks: BTreeMap<String, Option<(String, i64)>>,
+    /// When the newest piece came to be as it is, by the API server's clock.
+    told_time: Timestamp,
+    /// When a piece was last seen to have changed, by ours.
+    seen_time: Timestamp,
+    missing: Option<Arc<str>>,
+    /// The last look that came to an answer.
+    answer_time: Option<Timestamp>,
+}
+
+impl Default for Lookout {
+    fn default() -> Self {
+        Self {
+            marks: BTreeMap::new(),
+            told_time: Timestamp::MIN,
+            seen_time: Timestamp::MIN,
+            missing: None,
+            answer_time: None,
+        }
+    }
+}
+
+impl Lookout {
+    /// A look saw every piece; `remedy` says what to do if something is wrong.
+    ///
+    /// `now` is when the last answer came: what was wrong before stands since then at the latest. What was bent and mended
+    /// between two looks has another uid or generation.
+    pub fn looked(&mut self, now: Timestamp, pieces: &[Piece], remedy: &str) {
+        // Of a clock that was stepped back since: what it calls the future would refuse everybody until then.
+        self.seen_time = self.seen_time.min(now);
+        let mut findings = Vec::new();
+        for Piece { name, state } in pieces {
+            match state {
+                State::Sound(mark) => self.sound(now, name, mark),
+                State::NotNeeded => {
+                    if self.marks.remove(name) == Some(None) {
+                        self.seen_time = now; // it was bent until it went
+                    }
+                }
+                State::Wrong(what) => {
+                    self.marks.insert(name.clone(), None);
+                    findings.push(format!("{name} {what}"));
+                }
+                State::Hidden(what) => findings.push(format!("{name} {what}")),
+            }
+        }
+        findings.sort();
+        self.missing = (!findings.is_empty()).then(|| format!("{}; {remedy}", findings.join(", ")).into());
+        self.answer_time = Some(now);
+    }
+
+    fn sound(&mut self, now: Timestamp, name: &str, mark: &Mark) {
+        let version = Some((mark.uid.clone(), mark.generation));
+        let before = self.marks.insert(name.to_owned(), version.clone());
+        if before.as_ref() == Some(&version) {
+            return;
+        }
+        // By its own account, which survives our restarts. Without one, or changed before our eyes, as of now as well.
+        self.told_time = self.told_time.max(mark.changed_time.unwrap_or(now));
+        if before.is_some() {
+            self.seen_time = now;
+        }
+    }
+
+    /// A look came to no answer: who we are, or how the pieces are, is not known.
+    pub fn failed(&mut self, why: &str) {
+        if self.answer_time.is_none() {
+            self.missing = Some(format!("the operator could not look at what guards the requests: {why}").into());
+        }
+    }
+
+    /// Whether it stands now.
+    pub fn enforcement(&self, now: Timestamp) -> Enforcement {
+        match (&self.missing, self.answer_time) {
+            (None, None) => Enforcement::Unseen,
+            (Some(missing), _) => Enforcement::Missing(Arc::clone(missing)),
+            (None, Some(time)) if is_fresh(now, time, LOOK_AGE_MAX) => {
+                Enforcement::Stands { since_time: plus(self.told_time.max(self.seen_time), SETTLE) }
+            }
+            (None, Some(time)) => Enforcement::Missing(
+                format!("the operator could not look at what guards the requests since {time}; its log says why")
+                    .into(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! While what guards the requests does not stand, and after.
+
+use super::*;
+
+fn missing() -> Enforcement {
+    Enforcement::Missing("ValidatingAdmissionPolicy requests.instanceaccess.dev is missing; apply it".into())
+}
+
+/// It stands; what was written until then, in seconds after the request, may have been written without it.
+fn stands(since: i64) -> Enforcement {
+    Enforcement::Stands { since_time: at(since) }
+}
+
+const HELD: &str = "Active=False/EnforcementMissing Reconciling=True";
+
+#[test]
+fn while_it_is_missing_a_request_waits_and_learns_nothing() {
+    let mut life = world();
+    life.enforcement = missing();
+    let mut life = life.until(100);
+    life.shows(HELD);
+    life.says(ConditionType::Active, "ValidatingAdmissionPolicy requests.instanceaccess.dev is missing; apply it");
+    let status = life.status();
+    assert_eq!((life.look_ups, status.verdicts.len(), status.instance), (0, 0, None));
+    assert_eq!(life.writes, 1, "{}", life.log());
+    // Nothing that is wrong with it is told either: whose it is, nobody knows.
+    life.policies.clear();
+    life = life.until(200);
+    life.shows(HELD);
+}
+
+#[test]
+fn before_anybody_has_looked_nothing_is_said_and_nothing_done() {
+    let mut life = world();
+    life.enforcement = Enforcement::Unseen;
+    life = life.until(100);
+    assert_eq!((life.writes, life.look_ups, life.landed()), (0, 0, 0));
+    life.enforcement = stands(-60);
+    life.until(101).shows("Approved=True Active=True/Granted Ended=False/Granted");
+}
+
+#[test]
+fn a_request_that_was_made_before_it_stood_and_was_taken_up_is_refused_with_the_remedy() {
+    for (since, refused) in [(-3600, false), (-1, false), (0, true), (1, true), (3600, true)] {
+        let mut life = world();
+        life.enforcement = stands(since);
+        let life = life.until(10);
+        let denied = condition::find(&life.status().conditions, ConditionType::Denied).cloned();
+        assert_eq!(
+            denied.as_ref().map(|denied| denied.reason.as_str()),
+            refused.then_some("RequesterUnchecked"),
+            "{since}"
+        );
+        assert_eq!(life.landed(), usize::from(!refused));
+        if refused {
+            life.says(ConditionType::Denied, "make the request again");
+            assert_eq!(life.look_ups, 0);
+            assert_eq!(life.kinds(), [RecordKind::Denied]);
+        }
+    }
+    // Nor one that cannot say when it was made.
+    let life = world().with(|request| request.metadata.creation_timestamp = None).until(10);
+    life.says(ConditionType::Denied, "make the request again");
+}
+
+#[test]
+fn a_request_that_waited_through_a_gap_is_refused_and_one_through_a_look_that_failed_is_granted() {
+    for (since, line) in [
+        (20, "Denied=True/RequesterUnchecked Active=False/Denied Ended=True/Denied Stalled=True"),
+        (-60, "Approved=True Active=True/Granted Ended=False/Granted"),
+    ] {
+        let mut life = world();
+        life.enforcement = missing();
+        life = life.until(20);
+        life.enforcement = stands(since);
+        life.until(21).shows(line);
+    }
+}
+
+#[test]
+fn what_was_approved_for_later_before_a_gap_is_taken_back_after_it() {
+    let mut life = world().with(|request| request.spec.start_time = Some(Time(at(300)))).until(10);
+    life.shows("Approved=True Active=False/Scheduled Reconciling=True");
+    life.enforcement = missing();
+    life = life.until(20);
+    life.shows(&format!("Approved=True {HELD}"));
+    life.enforcement = stands(25);
+    let life = life.until(400);
+    life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    assert_eq!(life.landed(), 0);
+}
+
+#[test]
+fn a_grant_gets_no_new_key_while_it_is_missing_and_goes_on_when_it_stands_again() {
+    let mut life = world().until(100);
+    let landed = life.landed();
+    life.enforcement = missing();
+    life = life.until(149);
+    // The last key, of second 90, still lets its owner in.
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    life = life.until(150);
+    life.shows(&format!("Approved=True {HELD}"));
+    life = life.until(300);
+    assert_eq!((life.landed(), life.expiration()), (landed, at(600)));
+    life.enforcement = stands(305);
+    life = life.until(301);
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    assert_eq!(life.landed(), landed + 1);
+    life.until(600).shows("Approved=True Active=False/Expired Ended=True/Expired");
+}
+
+#[test]
+fn while_it_is_missing_every_end_goes_on() {
+    let gap = |life: Life| {
+        let mut life = life.until(100);
+        life.enforcement = missing();
+        life.until(170)
+    };
+    gap(world()).until(600).shows("Approved=True Active=False/Expired Ended=True/Expired");
+    let mut revoked = gap(world());
+    revoked.revoke();
+    revoked.until(171).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    let mut deleted = gap(world());
+    deleted.delete();
+    assert_eq!(deleted.until(171).object, None);
+    let mut withdrawn = gap(world());
+    withdrawn.change_policies(false, Vec::clear);
+    withdrawn.until(171).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+}
+
+/// A grant that somebody else wrote: alice's request reads as the operator would have written it.
+fn forge(life: &mut Life, change: impl FnOnce(&mut InstanceAccessStatus)) {
+    let mut honest = world().until(5);
+    let mut status = honest.status();
+    change(&mut status);
+    honest.object = None;
+    let object = life.object.as_mut().unwrap();
+    object.status = Some(status);
+    object.metadata.resource_version = Some("1000".into());
+    life.records.push((life.now, Record::of(RecordKind::GrantIntended, object, &InstanceAccessStatus::default())));
+    life.sync();
+}
+
+#[test]
+fn a_grant_that_appears_while_we_look_and_is_not_ours_is_ended_without_a_key() {
+    for enforcement in [missing(), stands(-3600), stands(3600)] {
+        let mut life = world();
+        life.enforcement = enforcement;
+        life.fate = Fate::Fails(FailureClass::Refused);
+        life.policies_read = false;
+        life.settle();
+        forge(&mut life, |_| {});
+        life.policies_read = true;
+        let life = life.until(30);
+        life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+        life.says(ConditionType::Ended, "status holds a grant that the operator did not make");
+        assert_eq!((life.landed(), life.kinds().contains(&RecordKind::PushIntended)), (0, false));
+    }
+}
+
+#[test]
+fn an_end_that_somebody_moved_later_ends_the_grant_at_once() {
+    let mut life = world().until(100);
+    let landed = life.landed();
+    let object = life.object.as_mut().unwrap();
+    let grant = object.status.as_mut().unwrap().grant.as_mut().unwrap();
+    grant.expiration_time = Time(at(5000));
+    let mut sight = Sight::new(at(-3600));
+    sight.stores(None, Some(&Grant { expiration_time: Time(at(600)), ..grant.clone() }));
+    let (settings, policies) = (life.settings.clone(), PolicySet::new([Arc::new(Policy::compile(&developers()))]));
+    let world = World {
+        settings: &settings,
+        policies: &policies,
+        nodes: &Nodes::default(),
+        enforcement: &stands(-60),
+        sight: &sight,
+    };
+    let plan = next(at(100), object, world);
+    assert!(plan.before.contains(&Effect::StopPush) && plan.after.iter().all(|it| !matches!(it, Effect::Push(_))));
+    assert_eq!(landed, 3);
+}
+
+#[test]
+fn after_a_restart_in_a_gap_nobody_knows_whose_a_grant_is_and_it_ends() {
+    // Since when it stands, in seconds after the request; the grant began at once.
+    for (since, line) in [
+        (-1, "Approved=True Active=True/Granted Ended=False/Granted"),
+        (0, "Approved=True Active=False/Revoked Ended=True/Revoked"),
+        (170, "Approved=True Active=False/Revoked Ended=True/Revoked"),
+    ] {
+        let mut life = world().until(100);
+        let landed = life.landed();
+        life.enforcement = missing();
+        life.crash();
+        life = life.until(170);
+        life.shows(&format!("Approved=True {HELD}"));
+        life.enforcement = stands(since);
+        let life = life.until(250);
+        life.shows(line);
+        assert_eq!(life.landed() > landed, since < 0);
+    }
+}
+
+#[test]
+fn a_grant_that_was_found_while_it_stood_outlives_a_gap() {
+    let mut life = world().until(100);
+    life.crash();
+    life = life.until(110);
+    life.enforcement = missing();
+    life = life.until(300);
+    life.enforcement = stands(305);
+    life.until(301).shows("Approved=True Active=True/Granted Ended=False/Granted");
+}
+
+#[test]
+fn a_grant_of_another_requests_id_is_ended() {
+    let mut life = world();
+    life.policies_read = false;
+    life.settle();
+    let mut other = life.object.clone().unwrap();
+    let mut status = world().until(5).status();
+    status.grant.as_mut().unwrap().id = "g-00000000000000000000000000000000".into();
+    other.status = Some(status);
+    let sight = Sight::found_at_start(at(-3600), Some(&other));
+    let policies = PolicySet::new([Arc::new(Policy::compile(&developers()))]);
+    let world = World {
+        settings: &life.settings,
+        policies: &policies,
+        nodes: &life.nodes,
+        enforcement: &stands(-60),
+        sight: &sight,
+    };
+    let plan = next(at(10), &other, world);
+    let status = plan.status.expect("it is told");
+    assert!(status.revocation.is_some() && plan.after.iter().all(|it| !matches!(it, Effect::Push(_))));
+}
