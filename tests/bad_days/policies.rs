@@ -121,7 +121,9 @@ async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Ou
                  ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
     for (number, (expression, _)) in hostile.iter().enumerate() {
         let condition = format!("  conditions: [{{expression: {}, message: refused}}]\n", json!(expression));
-        apply(&stand.lab, &policy(&format!("burning-{number}"), &format!("{allow}{condition}"))).await?;
+        // About requests that nobody makes: a mistake is near to every other refusal.
+        let burning = policy(&format!("burning-{number}"), &format!("{allow}{condition}"));
+        apply(&stand.lab, &burning.replace("namespaces: [team]", "namespaces: [nowhere]")).await?;
     }
     for (number, (_, words)) in hostile.iter().enumerate() {
         let (reason, message) = ready(&stand, &format!("burning-{number}"), "False").await?;
@@ -136,14 +138,16 @@ async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Ou
     ready(&stand, "a-dear", "True").await?;
     let ask = |name: &str| Ask::new(name).instance(&id).with("osUser", json!("tester"));
     stand.create("carol", &ask("by-burning").with("reason", json!("1".repeat(1000)))).await?;
-    let words =
-        ["a-dear, which has a condition that does not hold: begin with many ones", "burning-0, which has a mistake"];
+    let words = ["a-dear, which has a condition that does not hold: begin with many ones"];
     stand.until_denied("by-burning", "DeniedByPolicy", &words).await?;
     stand.create("carol", &ask("by-dear").with("reason", json!("1111x"))).await?;
     stand.until_granted("by-dear").await?;
     // And so are the others, who have nothing to do with it.
     stand.ask(Ask::new("beside-burning").instance(&id)).await?;
     stand.until_granted("beside-burning").await?;
+    // Their look-ups would go on, among other tests' faults.
+    stand.delete("carol", "by-dear").await?;
+    stand.delete("alice", "beside-burning").await?;
     let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
     for number in 0..hostile.len() {
         let _ = policies.delete(&format!("burning-{number}"), &DeleteParams::default()).await?;
