@@ -3,11 +3,12 @@
 //! ```text
 //! watch requests ─┐                    ┌ audit, then status, then push, look-up, event
 //! watch policies ─┼─> Slots ── turn ───┤
-//! timers, answers ┘    (one turn a request at a time; next() decides, turn obeys)
+//! decisions, time ┘    (one turn a request at a time; next() decides, turn obeys)
 //! ```
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
 
 mod contact;
+mod decisions;
 mod events;
 mod policies;
 mod records;
@@ -81,6 +82,7 @@ struct Shared {
     policies: RwLock<Arc<PolicySet>>,
     /// Turns that may have a plan for a grant in their hands.
     grant_places: Semaphore,
+    decisions: decisions::Index,
     slots: Slots,
     timers: Timers,
     events: events::Events,
@@ -109,6 +111,7 @@ impl Shared {
 pub struct Health {
     requests_listed: signal::Sender<bool>,
     policies_listed: signal::Sender<bool>,
+    decisions_listed: signal::Sender<bool>,
     beat: signal::Sender<Timestamp>,
     contact: Arc<Contact>,
 }
@@ -119,13 +122,15 @@ impl Health {
             contact,
             requests_listed: signal::channel(false).0,
             policies_listed: signal::channel(false).0,
+            decisions_listed: signal::channel(false).0,
             beat: signal::channel(now).0,
         }
     }
 
-    /// Whether both lists were read once (before, nothing is decided), and the API server is heard.
+    /// Whether all lists were read once (before, nothing is decided), and the API server is heard.
     pub fn is_ready(&self, now: Timestamp) -> bool {
-        let listed = *self.requests_listed.borrow() && *self.policies_listed.borrow();
+        let lists = [&self.requests_listed, &self.policies_listed, &self.decisions_listed];
+        let listed = lists.into_iter().all(|listed| *listed.borrow());
         listed && self.contact.lost_time(now).is_none()
     }
 
@@ -163,6 +168,7 @@ impl Controller {
             metrics,
             policies: RwLock::default(),
             grant_places: Semaphore::new(GRANT_PLACES),
+            decisions: decisions::Index::default(),
             slots: Slots::default(),
             timers: Timers::default(),
             tasks: TaskTracker::new(),
@@ -179,6 +185,7 @@ impl Controller {
                 lookups: shared.lookups.stats(),
                 audit: shared.records.stats(),
                 requests: shared.slots.len(),
+                decisions: shared.decisions.len(),
                 grants_live: shared.slots.live_len(),
             })
         });
@@ -201,6 +208,7 @@ impl Controller {
         let mut tasks = JoinSet::new();
         tasks.spawn(policies::watch_policies(Arc::clone(&shared), stop.clone()));
         tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(decisions::watch_decisions(Arc::clone(&shared), stop.clone()));
         tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
         tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));
         tasks.spawn(contact::keep_contact(Arc::clone(&shared), stop.clone()));

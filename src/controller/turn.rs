@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::api::{AuditPointer, InstanceAccess};
 use crate::audit::Receipt;
 use crate::aws::PushError;
+use crate::domain::approvals::Decisions;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::policy::PolicySet;
@@ -83,11 +84,11 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
     let mut place = None;
     loop {
-        let (plan, object, policies, was_gone) = {
+        let (plan, object, judged, was_gone) = {
             let mut state = slot.lock();
             state.dirty = false;
-            let policies = shared.policies();
-            let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &mut state, &policies) };
+            let judged = Judged::now(&shared, &slot, &state);
+            let plan = if state.gone { vanished(&shared, &state) } else { ask(&shared, &mut state, &judged) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
                 let again = plan.look_again.map(|(_, time)| time);
                 let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
@@ -98,7 +99,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 rest(&shared, &slot, &mut state, again);
                 return;
             }
-            (plan, Arc::clone(&state.object), policies, state.gone)
+            (plan, Arc::clone(&state.object), judged, state.gone)
         };
         steps += 1;
         // Thousands that ask at once wait here, with nothing in their hands, and are asked anew when it is their turn.
@@ -111,7 +112,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             };
             continue;
         }
-        let step = carry_out(&shared, &slot, &object, &policies, plan).await;
+        let step = carry_out(&shared, &slot, &object, &judged, plan).await;
         let mut state = slot.lock();
         match step {
             Step::Done if was_gone => {
@@ -141,11 +142,29 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     }
 }
 
-fn ask(shared: &Shared, state: &mut State, policies: &PolicySet) -> Plan {
+/// What others said, as it was when a plan was made.
+struct Judged {
+    policies: Arc<PolicySet>,
+    decisions: Arc<Decisions>,
+}
+
+impl Judged {
+    fn now(shared: &Shared, slot: &Slot, state: &State) -> Self {
+        let namespace = state.object.metadata.namespace.as_deref().unwrap_or_default();
+        Self { policies: shared.policies(), decisions: shared.decisions.of(namespace, &slot.uid) }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.policies, &other.policies) && Arc::ptr_eq(&self.decisions, &other.decisions)
+    }
+}
+
+fn ask(shared: &Shared, state: &mut State, judged: &Judged) -> Plan {
     let now = (shared.clock)();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     state.sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
-    let world = World { settings: &shared.settings, policies, sight: &state.sight };
+    let Judged { policies, decisions } = judged;
+    let world = World { settings: &shared.settings, policies, decisions, sight: &state.sight };
     lifecycle::next(now, &state.object, world)
 }
 
@@ -170,21 +189,21 @@ async fn carry_out(
     shared: &Arc<Shared>,
     slot: &Arc<Slot>,
     object: &Arc<InstanceAccess>,
-    policies: &Arc<PolicySet>,
+    judged: &Judged,
     plan: Plan,
 ) -> Step {
     let lane = plan.lane();
     let decided_on = Arc::clone(object);
     // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
-    // and under other policies the same question must have the same answer (I2).
+    // and under other policies and decisions the same question must have the same answer (I2).
     let wants_push = pushes(&plan);
     let holds = || {
         let mut state = slot.lock();
         if state.gone || is_changed(&state.object, &decided_on) {
             return false;
         }
-        let current = shared.policies();
-        Arc::ptr_eq(policies, &current) || wants_push && pushes(&ask(shared, &mut state, &current))
+        let current = Judged::now(shared, slot, &state);
+        judged.is(&current) || wants_push && pushes(&ask(shared, &mut state, &current))
     };
     let mut plan = plan;
     let mut object = Arc::clone(object);

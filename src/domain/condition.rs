@@ -16,6 +16,8 @@ pub const MESSAGE_LENGTH_MAX: usize = 2048;
 pub enum ApproveReason {
     /// A policy admits the request.
     AdmittedByPolicy,
+    /// A policy admits the request, and the people approved whom it asks.
+    ApprovedByPeople,
 }
 
 /// Why a request was refused.
@@ -25,11 +27,17 @@ pub enum DenyReason {
     DeniedByPolicy,
     /// The request itself cannot be served as it is written.
     InvalidSpec,
+    /// Somebody whom the policy names as an approver said no.
+    DeniedByApprover,
+    /// The approvals that the policy asks for did not come in time.
+    ApprovalTimeout,
 }
 
 /// Why access is possible now, or not: the STATUS column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActiveReason {
+    /// The policy wants people's approval, and they have not all given it yet.
+    PendingApproval,
     /// Before `spec.startTime`.
     Scheduled,
     /// Granted; the first push is under way.
@@ -72,7 +80,8 @@ pub enum ActiveReason {
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
+        Self::PendingApproval,
         Self::Scheduled,
         Self::Granting,
         Self::Granted,
@@ -97,6 +106,7 @@ impl ActiveReason {
     /// The word, as it stands in status, metrics, audit and the runbook.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::PendingApproval => "PendingApproval",
             Self::Scheduled => "Scheduled",
             Self::Granting => "Granting",
             Self::Granted => "Granted",
@@ -126,6 +136,8 @@ impl DenyReason {
         match self {
             Self::DeniedByPolicy => "DeniedByPolicy",
             Self::InvalidSpec => "InvalidSpec",
+            Self::DeniedByApprover => "DeniedByApprover",
+            Self::ApprovalTimeout => "ApprovalTimeout",
         }
     }
 }
@@ -173,8 +185,15 @@ impl Saying {
     pub fn approved(reason: ApproveReason, message: impl Into<String>) -> Self {
         let reason = match reason {
             ApproveReason::AdmittedByPolicy => "AdmittedByPolicy",
+            ApproveReason::ApprovedByPeople => "ApprovedByPeople",
         };
         Self::new(ConditionType::Approved, ConditionStatus::True, reason, message)
+    }
+
+    /// People are asked.
+    pub fn unapproved(message: impl Into<String>) -> Self {
+        let reason = ActiveReason::PendingApproval.as_str();
+        Self::new(ConditionType::Approved, ConditionStatus::Unknown, reason, message)
     }
 
     /// The request is refused.

@@ -11,7 +11,8 @@ use regex::{Regex, RegexBuilder};
 
 use crate::api::{
     ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, KeyDelivery, KeyType,
-    PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator, TagSelector, Verdict,
+    PolicyApproval, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator,
+    TagSelector, Verdict,
 };
 
 use super::cloud::Instance;
@@ -100,6 +101,8 @@ pub struct Admission {
     pub policy: PolicyPin,
     /// How long the grant may last, in seconds.
     pub ttl_seconds: i32,
+    /// Whose consent it takes.
+    pub approval: Option<PolicyApproval>,
 }
 
 /// All policies of the cluster, in the order of precedence. The default is the set that nobody has seen yet.
@@ -140,7 +143,6 @@ impl Policy {
         let reason = pattern("reason", &spec.reason);
         let ticket = pattern("ticket", &spec.ticket);
         let unserved = [
-            ("approval", spec.approval.is_some()),
             ("windows", spec.windows.is_some()),
             ("limits", spec.limits.is_some()),
             ("delegates", spec.delegates.is_some()),
@@ -161,6 +163,18 @@ impl Policy {
             problems.push(Problem {
                 reason: "InvalidSpec",
                 message: "spec.ttl is required of an Allow policy: {defaultSeconds, maxSeconds}".to_owned(),
+            });
+        }
+        if let Some(approval) = &spec.approval
+            && approval.approvers.is_empty()
+            && approval.one_from_each.iter().flatten().count() < usize::try_from(approval.count).unwrap_or(usize::MAX)
+        {
+            problems.push(Problem {
+                reason: "InvalidSpec",
+                message: format!(
+                    "spec.approval asks for {} people, and spec.approval.approvers names nobody; name who may approve",
+                    approval.count
+                ),
             });
         }
         if let Some(ttl) = spec.ttl
@@ -381,6 +395,18 @@ impl PolicySet {
         }
     }
 
+    /// Whose word counts for what a policy decided, as it stands now: none, if it is gone or asks nobody.
+    pub fn approval_of(&self, pin: &PolicyPin) -> Option<&PolicyApproval> {
+        let policy = self.policies.iter().find(|policy| policy.pin.name == pin.name && policy.pin.uid == pin.uid)?;
+        policy.spec.approval.as_ref()
+    }
+
+    /// Everybody whom some policy names as one whose word counts.
+    pub fn approvers(&self) -> impl Iterator<Item = &PolicySubject> {
+        let approvals = self.policies.iter().filter_map(|policy| policy.spec.approval.as_ref());
+        approvals.flat_map(|approval| approval.approvers.iter().chain(approval.one_from_each.iter().flatten()))
+    }
+
     /// The Deny policy that matches, once the instance is known, and the way if the policy asks for it: before, it might
     /// still be about others.
     fn denial(&self, question: &Question<'_>) -> Option<&Policy> {
@@ -421,6 +447,7 @@ impl PolicySet {
                 Ok(Admission {
                     policy: policy.pin.clone(),
                     ttl_seconds: question.ttl_seconds.unwrap_or(ttl.default_seconds),
+                    approval: policy.spec.approval.clone(),
                 })
             }
             (None, None) => Err(refusal(question, &asked)),
@@ -540,6 +567,11 @@ pub fn names(subject: &PolicySubject, identity: &Identity) -> bool {
             _ => false,
         },
     }
+}
+
+/// A policy's subject, for people.
+pub fn subject_text(subject: &PolicySubject) -> String {
+    format!("{:?} {}", subject.kind, subject.name)
 }
 
 /// Whether a tag selector selects an instance. An empty selector selects nothing.

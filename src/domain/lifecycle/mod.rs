@@ -1,7 +1,7 @@
 //! The life of a request: `next(now, request, world)` says what to do, and knows everything that can be decided wrongly.
 //!
 //! ```text
-//!            ┌ Denied
+//!            ┌ Denied                 ┌ PendingApproval
 //! request ───┤                       ┌ InstanceNotRunning, Throttled, …  (heals, or waits)
 //!            └ look up ─ admit ─ Granting ─ Granted ─┬──────────────────── Ended (Expired)
 //!                                                    └ RevocationPending ─ Ended (Released, Revoked)
@@ -18,12 +18,15 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{
-    AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessStatus, Revocation,
+    Approval, AuditPointer, ConditionStatus, ConditionType, DecisionKind, EndCause, FINALIZER, InstanceAccess,
+    InstanceAccessStatus, Revocation,
 };
 
+use super::approvals::{Case, Decision, Decisions, Parties};
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
+use super::identity::PrincipalRule;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use super::record::{Record, RecordKind};
@@ -63,15 +66,19 @@ pub struct World<'a> {
     pub settings: &'a Settings,
     /// Every policy of the cluster: the shell asks only after it has seen them all.
     pub policies: &'a PolicySet,
+    /// What people decided about this request.
+    pub decisions: &'a Decisions,
     /// What this process saw of the request.
     pub sight: &'a Sight,
 }
 
-/// Where a request's target is looked for, if it does not say.
+/// What the operator's configuration says.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// The operator's region.
+    /// The operator's region: where a request's target is looked for, if it does not say.
     pub region: Option<Region>,
+    /// Who is the same person.
+    pub principals: PrincipalRule,
 }
 
 /// What to do now, in this order; then when to look again. Plain data: the shell has no choice left.
@@ -146,6 +153,8 @@ pub enum Lane {
 pub enum Deadline {
     /// When to start: `spec.startTime`.
     Start,
+    /// When approvals come too late.
+    Approval,
     /// When to stop waiting: `spec.endTime`, or `GRANT_DEADLINE`.
     GiveUp,
     /// When to push again.
@@ -181,7 +190,9 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
 pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings::default();
     let policies = PolicySet::default();
-    let mut draft = Draft::new(now, request, World { settings: &settings, policies: &policies, sight });
+    let decisions = Decisions::default();
+    let world = World { settings: &settings, policies: &policies, decisions: &decisions, sight };
+    let mut draft = Draft::new(now, request, world);
     let has_grant = draft.status.grant.is_some();
     let lives = has_grant && !draft.is_terminal();
     let owes_record = has_grant && draft.is_terminal() && draft.status.audit.is_none();
@@ -389,6 +400,7 @@ impl<'a> Draft<'a> {
             self.status.revocation = Some(Revocation { cause, key_window_closed_time: None });
         }
         self.status.end_time = Some(Time(end_time));
+        self.forget_waiting_for_approval();
         self.count_pushes();
         self.say(Saying::inactive(reason.active(), message.clone()));
         self.say(Saying::ended(reason, message.clone()));
@@ -450,6 +462,7 @@ impl<'a> Draft<'a> {
         if self.holds(ConditionType::Approved) {
             return self.end(EndCause::PolicyChanged, message);
         }
+        self.forget_waiting_for_approval();
         self.say(Saying::denied(reason, message.clone()));
         self.say(Saying::inactive(ActiveReason::Denied, message.clone()));
         self.say(Saying::ended(EndReason::Denied, message.clone()));
@@ -459,6 +472,46 @@ impl<'a> Draft<'a> {
         let record = Record { message: Some(message.clone()), ..self.record(RecordKind::Denied) };
         self.audit(false, record);
         self.event(true, reason.as_str(), message);
+    }
+
+    /// `Approved` is Unknown while people are asked; what is over asks nobody.
+    fn forget_waiting_for_approval(&mut self) {
+        if !self.holds(ConditionType::Approved) {
+            self.unsay(ConditionType::Approved);
+        }
+    }
+
+    /// The request, as people's decisions are judged on it.
+    fn case<'c>(&'c self, spec_digest: &'c str, parties: &'c Parties) -> Case<'c> {
+        Case {
+            uid: self.request.metadata.uid.as_deref().unwrap_or_default(),
+            spec_digest,
+            created_time: self.created_time(),
+            parties,
+        }
+    }
+
+    fn created_time(&self) -> Timestamp {
+        self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0)
+    }
+
+    /// Who asks, and for whom; `None` if one of them is nobody.
+    fn parties(&self) -> Option<Parties> {
+        Parties::of(&self.world.settings.principals, &self.request.spec)
+    }
+
+    /// Writes down that a decision counted.
+    fn note_decision(&mut self, decision: &Decision) {
+        let told = decision.told();
+        if !self.status.approvals.contains(&told) {
+            self.status.approvals.push(told);
+        }
+    }
+
+    /// The decision that closed this request, if one did.
+    fn closing_decision(&self) -> Option<&Approval> {
+        let closing = |told: &&Approval| told.decision != DecisionKind::Approve;
+        self.status.approvals.iter().find(closing)
     }
 
     /// How a failed call reads in status.
@@ -565,6 +618,12 @@ fn refresh_time(seen: Timestamp, target: &str) -> Timestamp {
     let offset = i64::from(slot) * (period / 12);
     let turn = (seen.as_second() - offset).div_euclid(period) + 1;
     Timestamp::from_second(turn * period + offset).unwrap_or(Timestamp::MAX)
+}
+
+/// Whether nothing is judged of a request any more.
+pub fn is_over(request: &InstanceAccess) -> bool {
+    let conditions = request.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    condition::is_true(conditions, ConditionType::Ended) || condition::is_true(conditions, ConditionType::Denied)
 }
 
 /// Whether `Active` stands at True.

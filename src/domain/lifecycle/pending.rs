@@ -8,10 +8,12 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{
-    ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, Identity, InstanceFacts, KeyDelivery, KeyFacts,
+    ConditionType, ConnectionFacts, ConnectionMethod, DecisionKind, EndCause, Grant, Identity, InstanceFacts,
+    KeyDelivery, KeyFacts, PolicyApproval,
 };
+use crate::domain::approvals::{self, Decision, Parties, Standing};
 use crate::domain::cloud::{AccountId, Instance, InstanceId, InstanceState, OsUser, Place, Region, TargetQuery};
-use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
+use crate::domain::condition::{self, ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
@@ -42,6 +44,7 @@ pub(super) struct Asked<'a> {
     pub query: TargetQuery,
     pub method: ConnectionMethod,
     pub port: u16,
+    pub parties: Parties,
 }
 
 impl Asked<'_> {
@@ -93,9 +96,11 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.end(EndCause::Revoked, format!("spec.revoke was set before access was granted: {why}"));
         }
-        let created = self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        let created = self.created_time();
         let start_time = spec.start_time.as_ref().map(|time| time.0);
-        let give_up_time = plus(start_time.unwrap_or(created).max(created), GRANT_DEADLINE);
+        // Who had to wait for people has the same time for all the rest.
+        let asked_until = self.status.approval_deadline_time.as_ref().map_or(created, |time| time.0);
+        let give_up_time = plus(start_time.unwrap_or(created).max(created).max(asked_until), GRANT_DEADLINE);
         let end_time = spec.end_time.as_ref().map(|time| time.0);
         if let Some(end_time) = end_time
             && end_time <= self.now
@@ -112,7 +117,7 @@ impl<'a> Draft<'a> {
             );
         }
         self.wake(Deadline::GiveUp, end_time.map_or(give_up_time, |end_time| end_time.min(give_up_time)));
-        if !self.world.policies.is_seen() {
+        if !self.world.policies.is_seen() || !self.world.decisions.is_seen() {
             self.silent = true;
             return;
         }
@@ -123,6 +128,10 @@ impl<'a> Draft<'a> {
                 return self.refuse(DenyReason::InvalidSpec, findings.join("; "));
             }
         };
+        let digest = spec_digest(spec);
+        if let Some(decision) = approvals::closing(&self.case(&digest, &asked.parties), None, self.world.decisions) {
+            return self.close(&asked, decision);
+        }
         // Without the instance: who is admitted nowhere costs no look-up, and learns nothing of our instances.
         let outline = self.world.policies.evaluate(&asked.question(spec, None, asked.method));
         if let Err(refusal) = outline.decision {
@@ -152,6 +161,9 @@ impl<'a> Draft<'a> {
         }
         let Some(route) = self.route(asked, instance) else { return };
         let Some(admission) = self.admit(asked, instance, method_of(&route)) else { return };
+        if !self.is_approved(asked, instance, &admission, end_time) {
+            return;
+        }
         self.status.instance = Some(instance_facts(instance));
         if instance.state != InstanceState::Running {
             return self.wait_for_state(asked, instance);
@@ -262,10 +274,126 @@ impl<'a> Draft<'a> {
 
     fn approve(&mut self, admission: &Admission) {
         self.status.policy = Some(admission.policy.clone());
-        self.say(Saying::approved(
-            ApproveReason::AdmittedByPolicy,
-            format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
-        ));
+        let admits = format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds);
+        self.say(match &admission.approval {
+            None => Saying::approved(ApproveReason::AdmittedByPolicy, admits),
+            Some(_) => {
+                let who: Vec<&str> = self.status.approvals.iter().map(|told| told.approver.as_str()).collect();
+                let message = format!("{admits}, and {} approved it", who.join(", "));
+                Saying::approved(ApproveReason::ApprovedByPeople, message)
+            }
+        });
+    }
+
+    /// Asks people, if the policy that decides wants it: counts their decisions under that policy as it stands now.
+    fn is_approved(
+        &mut self,
+        asked: &Asked<'_>,
+        instance: &Instance,
+        admission: &Admission,
+        end_time: Option<Timestamp>,
+    ) -> bool {
+        let Some(approval) = &admission.approval else {
+            // Of a policy that decided before, or that was edited meanwhile.
+            self.status.approvals = Vec::new();
+            self.status.approval_deadline_time = None;
+            return true;
+        };
+        let decisions = self.world.decisions;
+        let digest = spec_digest(&self.request.spec);
+        let deadline =
+            approvals::deadline_time(self.created_time(), approval, self.request.spec.approval_deadline_seconds);
+        let case = self.case(&digest, &asked.parties);
+        let closing = approvals::closing(&case, Some(approval), decisions);
+        let standing = approvals::standing(&case, approval, deadline, decisions);
+        // What an approver sees is what is asked for now.
+        self.status.spec_digest = Some(digest);
+        self.status.approval_deadline_time = Some(Time(deadline));
+        self.status.approvals = standing.counted.iter().map(|decision| decision.told()).collect();
+        if let Some(decision) = closing {
+            self.close(asked, decision);
+            return false;
+        }
+        if standing.is_complete() {
+            return true;
+        }
+        self.status.policy = Some(admission.policy.clone());
+        self.status.instance = Some(instance_id_alone(instance));
+        if self.holds(ConditionType::Approved) {
+            let message = format!(
+                "it was approved, and before its grant policy {} came to want {} more, or an approval was taken back; make a new request",
+                admission.policy.name,
+                missing_text(&standing)
+            );
+            self.end(EndCause::PolicyChanged, message);
+            return false;
+        }
+        if deadline <= self.now {
+            let message = format!(
+                "{} of {} approvals came by {deadline}, missing: {}; make a new request if it is still needed",
+                standing.counted.len(),
+                standing.counted.len() + standing.missing.iter().map(|(count, _)| count).sum::<usize>(),
+                missing_text(&standing)
+            );
+            self.refuse(DenyReason::ApprovalTimeout, message);
+            return false;
+        }
+        self.wait_for_people(asked, approval, &admission.policy.name, &standing, deadline);
+        self.look_again = None;
+        self.wake(Deadline::Approval, deadline);
+        if let Some(end_time) = end_time {
+            self.wake(Deadline::GiveUp, end_time);
+        }
+        false
+    }
+
+    fn wait_for_people(
+        &mut self,
+        asked: &Asked<'_>,
+        approval: &PolicyApproval,
+        policy: &str,
+        standing: &Standing<'_>,
+        deadline: Timestamp,
+    ) {
+        let so_far = match standing.counted.len() {
+            0 => String::new(),
+            _ => {
+                let who: Vec<&str> = standing.counted.iter().map(|it| it.approver.username.as_str()).collect();
+                format!(" ({} approved)", who.join(", "))
+            }
+        };
+        let message = format!(
+            "policy {policy} waits for {} until {deadline}{so_far}; {} may not, and each person counts once. They approve uid {} with digest {} by an InstanceAccessDecision; one Deny of {} is final",
+            missing_text(standing),
+            asked.requester.username,
+            self.request.metadata.uid.as_deref().unwrap_or_default(),
+            self.status.spec_digest.as_deref().unwrap_or_default(),
+            approvals::subjects_text(&approvals::all_named(approval)),
+        );
+        let is_new = condition::active_reason(&self.status) != Some(ActiveReason::PendingApproval.as_str());
+        self.say(Saying::unapproved(message.clone()));
+        self.say(Saying::inactive(ActiveReason::PendingApproval, message.clone()));
+        self.say(Saying::reconciling(ActiveReason::PendingApproval, message.clone()));
+        self.unsay(ConditionType::Stalled);
+        self.unsay(ConditionType::Ended);
+        if is_new {
+            self.event(false, ActiveReason::PendingApproval.as_str(), message);
+        }
+    }
+
+    /// Somebody whose word counts said no before the grant.
+    fn close(&mut self, asked: &Asked<'_>, decision: &Decision) {
+        self.note_decision(decision);
+        let (who, why) = (&decision.approver.username, decision.why());
+        let is_own = asked.parties.made(decision);
+        match decision.kind {
+            DecisionKind::Deny if !is_own && !self.holds(ConditionType::Approved) => {
+                self.refuse(DenyReason::DeniedByApprover, format!("{who} denied it: {why}"));
+            }
+            DecisionKind::Deny | DecisionKind::Revoke | DecisionKind::Approve => {
+                self.end(EndCause::Revoked, format!("{who} revoked it before access was granted: {why}"));
+            }
+        }
     }
 
     /// Reads the spec into values that are right, or returns every finding.
@@ -285,6 +413,13 @@ impl<'a> Draft<'a> {
             findings.push(format!(
                 "spec.subject: {} may not ask for {}; only a delegate that a policy names may ask for others",
                 requester.username, subject.username
+            ));
+        }
+        let parties = self.parties();
+        if let (Some(requester), None) = (requester, &parties) {
+            findings.push(format!(
+                "spec.requester: the operator's rule of who is who (--principal) makes nobody of {}, and nobody may ask; ask whoever runs the operator",
+                requester.username
             ));
         }
         let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
@@ -331,8 +466,8 @@ impl<'a> Draft<'a> {
         if port.is_none() {
             findings.push("spec.connection.port must be 1 to 65535".to_owned());
         }
-        match (requester, key, os_user, region, query, port) {
-            (Some(requester), Some(key), Some(os_user), Some(region), Some(query), Some(port))
+        match (requester, parties, key, os_user, region, query, port) {
+            (Some(requester), Some(parties), Some(key), Some(os_user), Some(region), Some(query), Some(port))
                 if findings.is_empty() =>
             {
                 Ok(Asked {
@@ -345,6 +480,7 @@ impl<'a> Draft<'a> {
                     query,
                     method: connection.method.unwrap_or_default(),
                     port,
+                    parties,
                 })
             }
             _ => Err(findings),
@@ -504,6 +640,12 @@ pub(super) fn state_words(instance: &Instance) -> (ActiveReason, String, bool) {
             (ActiveReason::InstanceNotRunning, format!("{id} is in no state that takes keys"), true)
         }
     }
+}
+
+/// Who is missing, for people.
+fn missing_text(standing: &Standing<'_>) -> String {
+    let each: Vec<String> = standing.missing.iter().map(|(count, whom)| format!("{count} of {whom}")).collect();
+    each.join(" and ")
 }
 
 /// What is pushed, and where.

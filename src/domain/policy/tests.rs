@@ -440,7 +440,7 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
         ("InvalidPattern", "spec.ticket.pattern", |p| p.ticket = text(false, Some("(?=x)"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some(r"(x)\1"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some("((a{999}){999}){999}"))),
-        ("NotEnforced", "spec.approval cannot", |p| {
+        ("InvalidSpec", "spec.approval.approvers names nobody", |p| {
             p.approval =
                 Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None })
         }),
@@ -466,10 +466,9 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
         ("NotEnforced", "spec.conditions cannot", |p| {
             p.conditions = Some(vec![PolicyCondition { expression: "true".into(), message: "x".into() }])
         }),
-        ("NotEnforced", "spec.approval, spec.windows", |p| {
+        ("NotEnforced", "spec.windows, spec.conditions", |p| {
             p.windows = Some(vec![]);
-            p.approval =
-                Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None });
+            p.conditions = Some(vec![]);
         }),
         ("InvalidSpec", "spec.ttl is required", |p| p.ttl = None),
     ];

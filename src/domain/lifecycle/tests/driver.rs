@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
+use crate::domain::approvals::Decision;
 use crate::domain::cloud::Failure;
 use crate::domain::key::PublicKey;
 use crate::domain::sight::was_answered;
@@ -63,7 +64,9 @@ pub(in super::super) struct Life {
     /// Whether the watch is late: the shell sees its own writes, and of others' nothing new.
     pub lagging: bool,
     pub policies: Vec<InstanceAccessPolicy>,
-    /// Whether the shell has read them yet.
+    /// What people decided, about whatever.
+    pub decisions: Vec<InstanceAccessDecision>,
+    /// Whether the shell has read policies and decisions yet.
     pub policies_read: bool,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
@@ -118,9 +121,10 @@ impl Life {
             object: Some(object),
             lagging: false,
             policies,
+            decisions: Vec::new(),
             policies_read: true,
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
-            settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
+            settings: Settings { region: Some(Region::parse("us-west-2").unwrap()), ..Settings::default() },
             instances,
             endpoints: vec![endpoint()],
             look_failure: None,
@@ -171,8 +175,19 @@ impl Life {
         }
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
-        let world = World { settings: &self.settings, policies, sight: &self.sight };
+        let decisions = if self.policies_read { self.decisions() } else { Decisions::default() };
+        let world = World { settings: &self.settings, policies, decisions: &decisions, sight: &self.sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
+    }
+
+    fn decisions(&self) -> Decisions {
+        let mut kept = Decisions::none();
+        for object in &self.decisions {
+            if let Some(decision) = Decision::read(object, &self.settings.principals) {
+                kept.take(Arc::new(decision));
+            }
+        }
+        kept
     }
 
     // --- what others do -------------------------------------------------------------------------------------------

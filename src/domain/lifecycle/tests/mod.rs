@@ -81,6 +81,7 @@ pub(super) fn request() -> InstanceAccess {
             ttl_seconds: Some(600),
             start_time: None,
             end_time: None,
+            approval_deadline_seconds: None,
             reason: Some("the disk is full".into()),
             ticket: None,
             policy_name: None,

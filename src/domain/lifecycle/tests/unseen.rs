@@ -3,8 +3,10 @@
 use super::*;
 
 fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
-    let settings = Settings { region: Some(crate::domain::cloud::Region::parse("us-west-2").unwrap()) };
-    next(at(5), request, World { settings: &settings, policies: &PolicySet::default(), sight })
+    let settings =
+        Settings { region: Some(crate::domain::cloud::Region::parse("us-west-2").unwrap()), ..Settings::default() };
+    let (policies, decisions) = (PolicySet::default(), Decisions::default());
+    next(at(5), request, World { settings: &settings, policies: &policies, decisions: &decisions, sight })
 }
 
 #[test]
