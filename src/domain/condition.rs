@@ -14,10 +14,8 @@ pub const MESSAGE_LENGTH_MAX: usize = 2048;
 /// Why `Approved` is what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApproveReason {
-    /// A policy admits the request.
-    AdmittedByPolicy,
     /// A policy admits the request, and the people approved whom it asks.
-    ApprovedByPeople,
+    AdmittedByPolicy,
 }
 
 /// Why a request was refused.
@@ -185,7 +183,6 @@ impl Saying {
     pub fn approved(reason: ApproveReason, message: impl Into<String>) -> Self {
         let reason = match reason {
             ApproveReason::AdmittedByPolicy => "AdmittedByPolicy",
-            ApproveReason::ApprovedByPeople => "ApprovedByPeople",
         };
         Self::new(ConditionType::Approved, ConditionStatus::True, reason, message)
     }

@@ -35,8 +35,13 @@ async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
         applies(&world, "alice", &name, &manifest).await;
     }
     let policies = [examples("policy"), examples("deny")].concat();
-    assert_eq!(policies.len(), 3);
+    assert_eq!(policies.len(), 4);
     for (name, manifest) in policies {
+        applies(&world, "admin", &name, &manifest).await;
+    }
+    let decisions = examples("approve");
+    assert_eq!(decisions.len(), 1);
+    for (name, manifest) in decisions {
         applies(&world, "admin", &name, &manifest).await;
     }
     for (name, manifest) in [examples("operator-rbac"), examples("user-rbac")].concat() {
@@ -127,6 +132,7 @@ async fn explain_tells_what_to_write() {
         ("request-target", "ia.spec.target"),
         ("request-connection", "ia.spec.connection"),
         ("request-status", "ia.status"),
+        ("decision", "iad.spec"),
         ("policy", "iap.spec"),
         ("policy-targets", "iap.spec.targets"),
     ] {

@@ -24,10 +24,18 @@ fn has(file: &str, words: impl IntoIterator<Item = String>) {
 
 /// Every reason of a refusal. A new variant does not compile here until it is listed.
 fn deny_reasons() -> Vec<DenyReason> {
-    let all = vec![DenyReason::DeniedByPolicy, DenyReason::InvalidSpec];
+    let all = vec![
+        DenyReason::DeniedByPolicy,
+        DenyReason::InvalidSpec,
+        DenyReason::DeniedByApprover,
+        DenyReason::ApprovalTimeout,
+    ];
     for reason in &all {
         match reason {
-            DenyReason::DeniedByPolicy | DenyReason::InvalidSpec => {}
+            DenyReason::DeniedByPolicy
+            | DenyReason::InvalidSpec
+            | DenyReason::DeniedByApprover
+            | DenyReason::ApprovalTimeout => {}
         }
     }
     all

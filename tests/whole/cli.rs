@@ -61,7 +61,14 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
 pub async fn what_is_printed_for_kubectl_is_all_there() {
     let crds = said(&["crds"]).await.stdout;
     let names: Vec<&str> = crds.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
-    assert_eq!(names, ["instanceaccesses.instanceaccess.dev", "instanceaccesspolicies.instanceaccess.dev"]);
+    assert_eq!(
+        names,
+        [
+            "instanceaccesses.instanceaccess.dev",
+            "instanceaccesspolicies.instanceaccess.dev",
+            "instanceaccessdecisions.instanceaccess.dev"
+        ]
+    );
     let kinds =
         |yaml: &str| yaml.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned).collect::<Vec<_>>();
     let admission = said(&["admission", "--operator-service-account", "ops/broker"]).await.stdout;

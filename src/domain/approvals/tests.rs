@@ -297,7 +297,7 @@ fn most(places: &[&[PolicySubject]], people: &[Vec<Identity>]) -> usize {
 proptest! {
     #[test]
     fn the_count_is_that_of_the_best_choice_of_people_and_no_order_changes_it(
-        decisions in prop::collection::vec(any_decision(), 0..12),
+        decisions in prop::collection::vec(any_decision(), 0..8),
         count in 1..4i32,
         each in prop::sample::subsequence(vec!["security", "leads", "developers"], 0..3),
     ) {

@@ -11,6 +11,7 @@
 
 mod live;
 mod pending;
+mod people;
 
 use std::time::Duration;
 
@@ -18,11 +19,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{
-    Approval, AuditPointer, ConditionStatus, ConditionType, DecisionKind, EndCause, FINALIZER, InstanceAccess,
-    InstanceAccessStatus, Revocation,
+    AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessStatus, Revocation,
 };
 
-use super::approvals::{Case, Decision, Decisions, Parties};
+use super::approvals::Decisions;
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
@@ -472,46 +472,6 @@ impl<'a> Draft<'a> {
         let record = Record { message: Some(message.clone()), ..self.record(RecordKind::Denied) };
         self.audit(false, record);
         self.event(true, reason.as_str(), message);
-    }
-
-    /// `Approved` is Unknown while people are asked; what is over asks nobody.
-    fn forget_waiting_for_approval(&mut self) {
-        if !self.holds(ConditionType::Approved) {
-            self.unsay(ConditionType::Approved);
-        }
-    }
-
-    /// The request, as people's decisions are judged on it.
-    fn case<'c>(&'c self, spec_digest: &'c str, parties: &'c Parties) -> Case<'c> {
-        Case {
-            uid: self.request.metadata.uid.as_deref().unwrap_or_default(),
-            spec_digest,
-            created_time: self.created_time(),
-            parties,
-        }
-    }
-
-    fn created_time(&self) -> Timestamp {
-        self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0)
-    }
-
-    /// Who asks, and for whom; `None` if one of them is nobody.
-    fn parties(&self) -> Option<Parties> {
-        Parties::of(&self.world.settings.principals, &self.request.spec)
-    }
-
-    /// Writes down that a decision counted.
-    fn note_decision(&mut self, decision: &Decision) {
-        let told = decision.told();
-        if !self.status.approvals.contains(&told) {
-            self.status.approvals.push(told);
-        }
-    }
-
-    /// The decision that closed this request, if one did.
-    fn closing_decision(&self) -> Option<&Approval> {
-        let closing = |told: &&Approval| told.decision != DecisionKind::Approve;
-        self.status.approvals.iter().find(closing)
     }
 
     /// How a failed call reads in status.

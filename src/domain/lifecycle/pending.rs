@@ -8,12 +8,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{
-    ConditionType, ConnectionFacts, ConnectionMethod, DecisionKind, EndCause, Grant, Identity, InstanceFacts,
-    KeyDelivery, KeyFacts, PolicyApproval,
+    ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, Identity, InstanceFacts, KeyDelivery, KeyFacts,
 };
-use crate::domain::approvals::{self, Decision, Parties, Standing};
+use crate::domain::approvals::{self, Parties};
 use crate::domain::cloud::{AccountId, Instance, InstanceId, InstanceState, OsUser, Place, Region, TargetQuery};
-use crate::domain::condition::{self, ActiveReason, ApproveReason, DenyReason, Saying};
+use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
@@ -274,126 +273,12 @@ impl<'a> Draft<'a> {
 
     fn approve(&mut self, admission: &Admission) {
         self.status.policy = Some(admission.policy.clone());
-        let admits = format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds);
-        self.say(match &admission.approval {
-            None => Saying::approved(ApproveReason::AdmittedByPolicy, admits),
-            Some(_) => {
-                let who: Vec<&str> = self.status.approvals.iter().map(|told| told.approver.as_str()).collect();
-                let message = format!("{admits}, and {} approved it", who.join(", "));
-                Saying::approved(ApproveReason::ApprovedByPeople, message)
-            }
-        });
-    }
-
-    /// Asks people, if the policy that decides wants it: counts their decisions under that policy as it stands now.
-    fn is_approved(
-        &mut self,
-        asked: &Asked<'_>,
-        instance: &Instance,
-        admission: &Admission,
-        end_time: Option<Timestamp>,
-    ) -> bool {
-        let Some(approval) = &admission.approval else {
-            // Of a policy that decided before, or that was edited meanwhile.
-            self.status.approvals = Vec::new();
-            self.status.approval_deadline_time = None;
-            return true;
-        };
-        let decisions = self.world.decisions;
-        let digest = spec_digest(&self.request.spec);
-        let deadline =
-            approvals::deadline_time(self.created_time(), approval, self.request.spec.approval_deadline_seconds);
-        let case = self.case(&digest, &asked.parties);
-        let closing = approvals::closing(&case, Some(approval), decisions);
-        let standing = approvals::standing(&case, approval, deadline, decisions);
-        // What an approver sees is what is asked for now.
-        self.status.spec_digest = Some(digest);
-        self.status.approval_deadline_time = Some(Time(deadline));
-        self.status.approvals = standing.counted.iter().map(|decision| decision.told()).collect();
-        if let Some(decision) = closing {
-            self.close(asked, decision);
-            return false;
+        let mut message = format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds);
+        if admission.approval.is_some() {
+            let who: Vec<&str> = self.status.approvals.iter().map(|told| told.approver.as_str()).collect();
+            message = format!("{message}, and {} approved it", who.join(", "));
         }
-        if standing.is_complete() {
-            return true;
-        }
-        self.status.policy = Some(admission.policy.clone());
-        self.status.instance = Some(instance_id_alone(instance));
-        if self.holds(ConditionType::Approved) {
-            let message = format!(
-                "it was approved, and before its grant policy {} came to want {} more, or an approval was taken back; make a new request",
-                admission.policy.name,
-                missing_text(&standing)
-            );
-            self.end(EndCause::PolicyChanged, message);
-            return false;
-        }
-        if deadline <= self.now {
-            let message = format!(
-                "{} of {} approvals came by {deadline}, missing: {}; make a new request if it is still needed",
-                standing.counted.len(),
-                standing.counted.len() + standing.missing.iter().map(|(count, _)| count).sum::<usize>(),
-                missing_text(&standing)
-            );
-            self.refuse(DenyReason::ApprovalTimeout, message);
-            return false;
-        }
-        self.wait_for_people(asked, approval, &admission.policy.name, &standing, deadline);
-        self.look_again = None;
-        self.wake(Deadline::Approval, deadline);
-        if let Some(end_time) = end_time {
-            self.wake(Deadline::GiveUp, end_time);
-        }
-        false
-    }
-
-    fn wait_for_people(
-        &mut self,
-        asked: &Asked<'_>,
-        approval: &PolicyApproval,
-        policy: &str,
-        standing: &Standing<'_>,
-        deadline: Timestamp,
-    ) {
-        let so_far = match standing.counted.len() {
-            0 => String::new(),
-            _ => {
-                let who: Vec<&str> = standing.counted.iter().map(|it| it.approver.username.as_str()).collect();
-                format!(" ({} approved)", who.join(", "))
-            }
-        };
-        let message = format!(
-            "policy {policy} waits for {} until {deadline}{so_far}; {} may not, and each person counts once. They approve uid {} with digest {} by an InstanceAccessDecision; one Deny of {} is final",
-            missing_text(standing),
-            asked.requester.username,
-            self.request.metadata.uid.as_deref().unwrap_or_default(),
-            self.status.spec_digest.as_deref().unwrap_or_default(),
-            approvals::subjects_text(&approvals::all_named(approval)),
-        );
-        let is_new = condition::active_reason(&self.status) != Some(ActiveReason::PendingApproval.as_str());
-        self.say(Saying::unapproved(message.clone()));
-        self.say(Saying::inactive(ActiveReason::PendingApproval, message.clone()));
-        self.say(Saying::reconciling(ActiveReason::PendingApproval, message.clone()));
-        self.unsay(ConditionType::Stalled);
-        self.unsay(ConditionType::Ended);
-        if is_new {
-            self.event(false, ActiveReason::PendingApproval.as_str(), message);
-        }
-    }
-
-    /// Somebody whose word counts said no before the grant.
-    fn close(&mut self, asked: &Asked<'_>, decision: &Decision) {
-        self.note_decision(decision);
-        let (who, why) = (&decision.approver.username, decision.why());
-        let is_own = asked.parties.made(decision);
-        match decision.kind {
-            DecisionKind::Deny if !is_own && !self.holds(ConditionType::Approved) => {
-                self.refuse(DenyReason::DeniedByApprover, format!("{who} denied it: {why}"));
-            }
-            DecisionKind::Deny | DecisionKind::Revoke | DecisionKind::Approve => {
-                self.end(EndCause::Revoked, format!("{who} revoked it before access was granted: {why}"));
-            }
-        }
+        self.say(Saying::approved(ApproveReason::AdmittedByPolicy, message));
     }
 
     /// Reads the spec into values that are right, or returns every finding.
@@ -642,12 +527,6 @@ pub(super) fn state_words(instance: &Instance) -> (ActiveReason, String, bool) {
     }
 }
 
-/// Who is missing, for people.
-fn missing_text(standing: &Standing<'_>) -> String {
-    let each: Vec<String> = standing.missing.iter().map(|(count, whom)| format!("{count} of {whom}")).collect();
-    each.join(" and ")
-}
-
 /// What is pushed, and where.
 pub(super) fn key_push(asked: &Asked<'_>, instance: &Instance) -> KeyPush {
     KeyPush {
@@ -667,7 +546,7 @@ fn method_of(route: &Route) -> ConnectionMethod {
 }
 
 /// What everybody may know of an instance that was asked for.
-fn instance_id_alone(instance: &Instance) -> InstanceFacts {
+pub(super) fn instance_id_alone(instance: &Instance) -> InstanceFacts {
     InstanceFacts {
         instance_id: instance.id.to_string(),
         region: Some(instance.region.to_string()),

@@ -66,6 +66,7 @@ pub(in super::super) struct Life {
     pub policies: Vec<InstanceAccessPolicy>,
     /// What people decided, about whatever.
     pub decisions: Vec<InstanceAccessDecision>,
+    pub decided: usize,
     /// Whether the shell has read policies and decisions yet.
     pub policies_read: bool,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
@@ -122,6 +123,7 @@ impl Life {
             lagging: false,
             policies,
             decisions: Vec::new(),
+            decided: 0,
             policies_read: true,
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()), ..Settings::default() },
@@ -230,6 +232,14 @@ impl Life {
             let labels = object.metadata.labels.get_or_insert_default();
             let count = labels.len();
             labels.insert(format!("label-{count}"), "x".into());
+        });
+    }
+
+    /// What only a bent CRD lets through.
+    pub fn edit_spec(&mut self, change: impl FnOnce(&mut InstanceAccessSpec)) {
+        self.edit("user: edit the spec", |object| {
+            change(&mut object.spec);
+            *object.metadata.generation.get_or_insert(1) += 1;
         });
     }
 
@@ -354,6 +364,7 @@ impl Life {
                 "I2: a push is planned, and no policy admits it\n{}",
                 self.log()
             );
+            assert!(!self.is_closed(), "I2: a push is planned, and somebody said no\n{}", self.log());
         }
         let mut receipt = None;
         for effect in std::mem::take(&mut plan.before) {
