@@ -62,10 +62,10 @@ pub struct ControllerArgs {
     pub pushes_per_second: u16,
     /// Who is the same person: a CEL expression over user {username, uid, groups, extra} that yields a text. Who yields
     /// the same text, but for case, is one person; who yields none is nobody, and may do nothing. Requester, subject and
-    /// approvers are compared by it. The default takes the session's name that EKS gives for an IAM role, else the user
-    /// name.
-    #[arg(long, env = "INSTANCE_ACCESS_PRINCIPAL", value_name = "CEL", default_value_t, hide_default_value = true)]
-    pub principal: PrincipalRule,
+    /// approvers are compared by it. Left out: the session's name that EKS gives for an IAM role, else
+    /// the user name.
+    #[arg(long, env = "INSTANCE_ACCESS_PRINCIPAL", value_name = "CEL")]
+    pub principal: Option<PrincipalRule>,
     /// How log lines look.
     #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,

@@ -114,7 +114,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         lookup_limits: LookupLimits::default(),
         records: Arc::clone(&records),
         clock: Arc::clone(&clock),
-        settings: Settings { region, principals: principal },
+        settings: Settings { region, principals: principal.unwrap_or_default() },
         metrics: Arc::clone(&metrics),
     });
     let health = controller.health();

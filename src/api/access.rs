@@ -55,7 +55,7 @@ use super::{Condition, DecisionKind};
     printcolumn(
         name = "Approvers",
         type_ = "string",
-        json_path = ".status.approvals[*].approver",
+        json_path = ".status.approvers",
         priority = 1,
         description = "Whose decisions counted"
     ),
@@ -314,6 +314,10 @@ pub struct InstanceAccessStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub approvals: Vec<Approval>,
+    /// Their user names in one line, for kubectl's table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub approvers: Option<String>,
     /// The permission that the request became. Written once; expirationTime may only move earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<Grant>,

@@ -71,7 +71,7 @@ async fn nobody_decides_in_anothers_name() {
         let forged = decision("forged").with("/spec/approver", forged);
         let refusal = refused(lead.create(&forged).await, words);
         assert!(refusal.to_string().contains(OURS), "{refusal}");
-        refused(lead.apply(&forged, "gitops").await, OURS);
+        refused(world.admin.apply(&forged, "gitops").await, OURS);
     }
     // An administrator is no exception, nor is the operator; RBAC lets it create nothing.
     refused(world.admin.create(&decision("x").with("/spec/approver", erin())).await, OURS);

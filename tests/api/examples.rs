@@ -82,8 +82,14 @@ async fn granted(world: &World) {
         .with("/spec/reason", json!("INC-4711: web-1 answers slowly"))
         .with("/spec/ticket", json!("INC-4711"));
     world.alice.create(&object).await.unwrap();
+    let approval = |who: &str| {
+        let time = "2026-03-01T07:59:00Z";
+        json!({"name": "a", "uid": "1", "approver": who, "principal": who, "decision": "Approve", "time": time})
+    };
     let status = json!({
         "observedGeneration": 1,
+        "approvals": [approval("erin"), approval("sam")],
+        "approvers": "erin, sam",
         "policy": {"name": "developers", "uid": "1", "generation": 1, "digest": ""},
         "instance": {"instanceId": "i-0123456789abcdef0"},
         "grant": {"id": "g-1", "startTime": "2026-03-01T08:00:00Z", "expirationTime": "2026-03-01T08:30:00Z"},
@@ -116,8 +122,8 @@ async fn a_table_says_who_is_where_until_when() {
     web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE
     ");
     insta::assert_snapshot!(table("instanceaccess", &["-o", "wide"]).await, @r"
-    NAME INSTANCE USER POLICY STATUS EXPIRES AGE TICKET REASON
-    web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE INC-4711 INC-4711: web-1 answers slowly
+    NAME INSTANCE USER POLICY STATUS EXPIRES AGE APPROVERS TICKET REASON
+    web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE erin, sam INC-4711 INC-4711: web-1 answers slowly
     ");
     // The category, and the other kind's short name.
     assert!(table("instance-access", &[]).await.contains("web-1"));

@@ -6,12 +6,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::api::{Approval, ConditionType, DecisionKind, EndCause, PolicyApproval};
 use crate::domain::approvals::{self, Case, Decision, Parties, Standing};
 use crate::domain::cloud::Instance;
-use crate::domain::condition::{self, ActiveReason, DenyReason, Saying};
+use crate::domain::condition::{self, ActiveReason, DenyReason, Saying, bounded};
 use crate::domain::digest::spec_digest;
 use crate::domain::policy::Admission;
 
 use super::pending::{Asked, instance_id_alone};
 use super::{Deadline, Draft};
+
+/// The longest line of names, in characters: what the CRD takes.
+const APPROVERS_LENGTH_MAX: usize = 1024;
 
 impl Draft<'_> {
     /// Asks people, if the policy that decides wants it: counts their decisions under that policy as it stands now.
@@ -24,7 +27,7 @@ impl Draft<'_> {
     ) -> bool {
         let Some(approval) = &admission.approval else {
             // Of a policy that decided before, or that was edited meanwhile.
-            self.status.approvals = Vec::new();
+            self.tell_approvals(Vec::new());
             self.status.approval_deadline_time = None;
             return true;
         };
@@ -38,7 +41,7 @@ impl Draft<'_> {
         // What an approver sees is what is asked for now.
         self.status.spec_digest = Some(digest);
         self.status.approval_deadline_time = Some(Time(deadline));
-        self.status.approvals = standing.counted.iter().map(|decision| decision.told()).collect();
+        self.tell_approvals(standing.counted.iter().map(|decision| decision.told()).collect());
         if let Some(decision) = closing {
             self.close(asked, decision);
             return false;
@@ -155,8 +158,16 @@ impl Draft<'_> {
     pub(super) fn note_decision(&mut self, decision: &Decision) {
         let told = decision.told();
         if !self.status.approvals.contains(&told) {
-            self.status.approvals.push(told);
+            let mut approvals = std::mem::take(&mut self.status.approvals);
+            approvals.push(told);
+            self.tell_approvals(approvals);
         }
+    }
+
+    fn tell_approvals(&mut self, approvals: Vec<Approval>) {
+        let names: Vec<&str> = approvals.iter().map(|told| told.approver.as_str()).collect();
+        self.status.approvers = (!names.is_empty()).then(|| bounded(names.join(", "), APPROVERS_LENGTH_MAX));
+        self.status.approvals = approvals;
     }
 
     /// The decision that closed this request, if one did.
