@@ -159,8 +159,11 @@ fn see(shared: &Arc<Shared>, event: Event<DeserializeGuard<InstanceAccessDecisio
     match event {
         Event::Init => *listing = Some(Kept::default()),
         Event::InitApply(object) => {
-            if let (Some(listing), Some((key, decision))) = (listing.as_mut(), read(shared, object)) {
-                keep(shared, listing, key, decision);
+            if let (Some(listing), Some(Read { key, decision: Some(decision), .. })) =
+                (listing.as_mut(), read(shared, object))
+            {
+                let about = request(shared, &key);
+                keep(shared, listing, key, decision, &about);
             }
         }
         Event::InitDone => {
@@ -178,13 +181,13 @@ fn see(shared: &Arc<Shared>, event: Event<DeserializeGuard<InstanceAccessDecisio
         }
         Event::Apply(object) => {
             shared.contact.watch_heard(Watch::Decisions);
-            if let Some((key, decision)) = read(shared, object) {
-                let uid = Arc::clone(&key.1);
-                // The request is looked at without the index in hand: a turn takes them the other way round.
-                let about = request(shared, &key);
-                if keep_about(shared, &mut shared.decisions.lock(), key, decision, &about) {
-                    wake_request(shared, &uid);
-                }
+            let Some(Read { key, uid, decision }) = read(shared, object) else { return };
+            let Some(decision) = decision else { return forget(shared, &key, &uid) };
+            let request_uid = Arc::clone(&key.1);
+            // The request is looked at without the index in hand: a turn takes them the other way round.
+            let about = request(shared, &key);
+            if keep(shared, &mut shared.decisions.lock(), key, decision, &about) {
+                wake_request(shared, &request_uid);
             }
         }
         Event::Delete(object) => {
@@ -202,14 +205,24 @@ fn see(shared: &Arc<Shared>, event: Event<DeserializeGuard<InstanceAccessDecisio
     }
 }
 
-/// What of an object is kept, and for which request.
-fn read(shared: &Shared, object: DeserializeGuard<InstanceAccessDecision>) -> Option<(Key, Decision)> {
+/// An object, as far as it is of use.
+struct Read {
+    /// The request that it is about.
+    key: Key,
+    /// Its own uid.
+    uid: String,
+    /// What it says; none, if it counts for nothing (any more).
+    decision: Option<Decision>,
+}
+
+fn read(shared: &Shared, object: DeserializeGuard<InstanceAccessDecision>) -> Option<Read> {
     match object.0 {
         Ok(object) => {
-            shared.metrics.decodable(object.metadata.uid.as_deref().unwrap_or_default());
-            let decision = Decision::read(&object, &shared.settings.principals)?;
-            let namespace = object.metadata.namespace?;
-            Some(((namespace, Arc::clone(&decision.request_uid)), decision))
+            let decision = Decision::read(&object, &shared.settings.principals);
+            let uid = object.metadata.uid?;
+            shared.metrics.decodable(&uid);
+            let key = (object.metadata.namespace?, object.spec.request_ref.uid.into());
+            Some(Read { key, uid, decision })
         }
         Err(invalid) => {
             shared.metrics.undecodable(invalid.metadata.uid.as_deref().unwrap_or_default());
@@ -237,13 +250,8 @@ fn request(shared: &Shared, (namespace, uid): &Key) -> Request {
     Request::Open(Parties::of(&shared.settings.principals, &object.spec))
 }
 
-fn keep(shared: &Shared, kept: &mut Kept, key: Key, decision: Decision) -> bool {
-    let about = request(shared, &key);
-    keep_about(shared, kept, key, decision, &about)
-}
-
 /// Keeps a decision if it may count; true if that changes what its request reads.
-fn keep_about(shared: &Shared, kept: &mut Kept, key: Key, decision: Decision, about: &Request) -> bool {
+fn keep(shared: &Shared, kept: &mut Kept, key: Key, decision: Decision, about: &Request) -> bool {
     let parties = match about {
         Request::Over => return false,
         Request::Open(parties) => parties.as_ref(),

@@ -63,11 +63,14 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// Reads a decision. `None`: it is nobody's word, and counts for nothing.
+    /// Reads a decision. `None`: it is nobody's word, or an approval that is being taken back, and counts for nothing.
     pub fn read(object: &InstanceAccessDecision, rule: &PrincipalRule) -> Option<Self> {
         let spec = &object.spec;
         let approver = spec.approver.as_ref().filter(|approver| !approver.username.is_empty())?;
         let principal = rule.principal(approver)?;
+        if object.metadata.deletion_timestamp.is_some() && spec.decision == DecisionKind::Approve {
+            return None; // a finalizer may hold the object; its author has spoken
+        }
         Some(Self {
             name: object.metadata.name.clone()?,
             uid: object.metadata.uid.clone()?,

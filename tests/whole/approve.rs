@@ -47,9 +47,12 @@ async fn decides(stand: &Stand, who: &str, more: &[&str], object: &Value) {
     stand.kubectl_ok(who, &[&["create", "-f", &manifest], more].concat()).await;
 }
 
+/// Whose decisions counted, by name: those of one second stand in no order.
 fn approvers(object: &Value) -> Vec<&str> {
     let told = object.pointer("/status/approvals").and_then(Value::as_array);
-    told.into_iter().flatten().map(|told| text(told, "/approver")).collect()
+    let mut names: Vec<&str> = told.into_iter().flatten().map(|told| text(told, "/approver")).collect();
+    names.sort_unstable();
+    names
 }
 
 /// What docs/approving.md tells to type, for this request.

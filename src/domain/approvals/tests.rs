@@ -260,6 +260,12 @@ fn nobodys_word_is_read_as_none() {
     assert!(Decision::read(&object(None), &rule()).is_none());
     assert!(Decision::read(&object(Some(identity("", &["leads"]))), &rule()).is_none());
     assert!(Decision::read(&object(Some(person("erin"))), &nobody).is_none());
+    // Being deleted, held by a finalizer: a yes is taken back, a no stays.
+    let mut going = object(Some(person("erin")));
+    going.metadata.deletion_timestamp = Some(Time(at(1)));
+    assert!(Decision::read(&going, &rule()).is_some());
+    going.spec.decision = DecisionKind::Approve;
+    assert!(Decision::read(&going, &rule()).is_none());
     let read = Decision::read(&object(Some(person("erin"))), &rule()).unwrap();
     assert!(read.approver.extra.is_empty() && read.why().chars().count() == 256);
 }
