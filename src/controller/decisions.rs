@@ -5,8 +5,8 @@
 //!         └─▶ its request is not known (yet) ───────▶ kept for a minute, a thousand at most
 //!         └─▶ may count ────────────────────────────▶ kept with its request, until that is over; the request is woken
 //! ```
-//! Which may count is decided in `domain`. What was not kept for want of room, or because no policy named its author,
-//! comes back with the next list, which is read when that changes.
+//! Which may count is decided in `domain`. What was not kept for want of room, because no policy named its author, or
+//! because its request was not known for too long, comes back with the next list, which is read when that changes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,6 +103,14 @@ impl Index {
     /// How many are kept.
     pub fn len(&self) -> usize {
         self.lock().by_request.values().map(|decisions| decisions.len()).sum()
+    }
+
+    /// Reads the list again: requests came to be known that were not when their decisions were heard and dropped.
+    pub fn requests_listed(&self) {
+        // Before the first list, it is to come.
+        if self.lock().seen {
+            self.relist.notify_one();
+        }
     }
 
     /// Reads the list again, if there are approvers whose word was of no use before.

@@ -143,8 +143,8 @@ impl Decisions {
 
     /// Takes a decision in; false if that changes nothing.
     ///
-    /// Of one person's, the newest few of each kind are kept; a request's word that closes takes the place of an
-    /// approval, if there is none left.
+    /// Of one person's, the newest few of each kind are kept. Where no room is left, a word that closes takes the place of
+    /// the newest approval.
     pub fn take(&mut self, decision: Arc<Decision>) -> bool {
         if self.kept.iter().any(|known| known.uid == decision.uid) {
             return false;

@@ -571,7 +571,7 @@ pub fn names(subject: &PolicySubject, identity: &Identity) -> bool {
 
 /// A policy's subject, for people.
 pub fn subject_text(subject: &PolicySubject) -> String {
-    format!("{:?} {}", subject.kind, subject.name)
+    format!("{:?} {}", subject.kind, bounded(subject.name.clone(), 64))
 }
 
 /// Whether a tag selector selects an instance. An empty selector selects nothing.

@@ -55,11 +55,21 @@ fn approvers(object: &Value) -> Vec<&str> {
     names
 }
 
-/// What docs/approving.md tells to type, for this request.
-fn command_of_the_page(request: &Request<'_>) -> String {
-    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/approving.md")).unwrap();
-    let block =
-        page.split("```sh\n").find(|block| block.starts_with("kubectl get instanceaccess web-1 -o yaml >")).unwrap();
+/// Types what a page tells to type, for this request.
+async fn types_from(stand: &Stand, who: &str, page: &str, begin: &str, request: &Request<'_>) {
+    let script = stand.lab.dir().join(format!("{who}.{}.{}.sh", request.namespace, request.name));
+    fs::write(&script, command_of(page, begin, request)).unwrap();
+    let mut shell = tokio::process::Command::new("sh");
+    let path = format!("{}:{}", stand.programs().display(), std::env::var("PATH").unwrap());
+    shell.arg("-e").arg(&script).current_dir(stand.lab.dir()).env("PATH", path);
+    shell.env("KUBECONFIG", stand.kubeconfig_in(who, &request.namespace));
+    let typed = lab::ssh::run(&mut shell).await.unwrap();
+    assert!(typed.success(), "{typed:?}");
+}
+
+fn command_of(page: &str, begin: &str, request: &Request<'_>) -> String {
+    let page = fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+    let block = page.split("```sh\n").find(|block| block.starts_with(begin)).unwrap();
     let block = block.split("```").next().unwrap();
     block.replace("web-1", &request.name)
 }
@@ -76,14 +86,7 @@ pub async fn a_colleague_approves_by_the_pages_command_and_may_end_it_by_another
     }
     assert!(request.pushes().is_empty() && pending.pointer("/status/instance/privateIp").is_none());
 
-    let script = stand.lab.dir().join("approve.sh");
-    fs::write(&script, command_of_the_page(&request)).unwrap();
-    let mut shell = tokio::process::Command::new("sh");
-    let path = format!("{}:{}", stand.programs().display(), std::env::var("PATH").unwrap());
-    shell.arg("-e").arg(&script).current_dir(stand.lab.dir()).env("PATH", path);
-    shell.env("KUBECONFIG", stand.kubeconfig_in("erin", "approved"));
-    let typed = lab::ssh::run(&mut shell).await.unwrap();
-    assert!(typed.success(), "{typed:?}");
+    types_from(stand, "erin", "docs/approving.md", "kubectl get instanceaccess web-1 -o yaml >", &request).await;
 
     let granted = request.becomes("Granted").await;
     request.gets_in().await;
@@ -123,7 +126,7 @@ pub async fn a_no_is_final() {
     // Whoever comes after it is served, and it is still denied.
     let next = stand.request("alice", "next").within("denied").applied().await;
     next.becomes(WAITING).await;
-    decides(stand, "bob", &[], &decision(&next, "next", "Approve")).await;
+    types_from(stand, "bob", "README.md", "kubectl get instanceaccess web-1 -o go-template", &next).await;
     next.becomes("Granted").await;
     assert_eq!(stage(&request.newest()), "Denied");
     // Its own requester may end it by a decision, too.
