@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::admission::ServiceAccount;
 use crate::audit::Receipt;
+use crate::domain::identity::PrincipalRule;
 use crate::telemetry::LogFormat;
 
 /// Declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
@@ -59,6 +60,12 @@ pub struct ControllerArgs {
     #[arg(long, env = "INSTANCE_ACCESS_PUSHES_PER_SECOND", value_name = "1..1000", default_value_t = 200,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub pushes_per_second: u16,
+    /// Who is the same person: a CEL expression over user {username, uid, groups, extra} that yields a text. Who yields
+    /// the same text, but for case, is one person; who yields none is nobody, and may do nothing. Requester, subject and
+    /// approvers are compared by it. Left out: the session's name that EKS gives for an IAM role, else
+    /// the user name.
+    #[arg(long, env = "INSTANCE_ACCESS_PRINCIPAL", value_name = "CEL")]
+    pub principal: Option<PrincipalRule>,
     /// How log lines look.
     #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,

@@ -97,7 +97,7 @@ async fn run(args: ControllerArgs) -> Outcome {
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
 
-    let ControllerArgs { audit_file, audit_stdout, listen, pushes_per_second, log_format: _ } = args;
+    let ControllerArgs { audit_file, audit_stdout, listen, pushes_per_second, principal, log_format: _ } = args;
     let stop = CancellationToken::new();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let clock = clock::system();
@@ -127,7 +127,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         lookup_limits: LookupLimits::default(),
         records: Arc::clone(&records),
         clock: Arc::clone(&clock),
-        settings: Settings { region },
+        settings: Settings { region, principals: principal.unwrap_or_default() },
         metrics: Arc::clone(&metrics),
     });
     let health = controller.health();

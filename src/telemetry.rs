@@ -97,6 +97,8 @@ pub struct Reading {
     pub audit: audit::Stats,
     /// Requests in the cluster.
     pub requests: usize,
+    /// Decisions that are kept, of all that there are in the cluster.
+    pub decisions: usize,
     /// Grants that have not ended.
     pub grants_live: usize,
     /// Whether what guards the requests stands in the API server.
@@ -117,7 +119,7 @@ impl std::fmt::Debug for Rooms {
 impl Collector for Rooms {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(source) = self.0.get() else { return Ok(()) };
-        let Reading { pushes, lookups, audit, requests, grants_live, enforcement_stands } = source();
+        let Reading { pushes, lookups, audit, requests, decisions, grants_live, enforcement_stands } = source();
         let outcomes = [
             ("delivered", pushes.delivered),
             ("failed", pushes.failed),
@@ -170,6 +172,7 @@ impl Collector for Rooms {
             enforcement_stands.into(),
         )?;
         gauge(&mut encoder, "requests", "Requests in the cluster", requests as u64)?;
+        gauge(&mut encoder, "decisions_kept", "Decisions that may count, of all in the cluster", decisions as u64)?;
         gauge(&mut encoder, "grants_live", "Grants that have not ended", grants_live as u64)
     }
 }

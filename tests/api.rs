@@ -4,6 +4,7 @@ mod common;
 
 mod api {
     mod bounds;
+    mod decision;
     mod examples;
     mod finalizer;
     mod gitops;

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! create ──▶ mutating: requester and finalizer are filled in ──▶ CRD: shape ──▶ validating: requester is the caller
+//! decide ──▶ mutating: approver is filled in ──────────────────▶ CRD: shape ──▶ validating: approver is the caller
 //! status ──────────────────────────────────────────────────────────────────────▶ validating: caller is the operator
 //! ```
 //! They are YAML, embedded byte for byte, with one parameter: the operator's service account. Who is right is for the
 //! API server to judge; whether they stand as they are shipped, a [`Piece`] says of itself.
 //!
 //! # Caveats
-//! `MutatingAdmissionPolicy` is v1 from Kubernetes 1.36 on. Below that the client fills `spec.requester` in, and the
-//! same validation holds.
+//! `MutatingAdmissionPolicy` is v1 from Kubernetes 1.36 on. Below that the client fills `spec.requester` and
+//! `spec.approver` in, and the same validation holds.
 
 mod stand;
 
@@ -17,9 +18,9 @@ use std::{fmt, str::FromStr};
 
 pub use stand::{Piece, Standing, pieces};
 
-/// Fills in `spec.requester` and the finalizer.
+/// Fills in `spec.requester` and the finalizer, and `spec.approver` of decisions.
 const MUTATING: &str = include_str!("mutating.yaml");
-/// Checks `spec.requester`, the finalizer, and who writes status.
+/// Checks `spec.requester`, `spec.approver`, the finalizer, and who writes status.
 const VALIDATING: &str = include_str!("validating.yaml");
 /// What stands for the operator's namespace in both.
 const NAMESPACE_PLACE: &str = "OPERATOR_NAMESPACE";

@@ -10,7 +10,7 @@ use kube::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, DecisionKind};
 
 /// A request for time-boxed SSH access to one EC2 instance. Immutable, except that spec.revoke may be added once.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -52,6 +52,13 @@ use super::Condition;
         description = "When access ends"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Approvers",
+        type_ = "string",
+        json_path = ".status.approvers",
+        priority = 1,
+        description = "Whose decisions counted"
+    ),
     printcolumn(
         name = "Ticket",
         type_ = "string",
@@ -113,6 +120,11 @@ pub struct InstanceAccessSpec {
     #[x_kube(validation = Rule::new("self < timestamp('9999-01-01T00:00:00Z')").message("must lie before the year 9999").reason(Reason::FieldValueForbidden))]
     #[schemars(regex(pattern = r"^[^.]+([.][0-9]{1,9}[^0-9].*)?$"))]
     pub end_time: Option<Time>,
+    /// How long the request waits for people's approval, in seconds from its creation, if the policy asks for any: 60
+    /// to 2592000. Left out: as long as the policy lets it; it can only be made shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 2_592_000))]
+    pub approval_deadline_seconds: Option<i32>,
     /// Why access is needed, for people and for the policy's pattern.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -294,6 +306,18 @@ pub struct InstanceAccessStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub verdicts: Vec<PolicyVerdict>,
+    /// Until when approvals may come, if the policy asks for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval_deadline_time: Option<Time>,
+    /// The decisions that counted: the approvals so far, or those that the grant stands on, and the Deny or Revoke that
+    /// ended it. What is written here stays, whatever becomes of the InstanceAccessDecision objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub approvals: Vec<Approval>,
+    /// Their user names in one line, for kubectl's table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub approvers: Option<String>,
     /// The permission that the request became. Written once; expirationTime may only move earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<Grant>,
@@ -361,6 +385,32 @@ pub struct PolicyVerdict {
     /// Why.
     #[schemars(length(max = 1024))]
     pub reason: String,
+}
+
+/// A person's decision that counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Approval {
+    /// The name of the InstanceAccessDecision.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its uid.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Whose word it is, by user name.
+    #[schemars(length(max = 256))]
+    pub approver: String,
+    /// Who that is: the canonical principal, by which people are told apart.
+    #[schemars(length(max = 256))]
+    pub principal: String,
+    /// What was decided.
+    pub decision: DecisionKind,
+    /// When.
+    pub time: Time,
+    /// Why, if it was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub reason: Option<String>,
 }
 
 /// The permission that a request became.
@@ -482,7 +532,7 @@ pub enum EndCause {
     Expired,
     /// The request was deleted.
     Released,
-    /// spec.revoke was set.
+    /// spec.revoke was set, or a decision revoked it.
     Revoked,
     /// The policy that decided is gone or no longer admits the request, or a Deny policy now matches.
     PolicyChanged,

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 /// What a condition speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ConditionType {
-    /// A policy admits the request. Set once, never removed; excludes `Denied`.
+    /// A policy admits the request, and whoever it asks has approved; Unknown while they are asked. True is set once and
+    /// never removed, and excludes `Denied`.
     Approved,
     /// The request was refused. Set once, never removed; excludes `Approved`.
     Denied,

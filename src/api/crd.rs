@@ -6,13 +6,14 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
-use super::{InstanceAccess, InstanceAccessPolicy};
+use super::{InstanceAccess, InstanceAccessDecision, InstanceAccessPolicy};
 
 /// Returns all CRDs of this project, in the order in which they are applied.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut access = InstanceAccess::crd();
     let mut policy = InstanceAccessPolicy::crd();
-    for crd in [&mut access, &mut policy] {
+    let mut decision = InstanceAccessDecision::crd();
+    for crd in [&mut access, &mut policy, &mut decision] {
         for version in &mut crd.spec.versions {
             if let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
                 tidy(root);
@@ -26,15 +27,9 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
             }
         }
     }
-    for version in &mut access.spec.versions {
-        let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
-        if let Some(spec) = root.and_then(|root| property(root, "spec")) {
-            spec.x_kubernetes_validations
-                .get_or_insert_default()
-                .extend(immutable_but_revoke(spec.properties.as_ref()));
-        }
-    }
-    vec![access, policy]
+    immutable(&mut access, &["revoke"], "delete the request and make a new one");
+    immutable(&mut decision, &[], "make a new decision");
+    vec![access, policy, decision]
 }
 
 /// Returns all CRDs as (plural name, YAML), as each stands in `crds/` and as `instance-access crds` prints it.
@@ -71,20 +66,31 @@ fn property<'a>(schema: &'a mut JSONSchemaProps, name: &str) -> Option<&'a mut J
     schema.properties.as_mut()?.get_mut(name)
 }
 
-/// One rule a field, so that the refusal names the field. A rule over the whole spec could not leave `revoke` out.
-fn immutable_but_revoke(
-    fields: Option<&std::collections::BTreeMap<String, JSONSchemaProps>>,
-) -> impl Iterator<Item = ValidationRule> {
-    fields.into_iter().flat_map(|fields| fields.keys()).filter(|field| *field != "revoke").map(|field| ValidationRule {
+/// Lets no field of the spec change, but those. One rule a field, so that the refusal names the field; a rule over the
+/// whole spec could not leave `revoke` out.
+fn immutable(crd: &mut CustomResourceDefinition, but: &[&str], remedy: &str) {
+    for version in &mut crd.spec.versions {
+        let root = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        if let Some(spec) = root.and_then(|root| property(root, "spec")) {
+            let fields = spec.properties.iter().flat_map(|fields| fields.keys());
+            let rules: Vec<_> =
+                fields.filter(|field| !but.contains(&field.as_str())).map(|field| rule(field, remedy)).collect();
+            spec.x_kubernetes_validations.get_or_insert_default().extend(rules);
+        }
+    }
+}
+
+fn rule(field: &str, remedy: &str) -> ValidationRule {
+    ValidationRule {
         rule: format!(
             "has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
         ),
-        message: Some("is immutable; delete the request and make a new one".to_owned()),
+        message: Some(format!("is immutable; {remedy}")),
         // Forbidden, not invalid: the API server quotes what it calls invalid, and the old key is nobody's business.
         reason: Some("FieldValueForbidden".to_owned()),
         field_path: Some(format!(".{field}")),
         ..ValidationRule::default()
-    })
+    }
 }
 
 /// Nothing is nullable, and kubectl explain breaks the lines.

@@ -8,11 +8,13 @@
 mod access;
 mod condition;
 mod crd;
+mod decision;
 mod policy;
 
 pub use access::*;
 pub use condition::*;
 pub use crd::{crds, crds_yaml};
+pub use decision::*;
 pub use policy::*;
 
 /// The API group of every resource of this project.

@@ -91,7 +91,7 @@ pub struct InstanceAccessPolicySpec {
     /// What spec.ticket must look like. Left out: anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<PolicyText>,
-    /// Whose consent is needed. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// Whose consent is needed. Left out: nobody's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<PolicyApproval>,
     /// When access may be had: in any of these. A request outside of them is refused, and a grant ends when they close.
@@ -292,17 +292,18 @@ pub struct PolicyText {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyApproval {
-    /// How many people must approve.
+    /// How many people must approve, each another; nobody approves their own request.
     #[schemars(range(min = 1, max = 16))]
     pub count: i32,
-    /// Who may approve.
+    /// Who may approve. A service account only if it is named by its kind.
     #[schemars(length(max = 64))]
     pub approvers: Vec<PolicySubject>,
-    /// Groups of which one person each must be among them.
+    /// Of each of these one must approve as well, each another person; they count towards count. For example
+    /// [{kind: Group, name: security}]: with count 2 it takes one of security and one of the approvers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub one_from_each: Option<Vec<PolicySubject>>,
-    /// How long a request waits for approval, in seconds.
+    /// How long a request waits for approval, in seconds from its creation. Left out: 86400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 2_592_000))]
     pub deadline_seconds: Option<i32>,

@@ -34,6 +34,8 @@ pub enum Watch {
     Requests,
     /// Of the policies.
     Policies,
+    /// Of the decisions.
+    Decisions,
 }
 
 /// What was heard when.
@@ -45,7 +47,7 @@ pub struct Contact {
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     answer_time: Timestamp,
-    failing: [Option<Failing>; 2],
+    failing: [Option<Failing>; 3],
 }
 
 /// A watch that failed, and was not heard since.
@@ -58,7 +60,7 @@ struct Failing {
 impl Contact {
     /// Counts the start as contact.
     pub fn new(now: Timestamp) -> Self {
-        Self { heard: Mutex::new(Heard { answer_time: now, failing: [None; 2] }) }
+        Self { heard: Mutex::new(Heard { answer_time: now, failing: [None; 3] }) }
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Heard) -> T) -> T {

@@ -95,6 +95,14 @@ impl Kept {
         }
     }
 
+    /// Returns the request, and leaves it as it lies: for a look from outside of its turn.
+    pub fn read(&self) -> Arc<InstanceAccess> {
+        match &self.form {
+            Form::Open(object) | Form::Both(object, _) => Arc::clone(object),
+            Form::Packed(packed) => Arc::new(packed.open().expect(OPENS)),
+        }
+    }
+
     /// Packs the request, unless it changed by that: then it stays open, which costs memory and nothing else.
     pub fn close(&mut self, samples: &Samples) {
         let object = match &self.form {
@@ -288,6 +296,8 @@ mod tests {
                 assert!(is_packed(&kept));
                 assert_eq!(*kept.open(), object);
                 kept.close(&samples);
+                assert_eq!(*kept.read(), object);
+                assert!(is_packed(&kept), "a look from outside opens nothing");
                 assert_eq!(*kept.open(), object, "also the second time");
             }
         }

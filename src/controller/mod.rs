@@ -4,11 +4,12 @@
 //! watch requests ─┐                    ┌ audit, then status, then push, look-up, event
 //! watch policies ─┼─> Slots ── turn ───┤
 //! watch nodes ────┤                    │
-//! timers, answers ┘    (one turn a request at a time; next() decides, turn obeys)
+//! decisions, time ┘    (one turn a request at a time; next() decides, turn obeys)
 //! ```
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
 
 mod contact;
+mod decisions;
 mod enforcement;
 mod events;
 mod kept;
@@ -90,6 +91,7 @@ struct Shared {
     places: Places,
     nodes: RwLock<Arc<Nodes>>,
     askers: nodes::Askers,
+    decisions: decisions::Index,
     slots: Slots,
     timers: Timers,
     events: events::Events,
@@ -153,6 +155,7 @@ impl Shared {
 pub struct Health {
     requests_listed: signal::Sender<bool>,
     policies_listed: signal::Sender<bool>,
+    decisions_listed: signal::Sender<bool>,
     beat: signal::Sender<Timestamp>,
     contact: Arc<Contact>,
     guard: Arc<Guard>,
@@ -165,6 +168,7 @@ impl Health {
             guard,
             requests_listed: signal::channel(false).0,
             policies_listed: signal::channel(false).0,
+            decisions_listed: signal::channel(false).0,
             beat: signal::channel(now).0,
         }
     }
@@ -173,7 +177,8 @@ impl Health {
     pub fn why_not_ready(&self, now: Timestamp) -> Option<String> {
         if !self.hears(now) {
             return Some(
-                "the lists of requests and policies have not been read yet, or the API server is not heard".to_owned(),
+                "the lists of requests, policies and decisions have not been read yet, or the API server is not heard"
+                    .to_owned(),
             );
         }
         match self.guard.enforcement(now) {
@@ -187,9 +192,10 @@ impl Health {
         }
     }
 
-    /// Whether both lists were read once (before, nothing is decided), and the API server is heard.
+    /// Whether all lists were read once (before, nothing is decided), and the API server is heard.
     pub fn hears(&self, now: Timestamp) -> bool {
-        let listed = *self.requests_listed.borrow() && *self.policies_listed.borrow();
+        let lists = [&self.requests_listed, &self.policies_listed, &self.decisions_listed];
+        let listed = lists.into_iter().all(|listed| *listed.borrow());
         listed && self.contact.lost_time(now).is_none()
     }
 
@@ -230,6 +236,7 @@ impl Controller {
             places: Places::default(),
             nodes: RwLock::default(),
             askers: nodes::Askers::default(),
+            decisions: decisions::Index::default(),
             slots: Slots::default(),
             timers: Timers::default(),
             tasks: TaskTracker::new(),
@@ -247,6 +254,7 @@ impl Controller {
                 lookups: shared.lookups.stats(),
                 audit: shared.records.stats(),
                 requests: shared.slots.len(),
+                decisions: shared.decisions.len(),
                 grants_live: shared.slots.live_len(),
                 enforcement_stands: shared.enforcement().stands(),
             })
@@ -271,6 +279,7 @@ impl Controller {
         tasks.spawn(policies::watch_policies(Arc::clone(&shared), stop.clone()));
         tasks.spawn(nodes::watch_nodes(Arc::clone(&shared), stop.clone()));
         tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(decisions::watch_decisions(Arc::clone(&shared), stop.clone()));
         tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
         tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));
         tasks.spawn(enforcement::keep_enforcement(Arc::clone(&shared), stop.clone()));

@@ -90,7 +90,10 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
 
 fn publish(shared: &Shared, known: &HashMap<String, Arc<Policy>>) {
     let set = PolicySet::new(known.values().cloned());
-    *shared.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+    let set = Arc::new(set);
+    let before =
+        std::mem::replace(&mut *shared.policies.write().unwrap_or_else(PoisonError::into_inner), Arc::clone(&set));
+    shared.decisions.policies_changed(&before, &set);
 }
 
 /// Compiles a policy, and says in its status how it is understood.

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use crate::api::{AuditPointer, InstanceAccess};
 use crate::audit::Receipt;
 use crate::aws::PushError;
+use crate::domain::approvals::Decisions;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::enforcement::Enforcement;
 use crate::domain::lifecycle::{self, Effect, Plan, World};
@@ -37,13 +38,21 @@ const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration:
 /// What was known of the cluster when a plan was made.
 struct Known {
     policies: Arc<PolicySet>,
+    decisions: Arc<Decisions>,
     nodes: Arc<Nodes>,
     enforcement: Enforcement,
 }
 
 impl Known {
-    fn now(shared: &Shared) -> Self {
-        Self { policies: shared.policies(), nodes: shared.nodes(), enforcement: shared.enforcement() }
+    fn now(shared: &Shared, slot: &Slot, state: &mut State) -> Self {
+        let object = state.kept.open();
+        let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        Self {
+            policies: shared.policies(),
+            decisions: shared.decisions.of(namespace, &slot.uid),
+            nodes: shared.nodes(),
+            enforcement: shared.enforcement(),
+        }
     }
 
     /// Whether nothing has changed between the two for this request. Other nodes than its own do not count: whoever makes
@@ -51,6 +60,7 @@ impl Known {
     fn is(&self, other: &Self, request: &InstanceAccess) -> bool {
         let node_name = request.spec.target.node_name.as_deref();
         Arc::ptr_eq(&self.policies, &other.policies)
+            && Arc::ptr_eq(&self.decisions, &other.decisions)
             && self.enforcement == other.enforcement
             && (Arc::ptr_eq(&self.nodes, &other.nodes)
                 || node_name.is_none_or(|name| self.nodes.is_same_for(&other.nodes, name)))
@@ -111,7 +121,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
         let (plan, object, known, was_gone) = {
             let mut state = slot.lock();
             state.dirty = false;
-            let known = Known::now(&shared);
+            let known = Known::now(&shared, &slot, &mut state);
             let plan = if state.gone { vanished(&shared, &mut state) } else { ask(&shared, &mut state, &known) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
                 let again = plan.look_again.map(|(_, time)| time);
@@ -183,13 +193,13 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
 
 fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let now = (shared.clock)();
-    let Known { policies, nodes, enforcement } = known;
+    let Known { policies, decisions, nodes, enforcement } = known;
     let sight = state.sight.open();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     sight.vouch(enforcement);
     let object = state.kept.open();
-    let world = World { settings: &shared.settings, policies, nodes, enforcement, sight };
+    let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, sight };
     lifecycle::next(now, &object, world)
 }
 
@@ -225,14 +235,14 @@ async fn carry_out(
     let lane = plan.lane();
     let decided_on = Arc::clone(object);
     // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
-    // and under other policies or nodes the same question must have the same answer (I2).
+    // and under other policies, decisions or nodes the same question must have the same answer (I2).
     let wants_push = pushes(&plan);
     let holds = || {
         let mut state = slot.lock();
         if state.gone || state.kept.is_changed_since(&decided_on) {
             return false;
         }
-        let current = Known::now(shared);
+        let current = Known::now(shared, slot, &mut state);
         known.is(&current, &decided_on) || wants_push && pushes(&ask(shared, &mut state, &current))
     };
     let mut plan = plan;

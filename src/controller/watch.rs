@@ -57,6 +57,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                     }
                 }
                 shared.health.requests_listed.send_replace(true);
+                shared.decisions.requests_listed();
             }
             Some(Ok(Event::Apply(object))) => {
                 shared.contact.watch_heard(Watch::Requests);

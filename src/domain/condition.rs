@@ -14,7 +14,7 @@ pub const MESSAGE_LENGTH_MAX: usize = 2048;
 /// Why `Approved` is what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApproveReason {
-    /// A policy admits the request.
+    /// A policy admits the request, and the people approved whom it asks.
     AdmittedByPolicy,
 }
 
@@ -27,11 +27,17 @@ pub enum DenyReason {
     InvalidSpec,
     /// It was made while what checks the requester did not stand: nobody knows who asks.
     RequesterUnchecked,
+    /// Somebody whom the policy names as an approver said no.
+    DeniedByApprover,
+    /// The approvals that the policy asks for did not come in time.
+    ApprovalTimeout,
 }
 
 /// Why access is possible now, or not: the STATUS column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActiveReason {
+    /// The policy wants people's approval, and they have not all given it yet.
+    PendingApproval,
     /// Before `spec.startTime`.
     Scheduled,
     /// Granted; the first push is under way.
@@ -76,7 +82,8 @@ pub enum ActiveReason {
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
+        Self::PendingApproval,
         Self::Scheduled,
         Self::Granting,
         Self::Granted,
@@ -102,6 +109,7 @@ impl ActiveReason {
     /// The word, as it stands in status, metrics, audit and the runbook.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::PendingApproval => "PendingApproval",
             Self::Scheduled => "Scheduled",
             Self::Granting => "Granting",
             Self::Granted => "Granted",
@@ -133,6 +141,8 @@ impl DenyReason {
             Self::DeniedByPolicy => "DeniedByPolicy",
             Self::InvalidSpec => "InvalidSpec",
             Self::RequesterUnchecked => "RequesterUnchecked",
+            Self::DeniedByApprover => "DeniedByApprover",
+            Self::ApprovalTimeout => "ApprovalTimeout",
         }
     }
 }
@@ -182,6 +192,12 @@ impl Saying {
             ApproveReason::AdmittedByPolicy => "AdmittedByPolicy",
         };
         Self::new(ConditionType::Approved, ConditionStatus::True, reason, message)
+    }
+
+    /// People are asked.
+    pub fn unapproved(message: impl Into<String>) -> Self {
+        let reason = ActiveReason::PendingApproval.as_str();
+        Self::new(ConditionType::Approved, ConditionStatus::Unknown, reason, message)
     }
 
     /// The request is refused.

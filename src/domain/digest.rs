@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn everything_else_counts() {
         type Change = fn(&mut InstanceAccessSpec);
-        let changes: [(&str, Change); 19] = [
+        let changes: [(&str, Change); 20] = [
             ("nothing", |_| {}),
             ("subject", |spec| spec.subject = Some(SubjectName { username: "bob".into() })),
             ("instanceId", |spec| spec.target.instance_id = Some("i-0123456789abcdef1".into())),
@@ -96,6 +96,7 @@ mod tests {
             ("ttlSeconds", |spec| spec.ttl_seconds = Some(601)),
             ("startTime", |spec| spec.start_time = None),
             ("endTime", |spec| spec.end_time = spec.start_time.clone()),
+            ("approvalDeadlineSeconds", |spec| spec.approval_deadline_seconds = Some(60)),
             ("reason", |spec| spec.reason = Some("x".into())),
             ("ticket", |spec| spec.ticket = Some("x".into())),
             ("policyName", |spec| spec.policy_name = Some("x".into())),
@@ -118,6 +119,7 @@ mod tests {
             ttl_seconds: _,
             start_time: _,
             end_time: _,
+            approval_deadline_seconds: _,
             reason: _,
             ticket: _,
             policy_name: _,

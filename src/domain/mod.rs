@@ -2,12 +2,14 @@
 //!
 //! Nothing in here reads a clock, a file or a socket; facts come in as arguments, answers go out as values.
 
+pub mod approvals;
 pub mod cloud;
 pub mod condition;
 pub mod connect;
 pub mod digest;
 pub mod enforcement;
 pub mod expression;
+pub mod identity;
 pub mod key;
 pub mod lifecycle;
 pub mod node;

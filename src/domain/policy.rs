@@ -4,7 +4,6 @@
 //! alone (a tie: the first by name). What needs the instance's facts is left open until they are there, so that a request
 //! that no policy could admit costs no look-up.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,7 @@ use regex::{Regex, RegexBuilder};
 
 use crate::api::{
     ConnectionMethod, Effect, Identity, InstanceAccessPolicy, InstanceAccessPolicySpec, InstanceAccessSpec,
-    KeyDelivery, KeyType, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SubjectKind, TagOperator,
-    TagSelector, Verdict,
+    KeyDelivery, KeyType, PolicyApproval, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, Verdict,
 };
 
 use super::cloud::Instance;
@@ -27,6 +25,12 @@ use super::node::AskedNode;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use super::time::until;
 use super::window::{Opening, Windows};
+
+mod selector;
+mod subject;
+
+use selector::{selector_text, selects};
+pub use subject::{names, subject_text};
 
 /// The most verdicts that a status shows; further ones are the least near.
 pub const VERDICTS_MAX: usize = 32;
@@ -136,6 +140,8 @@ pub struct Admission {
     pub ttl_seconds: i32,
     /// When the policy's windows close: the grant may not last longer. None: they set no end.
     pub closes: Option<Timestamp>,
+    /// Whose consent it takes.
+    pub approval: Option<PolicyApproval>,
 }
 
 /// All policies of the cluster, in the order of precedence. The default is the set that nobody has seen yet.
@@ -175,11 +181,7 @@ impl Policy {
         };
         let reason = pattern("reason", &spec.reason);
         let ticket = pattern("ticket", &spec.ticket);
-        let unserved = [
-            ("approval", spec.approval.is_some()),
-            ("limits", spec.limits.is_some()),
-            ("delegates", spec.delegates.is_some()),
-        ];
+        let unserved = [("limits", spec.limits.is_some()), ("delegates", spec.delegates.is_some())];
         let unserved: Vec<String> =
             unserved.iter().filter(|(_, present)| *present).map(|(field, _)| format!("spec.{field}")).collect();
         if !unserved.is_empty() {
@@ -205,6 +207,18 @@ impl Policy {
             problems.push(Problem {
                 reason: "InvalidSpec",
                 message: "spec.ttl is required of an Allow policy: {defaultSeconds, maxSeconds}".to_owned(),
+            });
+        }
+        if let Some(approval) = &spec.approval
+            && approval.approvers.is_empty()
+            && approval.one_from_each.iter().flatten().count() < usize::try_from(approval.count).unwrap_or(usize::MAX)
+        {
+            problems.push(Problem {
+                reason: "InvalidSpec",
+                message: format!(
+                    "spec.approval asks for {} people, and spec.approval.approvers names nobody; name who may approve",
+                    approval.count
+                ),
             });
         }
         if let Some(ttl) = spec.ttl
@@ -481,6 +495,18 @@ impl PolicySet {
         }
     }
 
+    /// Whose word counts for what a policy decided, as it stands now: none, if it is gone or asks nobody.
+    pub fn approval_of(&self, pin: &PolicyPin) -> Option<&PolicyApproval> {
+        let policy = self.policies.iter().find(|policy| policy.pin.name == pin.name && policy.pin.uid == pin.uid)?;
+        policy.spec.approval.as_ref()
+    }
+
+    /// Everybody whom some policy names as one whose word counts.
+    pub fn approvers(&self) -> impl Iterator<Item = &PolicySubject> {
+        let approvals = self.policies.iter().filter_map(|policy| policy.spec.approval.as_ref());
+        approvals.flat_map(|approval| approval.approvers.iter().chain(approval.one_from_each.iter().flatten()))
+    }
+
     /// The Deny policy that matches, once the instance is known, and the way if the policy asks for it: before, it might
     /// still be about others.
     fn denial(&self, question: &Question<'_>) -> Option<&Policy> {
@@ -522,6 +548,7 @@ impl PolicySet {
                     policy: policy.pin.clone(),
                     ttl_seconds: question.ttl_seconds.unwrap_or(ttl.default_seconds),
                     closes: policy.closing(question).unwrap_or(Some(question.now)),
+                    approval: policy.spec.approval.clone(),
                 })
             }
             (None, None) => Err(refusal(question, &asked)),
@@ -620,70 +647,6 @@ fn shown(list: &[String]) -> String {
         few if few.len() <= SHOWN_MAX => few.join(", "),
         many => format!("{} and {} more", many[..SHOWN_MAX].join(", "), many.len() - SHOWN_MAX),
     }
-}
-
-const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
-const SERVICE_ACCOUNT_GROUP: &str = "system:serviceaccounts";
-
-/// Whether a policy's subject is this identity. People and service accounts are told apart by kind, so that nobody
-/// becomes a person by minting a token.
-pub fn names(subject: &PolicySubject, identity: &Identity) -> bool {
-    let account = identity.username.strip_prefix(SERVICE_ACCOUNT_PREFIX);
-    match subject.kind {
-        SubjectKind::User => account.is_none() && subject.name == identity.username,
-        SubjectKind::Group => {
-            let of_accounts = subject.name == SERVICE_ACCOUNT_GROUP
-                || subject.name.strip_prefix(SERVICE_ACCOUNT_GROUP).is_some_and(|rest| rest.starts_with(':'));
-            (account.is_none() || of_accounts) && identity.groups.contains(&subject.name)
-        }
-        SubjectKind::ServiceAccount => match (account, subject.name.split_once('/')) {
-            (Some(account), Some((namespace, name))) => account.split_once(':') == Some((namespace, name)),
-            _ => false,
-        },
-    }
-}
-
-/// Whether a selector selects what has these tags or labels. An empty selector selects nothing.
-fn selects(selector: &TagSelector, tags: &BTreeMap<String, String>) -> bool {
-    let labels = selector.match_labels.iter().flatten();
-    let expressions = selector.match_expressions.iter().flatten();
-    let mut any = false;
-    for (key, value) in labels {
-        any = true;
-        if tags.get(key) != Some(value) {
-            return false;
-        }
-    }
-    for expression in expressions {
-        any = true;
-        let value = tags.get(&expression.key);
-        let within = |value: &String| expression.values.iter().flatten().any(|entry| entry == value);
-        let holds = match expression.operator {
-            TagOperator::In => value.is_some_and(within),
-            TagOperator::NotIn => !value.is_some_and(within),
-            TagOperator::Exists => value.is_some(),
-            TagOperator::DoesNotExist => value.is_none(),
-        };
-        if !holds {
-            return false;
-        }
-    }
-    any
-}
-
-fn selector_text(selector: &TagSelector) -> String {
-    let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
-    let expressions = selector.match_expressions.iter().flatten().map(|expression| {
-        let values = expression.values.clone().unwrap_or_default().join(",");
-        match expression.operator {
-            TagOperator::In => format!("{} in ({values})", expression.key),
-            TagOperator::NotIn => format!("{} not in ({values})", expression.key),
-            TagOperator::Exists => expression.key.clone(),
-            TagOperator::DoesNotExist => format!("no {}", expression.key),
-        }
-    });
-    let all: Vec<String> = labels.chain(expressions).collect();
-    shown(&all)
 }
 
 #[cfg(test)]

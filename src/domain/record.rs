@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 
 use super::condition::bounded;
-use crate::api::{EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
+use crate::api::{Approval, EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
 
 /// What happened, or is about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -50,6 +50,9 @@ pub struct Record {
     /// The policy that decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyPin>,
+    /// The decisions that it stands on: of a grant the approvals, of a refusal or an end also the one that closed it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
     /// The key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_fingerprint: Option<String>,
@@ -138,6 +141,13 @@ impl Record {
             os_user: request.spec.os_user.clone(),
             spec_digest: status.spec_digest.clone().unwrap_or_default(),
             policy: status.policy.clone(),
+            approvals: match kind {
+                RecordKind::Denied | RecordKind::GrantIntended | RecordKind::EndIntended | RecordKind::Ended => {
+                    status.approvals.clone()
+                }
+                // Every 45 s of a grant: the first record of it has them.
+                RecordKind::Granted | RecordKind::PushIntended => Vec::new(),
+            },
             key_fingerprint: key.map(|key| key.fingerprint.clone()),
             reason: request.spec.reason.clone(),
             ticket: request.spec.ticket.clone(),

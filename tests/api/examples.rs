@@ -35,8 +35,13 @@ async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
         applies(&world, "alice", &name, &manifest).await;
     }
     let policies = [examples("policy"), examples("deny")].concat();
-    assert_eq!(policies.len(), 3);
+    assert_eq!(policies.len(), 4);
     for (name, manifest) in policies {
+        applies(&world, "admin", &name, &manifest).await;
+    }
+    let decisions = examples("approve");
+    assert_eq!(decisions.len(), 1);
+    for (name, manifest) in decisions {
         applies(&world, "admin", &name, &manifest).await;
     }
     for (name, manifest) in [examples("operator-rbac"), examples("user-rbac")].concat() {
@@ -77,8 +82,14 @@ async fn granted(world: &World) {
         .with("/spec/reason", json!("INC-4711: web-1 answers slowly"))
         .with("/spec/ticket", json!("INC-4711"));
     world.alice.create(&object).await.unwrap();
+    let approval = |who: &str| {
+        let time = "2026-03-01T07:59:00Z";
+        json!({"name": "a", "uid": "1", "approver": who, "principal": who, "decision": "Approve", "time": time})
+    };
     let status = json!({
         "observedGeneration": 1,
+        "approvals": [approval("erin"), approval("sam")],
+        "approvers": "erin, sam",
         "policy": {"name": "developers", "uid": "1", "generation": 1, "digest": ""},
         "instance": {"instanceId": "i-0123456789abcdef0"},
         "grant": {"id": "g-1", "startTime": "2026-03-01T08:00:00Z", "expirationTime": "2026-03-01T08:30:00Z"},
@@ -111,8 +122,8 @@ async fn a_table_says_who_is_where_until_when() {
     web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE
     ");
     insta::assert_snapshot!(table("instanceaccess", &["-o", "wide"]).await, @r"
-    NAME INSTANCE USER POLICY STATUS EXPIRES AGE TICKET REASON
-    web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE INC-4711 INC-4711: web-1 answers slowly
+    NAME INSTANCE USER POLICY STATUS EXPIRES AGE APPROVERS TICKET REASON
+    web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE erin, sam INC-4711 INC-4711: web-1 answers slowly
     ");
     // The category, and the other kind's short name.
     assert!(table("instance-access", &[]).await.contains("web-1"));
@@ -127,6 +138,7 @@ async fn explain_tells_what_to_write() {
         ("request-target", "ia.spec.target"),
         ("request-connection", "ia.spec.connection"),
         ("request-status", "ia.status"),
+        ("decision", "iad.spec"),
         ("policy", "iap.spec"),
         ("policy-targets", "iap.spec.targets"),
     ] {

@@ -31,6 +31,7 @@ fn the_files_in_crds_are_generated_from_the_types() {
     let mut there: Vec<_> =
         fs::read_dir(&dir).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
     there.sort();
+    expected.sort();
     assert_eq!(there, expected);
 }
 

@@ -8,7 +8,7 @@ use lab::{Lab, Options};
 use serde_json::{Value, json};
 
 use super::world::{refused, standings};
-use crate::common::{Person, install, kubectl, kubectl_with, operator_account, request};
+use crate::common::{Person, decision, install, kubectl, kubectl_with, operator_account, request};
 
 #[tokio::test]
 async fn where_nothing_is_filled_in_the_client_says_who_it_is_and_cannot_lie() {
@@ -43,6 +43,13 @@ async fn where_nothing_is_filled_in_the_client_says_who_it_is_and_cannot_lie() {
     let revoked = said.clone().with("/spec/revoke", json!({"reason": "lost"}));
     alice.replace(&revoked).await.unwrap();
     refused(alice.replace(&said).await, "spec.revoke: Forbidden: cannot be taken back");
+
+    // A decision likewise.
+    let yes = decision("said");
+    refused(alice.create(&yes).await, "spec.approver is missing, and this cluster does not fill it in");
+    let said = yes.with("/spec/approver", who["status"]["userInfo"].clone());
+    refused(admin.create(&said).await, "spec.approver.username must be your own, admin");
+    assert_eq!(alice.create(&said).await.unwrap()["spec"]["approver"]["username"], "alice");
 
     // The operator puts its finalizer on itself; from then on it stays.
     operator.patch(&object, &json!({"metadata": {"finalizers": [FINALIZER]}})).await.unwrap();

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use instance_access::{
     admission::{self, ServiceAccount},
-    api::{self, InstanceAccess, InstanceAccessPolicy},
+    api::{self, InstanceAccess, InstanceAccessDecision, InstanceAccessPolicy},
 };
 use kube::{
     Api, Client, Config,
@@ -75,7 +75,16 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
         refused_by("requests.instanceaccess.dev", admin.dry_run().create(&forged).await)
     })
     .await?;
+    let forged = decision("probe").with("/spec/approver", json!({"username": "nobody"}));
+    poll::until("a forged approver to be refused", BOUND, async || {
+        refused_by("decisions.instanceaccess.dev", admin.dry_run().create(&forged).await)
+    })
+    .await?;
     if mutating {
+        poll::until("the approver to be filled in", BOUND, async || {
+            admin.dry_run().create(&decision("probe")).await.map(drop)
+        })
+        .await?;
         poll::until("the requester to be filled in", BOUND, async || {
             admin.dry_run().create(&request("probe")).await.map(drop)
         })
@@ -158,6 +167,19 @@ pub fn request(name: &str) -> Object {
             "target": {"instanceId": "i-0123456789abcdef0"},
             "osUser": "ec2-user",
             "sshPublicKey": PUBLIC_KEY,
+        },
+    }))
+}
+
+/// An approval that nothing is wrong with, of a request that is not there.
+pub fn decision(name: &str) -> Object {
+    Object(json!({
+        "apiVersion": "instanceaccess.dev/v1alpha1",
+        "kind": "InstanceAccessDecision",
+        "metadata": {"name": name},
+        "spec": {
+            "decision": "Approve",
+            "requestRef": {"name": "web-1", "uid": "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c001", "specDigest": "0".repeat(64)},
         },
     }))
 }
@@ -264,6 +286,10 @@ impl Person {
         match object.0["kind"].as_str() {
             Some("InstanceAccess") => {
                 Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::erase::<InstanceAccess>(&()))
+            }
+            Some("InstanceAccessDecision") => {
+                let kind = ApiResource::erase::<InstanceAccessDecision>(&());
+                Api::namespaced_with(self.client.clone(), &self.namespace, &kind)
             }
             _ => Api::all_with(self.client.clone(), &ApiResource::erase::<InstanceAccessPolicy>(&())),
         }

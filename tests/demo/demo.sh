@@ -49,7 +49,7 @@ port=$(field web-1 6) # 22 for root, another for an ordinary user
 say "Install: resources, admission policies, the operator's rights"
 kube admin create namespace team >/dev/null
 "$operator" crds | kube admin apply -f - | sed 's/^/  /'
-kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev >/dev/null
+kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev crd/instanceaccessdecisions.instanceaccess.dev >/dev/null
 "$operator" admission --operator-service-account instance-access/operator | kube admin apply -f - | sed 's/^/  /'
 kube admin apply -f examples/operator-rbac.yaml -f examples/user-rbac.yaml | sed 's/^/  /'
 
@@ -134,6 +134,36 @@ if request forged "$web" 600 | sed 's/^spec:/spec:\n  requester: {username: bob}
 fi
 sed 's/^/  /' "$work/forged"
 grep -q 'must be your own' "$work/forged"
+
+say "Where it matters, a colleague has to say yes: production takes one of the leads or developers"
+cat >"$work/prod.yaml" <<YAML
+apiVersion: instanceaccess.dev/v1alpha1
+kind: InstanceAccessPolicy
+metadata: {name: prod-with-approval}
+spec:
+  effect: Allow
+  subjects: [{kind: Group, name: developers}]
+  namespaces: [team]
+  targets: {instanceIds: [$db]}
+  osUsers: [ec2-user]
+  ttl: {defaultSeconds: 600, maxSeconds: 600}
+  approval: {count: 1, approvers: [{kind: Group, name: leads}, {kind: Group, name: developers}], deadlineSeconds: 600}
+YAML
+run kube admin apply -f "$work/prod.yaml"
+kube admin wait --for condition=Ready --timeout 60s instanceaccesspolicy/prod-with-approval >/dev/null
+request vault "$db" 600 | kube alice apply -f -
+kube alice -n team wait --for 'jsonpath={.status.conditions[?(@.type=="Active")].reason}=PendingApproval' --timeout 60s instanceaccess/vault >/dev/null
+kube alice -n team get instanceaccess vault -o jsonpath='  {.status.conditions[?(@.type=="Active")].message}{"\n"}'
+decide() { # person
+	kube "$1" -n team get instanceaccess vault -o go-template='{"apiVersion":"{{.apiVersion}}","kind":"InstanceAccessDecision","metadata":{"generateName":"{{.metadata.name}}-","namespace":"{{.metadata.namespace}}"},"spec":{"decision":"Approve","requestRef":{"name":"{{.metadata.name}}","uid":"{{.metadata.uid}}","specDigest":"{{.status.specDigest}}"}}}' | kube "$1" create -f -
+}
+echo "  alice says yes to herself, which counts for nothing; then erin, a lead, does"
+decide alice
+decide erin
+kube alice -n team wait --for 'jsonpath={.status.grant.id}' --timeout 60s instanceaccess/vault >/dev/null
+run kube alice -n team get instanceaccess vault -o wide
+approvers=$(kube alice -n team get instanceaccess vault -o jsonpath='{.status.approvers}')
+[ "$approvers" = erin ] || { echo "granted on the word of $approvers: that is a bug" >&2; exit 1; }
 
 expiration=$(kube alice -n team get instanceaccess look -o jsonpath='{.status.grant.expirationTime}')
 say "The grant ends at $expiration"

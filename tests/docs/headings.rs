@@ -24,10 +24,20 @@ fn has(file: &str, words: impl IntoIterator<Item = String>) {
 
 /// Every reason of a refusal. A new variant does not compile here until it is listed.
 fn deny_reasons() -> Vec<DenyReason> {
-    let all = vec![DenyReason::DeniedByPolicy, DenyReason::InvalidSpec, DenyReason::RequesterUnchecked];
+    let all = vec![
+        DenyReason::DeniedByPolicy,
+        DenyReason::InvalidSpec,
+        DenyReason::RequesterUnchecked,
+        DenyReason::DeniedByApprover,
+        DenyReason::ApprovalTimeout,
+    ];
     for reason in &all {
         match reason {
-            DenyReason::DeniedByPolicy | DenyReason::InvalidSpec | DenyReason::RequesterUnchecked => {}
+            DenyReason::DeniedByPolicy
+            | DenyReason::InvalidSpec
+            | DenyReason::RequesterUnchecked
+            | DenyReason::DeniedByApprover
+            | DenyReason::ApprovalTimeout => {}
         }
     }
     all

@@ -49,6 +49,7 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
         (&["controller"][..], "--audit-file"),
         (&["controller", "--audit-file", "a", "--pushes-per-second", "0"], "1..=1000"),
         (&["controller", "--audit-file", "a", "--listen", "nowhere"], "--listen <ADDRESS:PORT>"),
+        (&["controller", "--audit-file", "a", "--principal", "usr.username"], "Undeclared reference to 'usr'"),
         (&["admission", "--operator-service-account", "no-slash"], "no-slash"),
         (&["audit", "verify", "--head", "1:abc", "f"], "SEQUENCE:DIGEST"),
         (&["audit", "verify", "/no/such/trail"], "/no/such/trail"),
@@ -61,14 +62,21 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
 pub async fn what_is_printed_for_kubectl_is_all_there() {
     let crds = said(&["crds"]).await.stdout;
     let names: Vec<&str> = crds.lines().filter_map(|line| line.strip_prefix("  name: ")).collect();
-    assert_eq!(names, ["instanceaccesses.instanceaccess.dev", "instanceaccesspolicies.instanceaccess.dev"]);
+    assert_eq!(
+        names,
+        [
+            "instanceaccesses.instanceaccess.dev",
+            "instanceaccesspolicies.instanceaccess.dev",
+            "instanceaccessdecisions.instanceaccess.dev"
+        ]
+    );
     let kinds =
         |yaml: &str| yaml.lines().filter_map(|line| line.strip_prefix("kind: ")).map(str::to_owned).collect::<Vec<_>>();
     let admission = said(&["admission", "--operator-service-account", "ops/broker"]).await.stdout;
     assert!(admission.contains("system:serviceaccount:ops:broker") && !admission.contains("OPERATOR_NAME"));
     let mutating = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
     let validating = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
-    assert_eq!(kinds(&admission), [&validating[..], &validating, &mutating].concat());
+    assert_eq!(kinds(&admission), [&validating[..], &validating, &validating, &mutating, &mutating].concat());
     let older = said(&["admission", "--operator-service-account", "ops/broker", "--without-mutating"]).await.stdout;
-    assert_eq!(kinds(&older), [validating, validating].concat());
+    assert_eq!(kinds(&older), [validating, validating, validating].concat());
 }

@@ -32,6 +32,8 @@ impl Controller {
         command.env_clear().envs(lab.aws_env()).env("KUBECONFIG", kubeconfig).env("HOME", lab.dir());
         command.env(MARK, lab.dir()).env("RUST_LOG", "info,instance_access=debug");
         command.arg("controller").arg("--audit-file").arg(audit).args(["--listen", "127.0.0.1:0"]);
+        // One person may have several names: whoever is called alice is alice.
+        command.env("INSTANCE_ACCESS_PRINCIPAL", "user.username.startsWith('alice') ? 'alice' : user.username");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let mut controller = Self { child: command.spawn()?, listen: SocketAddr::from(([127, 0, 0, 1], 0)) };
         controller.listen = poll::until_ok("the controller's start", START_BOUND, || {

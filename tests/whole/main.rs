@@ -10,6 +10,7 @@
 //!
 //! With `INSTANCE_ACCESS_WHOLE_DIR` set, logs and audit trails stay there.
 
+mod approve;
 mod cli;
 mod controller;
 mod enforcement;
@@ -73,6 +74,12 @@ fn main() -> std::process::ExitCode {
             an_edit_that_still_admits_a_grant_leaves_it_alone,
             a_broken_pattern_is_told_by_its_policy_and_the_others_go_on,
             a_window_and_a_condition_refuse_then_admit_and_the_window_ends_the_grant,
+        }
+        approve {
+            a_colleague_approves_by_the_pages_command_and_may_end_it_by_another_decision,
+            a_no_is_final,
+            nothing_but_two_others_words_on_this_very_request_lets_alice_in,
+            a_flood_of_junk_is_neither_kept_nor_in_anybodys_way,
         }
         instance {
             a_stopped_instance_is_told_and_served_again_once_it_runs,

@@ -177,6 +177,30 @@ impl Stand {
         self.kubectl_ok("admin", &["create", "namespace", name]).await;
     }
 
+    /// The kubeconfig of a service account of a namespace, which may decide as people do.
+    pub async fn service_account(&self, namespace: &str, name: &str) -> PathBuf {
+        let kubeconfig = self.lab.kubeconfig_for_service_account(namespace, name).await.unwrap();
+        let (role, who) = ("--clusterrole=instance-access-approver", format!("--serviceaccount={namespace}:{name}"));
+        self.kubectl_ok("admin", &["-n", namespace, "create", "rolebinding", name, role, &who]).await;
+        kubeconfig
+    }
+
+    /// Where the lab's kubectl is.
+    pub fn programs(&self) -> PathBuf {
+        let kubectl = self.lab.kubectl("admin").unwrap();
+        Path::new(kubectl.as_std().get_program()).parent().expect("an absolute path").to_owned()
+    }
+
+    /// The kubeconfig of somebody who works in a namespace.
+    pub fn kubeconfig_in(&self, who: &str, namespace: &str) -> PathBuf {
+        let text = fs::read_to_string(self.lab.kubeconfig(who).unwrap()).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config["contexts"][0]["context"]["namespace"] = json!(namespace);
+        let path = self.lab.dir().join(format!("{who}.{namespace}.kubeconfig"));
+        fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
     /// Lets others break the stand. Only who holds this may kill, freeze, and talk to the API server.
     pub async fn breaking(&self) -> MutexGuard<'_, ()> {
         self.breaking.lock().await
@@ -296,8 +320,9 @@ async fn install(lab: &Lab) {
     let mut apply = vec!["apply", "--server-side"];
     apply.extend(files.iter().flat_map(|file| ["-f", *file]));
     kubectl(&apply).await;
-    let crds = ["crd/instanceaccesses.instanceaccess.dev", "crd/instanceaccesspolicies.instanceaccess.dev"];
-    kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", crds[0], crds[1]]).await;
+    let crds = ["instanceaccesses", "instanceaccesspolicies", "instanceaccessdecisions"];
+    let crds = crds.map(|name| format!("crd/{name}.instanceaccess.dev"));
+    kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", &crds[0], &crds[1], &crds[2]]).await;
     enforced(lab).await;
 }
 

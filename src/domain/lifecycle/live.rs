@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, Revocation};
+use crate::domain::approvals::{self, Decision};
 use crate::domain::cloud::{FailureClass, Instance, InstanceState};
 use crate::domain::condition::{self, ActiveReason, Saying};
 use crate::domain::connect::{self, Route};
@@ -75,7 +76,14 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.begin_end(EndCause::Revoked, format!("spec.revoke was set: {why}"), expiration);
         }
-        let is_seen = self.world.policies.is_seen() && self.world.enforcement != &Enforcement::Unseen;
+        if let Some(decision) = self.revoking_decision() {
+            self.note_decision(decision);
+            let message = format!("{} revoked it: {}", decision.approver.username, decision.why());
+            return self.begin_end(EndCause::Revoked, message, expiration);
+        }
+        let is_seen = self.world.policies.is_seen()
+            && self.world.decisions.is_seen()
+            && self.world.enforcement != &Enforcement::Unseen;
         if !is_seen || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
@@ -140,6 +148,18 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// The decision that ends the grant: a party's own, or that of an approver of the policy that made it, as that policy
+    /// stands now. A Deny that comes late means the same.
+    fn revoking_decision(&self) -> Option<&'a Decision> {
+        let decisions = self.world.decisions;
+        if decisions.is_empty() {
+            return None;
+        }
+        let parties = self.parties()?;
+        let approval = self.status.policy.as_ref().and_then(|pin| self.world.policies.approval_of(pin));
+        approvals::closing(&self.case("", &parties), approval, decisions)
+    }
+
     /// Keeps the command right: an instance that was stopped and started has another public address, and the old one may
     /// be somebody else's by now.
     fn follow_address(&mut self, asked: &Asked<'_>, instance: &Instance) {
@@ -193,6 +213,9 @@ impl<'a> Draft<'a> {
         let how = match cause {
             EndCause::Expired => "the grant's time was over".to_owned(),
             EndCause::Released => "the request was deleted".to_owned(),
+            EndCause::Revoked if let Some(told) = self.closing_decision() => {
+                format!("{} revoked it: {}", told.approver, told.reason.as_deref().unwrap_or("no reason given"))
+            }
             EndCause::Revoked => {
                 let reason = self.request.spec.revoke.as_ref().and_then(|revoke| revoke.reason.as_deref());
                 format!("spec.revoke was set: {}", reason.unwrap_or("no reason given"))

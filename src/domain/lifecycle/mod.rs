@@ -1,7 +1,7 @@
 //! The life of a request: `next(now, request, world)` says what to do, and knows everything that can be decided wrongly.
 //!
 //! ```text
-//!            ┌ Denied
+//!            ┌ Denied                 ┌ PendingApproval
 //! request ───┤                       ┌ InstanceNotRunning, Throttled, …  (heals, or waits)
 //!            └ look up ─ admit ─ Granting ─ Granted ─┬──────────────────── Ended (Expired)
 //!                                                    └ RevocationPending ─ Ended (Released, Revoked)
@@ -12,6 +12,7 @@
 mod live;
 mod nodes;
 mod pending;
+mod people;
 
 use std::time::Duration;
 
@@ -22,10 +23,12 @@ use crate::api::{
     AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessStatus, Revocation,
 };
 
+use super::approvals::Decisions;
 use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
 use super::enforcement::Enforcement;
+use super::identity::PrincipalRule;
 use super::node::Nodes;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
@@ -68,6 +71,8 @@ pub struct World<'a> {
     pub settings: &'a Settings,
     /// Every policy of the cluster: the shell asks only after it has seen them all.
     pub policies: &'a PolicySet,
+    /// What people decided about this request.
+    pub decisions: &'a Decisions,
     /// The cluster's nodes.
     pub nodes: &'a Nodes,
     /// Whether what guards the requests stands in the API server.
@@ -76,11 +81,13 @@ pub struct World<'a> {
     pub sight: &'a Sight,
 }
 
-/// Where a request's target is looked for, if it does not say.
+/// What the operator's configuration says.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// The operator's region.
+    /// The operator's region: where a request's target is looked for, if it does not say.
     pub region: Option<Region>,
+    /// Who is the same person.
+    pub principals: PrincipalRule,
 }
 
 /// What to do now, in this order; then when to look again. Plain data: the shell has no choice left.
@@ -157,6 +164,8 @@ pub enum Lane {
 pub enum Deadline {
     /// When to start: `spec.startTime`.
     Start,
+    /// When approvals come too late.
+    Approval,
     /// When to stop waiting: `spec.endTime`, or `GRANT_DEADLINE`.
     GiveUp,
     /// When too little is left of the window of the policy that admits a waiting request.
@@ -193,9 +202,10 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
 /// Nothing is pushed any more, and the record of the end is owed; `status` has nowhere to go.
 pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings::default();
-    let (policies, nodes) = (PolicySet::default(), Nodes::default());
+    let (policies, decisions, nodes) = (PolicySet::default(), Decisions::default(), Nodes::default());
     let enforcement = &Enforcement::Unseen;
-    let world = World { settings: &settings, policies: &policies, nodes: &nodes, enforcement, sight };
+    let world =
+        World { settings: &settings, policies: &policies, decisions: &decisions, nodes: &nodes, enforcement, sight };
     let mut draft = Draft::new(now, request, world);
     let has_grant = draft.status.grant.is_some();
     let lives = has_grant && !draft.is_terminal();
@@ -415,6 +425,7 @@ impl<'a> Draft<'a> {
             self.status.revocation = Some(Revocation { cause, key_window_closed_time: None });
         }
         self.status.end_time = Some(Time(end_time));
+        self.forget_waiting_for_approval();
         self.count_pushes();
         self.say(Saying::inactive(reason.active(), message.clone()));
         self.say(Saying::ended(reason, message.clone()));
@@ -476,6 +487,7 @@ impl<'a> Draft<'a> {
         if self.holds(ConditionType::Approved) {
             return self.end(EndCause::PolicyChanged, message);
         }
+        self.forget_waiting_for_approval();
         self.say(Saying::denied(reason, message.clone()));
         self.say(Saying::inactive(ActiveReason::Denied, message.clone()));
         self.say(Saying::ended(EndReason::Denied, message.clone()));
@@ -591,6 +603,12 @@ fn refresh_time(seen: Timestamp, target: &str) -> Timestamp {
     let offset = i64::from(slot) * (period / 12);
     let turn = (seen.as_second() - offset).div_euclid(period) + 1;
     Timestamp::from_second(turn * period + offset).unwrap_or(Timestamp::MAX)
+}
+
+/// Whether nothing is judged of a request any more.
+pub fn is_over(request: &InstanceAccess) -> bool {
+    let conditions = request.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    condition::is_true(conditions, ConditionType::Ended) || condition::is_true(conditions, ConditionType::Denied)
 }
 
 /// Whether `Active` stands at True.

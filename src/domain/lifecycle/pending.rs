@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::api::{
     ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, Identity, InstanceFacts, KeyDelivery, KeyFacts,
 };
+use crate::domain::approvals::{self, Parties};
 use crate::domain::cloud::{AccountId, Instance, InstanceId, InstanceState, OsUser, Place, Region, TargetQuery};
 use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
@@ -50,6 +51,7 @@ pub(super) struct Asked<'a> {
     pub node: NodeTarget<'a>,
     pub method: ConnectionMethod,
     pub port: u16,
+    pub parties: Parties,
 }
 
 impl Asked<'_> {
@@ -112,9 +114,11 @@ impl<'a> Draft<'a> {
             let why = revoke.reason.as_deref().unwrap_or("no reason given");
             return self.end(EndCause::Revoked, format!("spec.revoke was set before access was granted: {why}"));
         }
-        let created = self.request.metadata.creation_timestamp.as_ref().map_or(self.now, |time| time.0);
+        let created = self.created_time();
         let start_time = spec.start_time.as_ref().map(|time| time.0);
-        let give_up_time = plus(start_time.unwrap_or(created).max(created), GRANT_DEADLINE);
+        // Who had to wait for people has the same time for all the rest.
+        let asked_until = self.status.approval_deadline_time.as_ref().map_or(created, |time| time.0);
+        let give_up_time = plus(start_time.unwrap_or(created).max(created).max(asked_until), GRANT_DEADLINE);
         let end_time = spec.end_time.as_ref().map(|time| time.0);
         if let Some(end_time) = end_time
             && end_time <= self.now
@@ -131,7 +135,8 @@ impl<'a> Draft<'a> {
             );
         }
         self.wake(Deadline::GiveUp, end_time.map_or(give_up_time, |end_time| end_time.min(give_up_time)));
-        if !self.world.policies.is_seen() || matches!(self.node(), NodeTarget::Unseen) {
+        let is_seen = self.world.policies.is_seen() && self.world.decisions.is_seen();
+        if !is_seen || matches!(self.node(), NodeTarget::Unseen) {
             self.silent = true;
             return;
         }
@@ -154,6 +159,10 @@ impl<'a> Draft<'a> {
                 return self.refuse(DenyReason::InvalidSpec, findings.join("; "));
             }
         };
+        let digest = spec_digest(spec);
+        if let Some(decision) = approvals::closing(&self.case(&digest, &asked.parties), None, self.world.decisions) {
+            return self.close(&asked, decision);
+        }
         // Without the instance: who is admitted nowhere costs no look-up, and learns nothing of our instances.
         let outline = self.world.policies.evaluate(&asked.question(self.begin_time(), spec, None, asked.method));
         if let Err(refusal) = outline.decision {
@@ -183,6 +192,9 @@ impl<'a> Draft<'a> {
         }
         let Some(route) = self.route(asked, instance) else { return };
         let Some(admission) = self.admit(asked, instance, method_of(&route)) else { return };
+        if !self.is_approved(asked, instance, &admission, end_time) {
+            return;
+        }
         self.status.instance = Some(instance_facts(instance));
         if instance.state != InstanceState::Running {
             return self.wait_for_state(asked, instance);
@@ -306,16 +318,15 @@ impl<'a> Draft<'a> {
 
     fn approve(&mut self, admission: &Admission) {
         self.status.policy = Some(admission.policy.clone());
-        self.say(Saying::approved(
-            ApproveReason::AdmittedByPolicy,
-            match admission.closes {
-                None => format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds),
-                Some(closes) => format!(
-                    "policy {} admits it for {} s, and not beyond {closes}, when its window closes",
-                    admission.policy.name, admission.ttl_seconds
-                ),
-            },
-        ));
+        let mut message = format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds);
+        if let Some(closes) = admission.closes {
+            message = format!("{message}, and not beyond {closes}, when its window closes");
+        }
+        if admission.approval.is_some() {
+            let who: Vec<&str> = self.status.approvals.iter().map(|told| told.approver.as_str()).collect();
+            message = format!("{message}, and {} approved it", who.join(", "));
+        }
+        self.say(Saying::approved(ApproveReason::AdmittedByPolicy, message));
     }
 
     /// Reads the spec into values that are right, or returns every finding.
@@ -335,6 +346,13 @@ impl<'a> Draft<'a> {
             findings.push(format!(
                 "spec.subject: {} may not ask for {}; only a delegate that a policy names may ask for others",
                 requester.username, subject.username
+            ));
+        }
+        let parties = self.parties();
+        if let (Some(requester), None) = (requester, &parties) {
+            findings.push(format!(
+                "spec.requester: the operator's rule of who is who (--principal) makes nobody of {}, and nobody may ask; ask whoever runs the operator",
+                requester.username
             ));
         }
         let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
@@ -394,8 +412,8 @@ impl<'a> Draft<'a> {
         if port.is_none() {
             findings.push("spec.connection.port must be 1 to 65535".to_owned());
         }
-        match (requester, key, os_user, region, query, port) {
-            (Some(requester), Some(key), Some(os_user), Some(region), Some(query), Some(port))
+        match (requester, parties, key, os_user, region, query, port) {
+            (Some(requester), Some(parties), Some(key), Some(os_user), Some(region), Some(query), Some(port))
                 if findings.is_empty() =>
             {
                 Ok(Asked {
@@ -410,6 +428,7 @@ impl<'a> Draft<'a> {
                     node,
                     method: connection.method.unwrap_or_default(),
                     port,
+                    parties,
                 })
             }
             _ => Err(findings),
@@ -612,7 +631,7 @@ fn method_of(route: &Route) -> ConnectionMethod {
 }
 
 /// What everybody may know of an instance that was asked for.
-fn instance_id_alone(instance: &Instance) -> InstanceFacts {
+pub(super) fn instance_id_alone(instance: &Instance) -> InstanceFacts {
     InstanceFacts {
         instance_id: instance.id.to_string(),
         region: Some(instance.region.to_string()),

@@ -8,6 +8,7 @@ use crate::api::{
     PolicyApproval, PolicyCondition, PolicyConnectionMethod, PolicyDelegate, PolicyKeys, PolicyLimits, PolicyTargets,
     PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
 };
+use crate::api::{SubjectKind, TagOperator, TagSelector};
 use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};
 use crate::domain::node::Node;
 
@@ -514,7 +515,7 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
         ("InvalidPattern", "spec.ticket.pattern", |p| p.ticket = text(false, Some("(?=x)"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some(r"(x)\1"))),
         ("InvalidPattern", "spec.reason.pattern", |p| p.reason = text(true, Some("((a{999}){999}){999}"))),
-        ("NotEnforced", "spec.approval cannot", |p| {
+        ("InvalidSpec", "spec.approval.approvers names nobody", |p| {
             p.approval =
                 Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None })
         }),
@@ -538,10 +539,10 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
         ("InvalidCondition", "spec.conditions[0].expression: at line 1, column ", |p| {
             p.conditions = when("request.", "x")
         }),
-        ("NotEnforced", "spec.approval, spec.delegates", |p| {
+        ("NotEnforced", "spec.limits, spec.delegates", |p| {
             p.delegates = Some(vec![]);
-            p.approval =
-                Some(PolicyApproval { count: 1, approvers: vec![], one_from_each: None, deadline_seconds: None });
+            p.limits =
+                Some(PolicyLimits { active_per_subject: Some(1), active_per_instance: None, requests_per_hour: None });
         }),
         ("InvalidSpec", "spec.ttl is required", |p| p.ttl = None),
     ];

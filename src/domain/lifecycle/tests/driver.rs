@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
+use crate::domain::approvals::Decision;
 use crate::domain::cloud::Failure;
 use crate::domain::key::PublicKey;
 use crate::domain::sight::was_answered;
@@ -63,7 +64,10 @@ pub(in super::super) struct Life {
     /// Whether the watch is late: the shell sees its own writes, and of others' nothing new.
     pub lagging: bool,
     pub policies: Vec<InstanceAccessPolicy>,
-    /// Whether the shell has read them yet.
+    /// What people decided, about whatever.
+    pub decisions: Vec<InstanceAccessDecision>,
+    pub decided: usize,
+    /// Whether the shell has read policies and decisions yet.
     pub policies_read: bool,
     /// Whether what guards the requests stands, as the shell knows it.
     pub enforcement: Enforcement,
@@ -125,10 +129,12 @@ impl Life {
             object: Some(object),
             lagging: false,
             policies,
+            decisions: Vec::new(),
+            decided: 0,
             policies_read: true,
             enforcement: Enforcement::Stands { since_time: at(-7200) },
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
-            settings: Settings { region: Some(Region::parse("us-west-2").unwrap()) },
+            settings: Settings { region: Some(Region::parse("us-west-2").unwrap()), ..Settings::default() },
             nodes: Nodes { seen: true, ..Nodes::default() },
             instances,
             endpoints: vec![endpoint()],
@@ -181,9 +187,20 @@ impl Life {
         }
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
+        let decisions = &if self.policies_read { self.decisions() } else { Decisions::default() };
         let Self { settings, nodes, enforcement, sight, .. } = self;
-        let world = World { settings, policies, nodes, enforcement, sight };
+        let world = World { settings, policies, decisions, nodes, enforcement, sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
+    }
+
+    fn decisions(&self) -> Decisions {
+        let mut kept = Decisions::none();
+        for object in &self.decisions {
+            if let Some(decision) = Decision::read(object, &self.settings.principals) {
+                kept.take(Arc::new(decision));
+            }
+        }
+        kept
     }
 
     // --- what others do -------------------------------------------------------------------------------------------
@@ -226,6 +243,14 @@ impl Life {
             let labels = object.metadata.labels.get_or_insert_default();
             let count = labels.len();
             labels.insert(format!("label-{count}"), "x".into());
+        });
+    }
+
+    /// What only a bent CRD lets through.
+    pub fn edit_spec(&mut self, change: impl FnOnce(&mut InstanceAccessSpec)) {
+        self.edit("user: edit the spec", |object| {
+            change(&mut object.spec);
+            *object.metadata.generation.get_or_insert(1) += 1;
         });
     }
 
@@ -368,6 +393,7 @@ impl Life {
                 "I2: a push is planned, and no policy admits it\n{}",
                 self.log()
             );
+            assert!(!self.is_closed(), "I2: a push is planned, and somebody said no\n{}", self.log());
         }
         let mut receipt = None;
         for effect in std::mem::take(&mut plan.before) {

@@ -171,6 +171,7 @@ fn an_end_that_somebody_moved_later_ends_the_grant_at_once() {
     let world = World {
         settings: &settings,
         policies: &policies,
+        decisions: &Decisions::none(),
         nodes: &Nodes::default(),
         enforcement: &stands(-60),
         sight: &sight,
@@ -226,6 +227,7 @@ fn a_grant_of_another_requests_id_is_ended() {
     let world = World {
         settings: &life.settings,
         policies: &policies,
+        decisions: &Decisions::none(),
         nodes: &life.nodes,
         enforcement: &stands(-60),
         sight: &sight,

@@ -27,11 +27,46 @@ enum Turn {
     Audit(bool),
     CrashBeforePoliciesAreRead,
     PoliciesRead,
+    Decide(Who, DecisionKind, Bend),
+    TakeBack,
+    AskPeople(Option<i32>),
+    EditSpec,
     State(InstanceState),
     Tag(&'static str),
     Gone(bool),
     EnforcementGone,
     EnforcementBack(bool),
+}
+
+/// Who decides.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Alice,
+    Bob,
+    Erin,
+    Frank,
+}
+
+/// What is wrong with a decision.
+#[derive(Clone, Copy, Debug)]
+enum Bend {
+    Nothing,
+    OtherUid,
+    OtherDigest,
+    Early,
+}
+
+fn any_decision() -> impl Strategy<Value = Turn> {
+    let who = prop::sample::select(vec![Who::Alice, Who::Bob, Who::Erin, Who::Erin, Who::Frank, Who::Frank]);
+    let kinds =
+        prop_oneof![6 => Just(DecisionKind::Approve), 1 => Just(DecisionKind::Deny), 1 => Just(DecisionKind::Revoke)];
+    let bends = prop_oneof![
+        5 => Just(Bend::Nothing),
+        1 => Just(Bend::OtherUid),
+        1 => Just(Bend::OtherDigest),
+        1 => Just(Bend::Early)
+    ];
+    (who, kinds, bends).prop_map(|(who, kind, bend)| Turn::Decide(who, kind, bend))
 }
 
 fn any_class() -> impl Strategy<Value = FailureClass> {
@@ -72,6 +107,10 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         2 => any::<bool>().prop_map(Turn::Audit),
         1 => Just(Turn::CrashBeforePoliciesAreRead),
         1 => Just(Turn::PoliciesRead),
+        8 => any_decision(),
+        1 => Just(Turn::TakeBack),
+        2 => prop::option::of(1..3i32).prop_map(Turn::AskPeople),
+        1 => Just(Turn::EditSpec),
         2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
             .prop_map(Turn::State),
         1 => prop::sample::select(vec!["dev", "prod"]).prop_map(Turn::Tag),
@@ -143,6 +182,34 @@ fn happen(life: &mut Life, turn: &Turn) {
             life.policies_read = false;
         }
         Turn::PoliciesRead => life.policies_read = true,
+        Turn::Decide(..) if life.object.is_none() => {}
+        Turn::Decide(who, kind, bend) => {
+            let leads = |name: &str| Identity { username: name.into(), ..erin() };
+            let who = match who {
+                Who::Alice => Identity { groups: vec!["developers".into(), "leads".into()], ..alice() },
+                Who::Bob => bob(),
+                Who::Erin => erin(),
+                Who::Frank => leads("frank"),
+            };
+            life.decide(&who, *kind);
+            let decision = life.decisions.last_mut().expect("just made");
+            match bend {
+                Bend::Nothing => {}
+                Bend::OtherUid => decision.spec.request_ref.uid = "another".into(),
+                Bend::OtherDigest => decision.spec.request_ref.spec_digest = Some("0".repeat(64)),
+                Bend::Early => decision.metadata.creation_timestamp = Some(Time(at(-3600))),
+            }
+        }
+        Turn::TakeBack => {
+            life.decisions.pop();
+        }
+        Turn::AskPeople(count) => {
+            let approval = count.map(|count| PolicyApproval { count, ..people::one_lead() });
+            life.policies.iter_mut().filter(|policy| policy.spec.effect == PolicyEffect::Allow).for_each(|policy| {
+                policy.spec.approval = approval.clone();
+            });
+        }
+        Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
             instance.tags.insert("env".into(), (*value).into());
@@ -171,6 +238,7 @@ proptest! {
         has_finalizer in any::<bool>(),
         early in any::<bool>(),
         window in prop::option::of((1..20u32).prop_map(Some)),
+        people in prop::option::of(1..3i32),
         turns in prop::collection::vec(any_turn(), 1..40),
     ) {
         let mut life = world().with(|request| {
@@ -187,6 +255,7 @@ proptest! {
         if early {
             life.crash();
         }
+        happen(&mut life, &Turn::AskPeople(people));
         for turn in &turns {
             if matches!(turn, Turn::State(_) | Turn::Tag(_)) && life.instances.is_empty() {
                 life.instances = vec![Arc::new(instance())];

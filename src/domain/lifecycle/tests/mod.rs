@@ -13,6 +13,7 @@ mod live;
 mod nodes;
 mod objects;
 mod over;
+mod people;
 mod unseen;
 mod windows;
 
@@ -55,6 +56,14 @@ pub(super) fn alice() -> Identity {
     }
 }
 
+pub(super) fn bob() -> Identity {
+    Identity { username: "bob".into(), uid: Some("u-bob".into()), ..alice() }
+}
+
+pub(super) fn erin() -> Identity {
+    Identity { username: "erin".into(), groups: vec!["leads".into()], ..Identity::default() }
+}
+
 /// A request by alice for ec2-user on the instance, for ten minutes, made at 08:00:00Z.
 pub(super) fn request() -> InstanceAccess {
     InstanceAccess {
@@ -85,6 +94,7 @@ pub(super) fn request() -> InstanceAccess {
             ttl_seconds: Some(600),
             start_time: None,
             end_time: None,
+            approval_deadline_seconds: None,
             reason: Some("the disk is full".into()),
             ticket: None,
             policy_name: None,
@@ -203,6 +213,32 @@ impl Life {
     pub fn under(mut self, change: impl FnOnce(&mut InstanceAccessPolicySpec)) -> Self {
         change(&mut self.policies[0].spec);
         self
+    }
+
+    /// Somebody decides about the request as it stands.
+    pub fn decide(&mut self, who: &Identity, kind: DecisionKind) {
+        let object = self.object.as_ref().expect("something to decide about");
+        let number = self.decided;
+        self.decided += 1;
+        self.decisions.push(InstanceAccessDecision {
+            metadata: ObjectMeta {
+                name: Some(format!("decision-{number}")),
+                namespace: Some("team-a".into()),
+                uid: Some(format!("uid-of-decision-{number:04}")),
+                creation_timestamp: Some(Time(whole_second(self.now))),
+                ..ObjectMeta::default()
+            },
+            spec: InstanceAccessDecisionSpec {
+                request_ref: RequestRef {
+                    name: "fix-web-1".into(),
+                    uid: object.metadata.uid.clone().unwrap(),
+                    spec_digest: Some(spec_digest(&object.spec)),
+                },
+                decision: kind,
+                reason: Some("as said".into()),
+                approver: Some(who.clone()),
+            },
+        });
     }
 
     /// Does whatever there is to do now, and lets AWS answer.

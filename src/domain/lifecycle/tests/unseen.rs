@@ -3,10 +3,11 @@
 use super::*;
 
 fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
-    let settings = Settings { region: Some(crate::domain::cloud::Region::parse("us-west-2").unwrap()) };
+    let region = Some(crate::domain::cloud::Region::parse("us-west-2").unwrap());
+    let settings = &Settings { region, ..Settings::default() };
     let enforcement = &Enforcement::Stands { since_time: at(-60) };
-    let (policies, nodes) = (&PolicySet::default(), &Nodes::default());
-    next(at(5), request, World { settings: &settings, policies, nodes, enforcement, sight })
+    let (policies, decisions, nodes) = (&PolicySet::default(), &Decisions::default(), &Nodes::default());
+    next(at(5), request, World { settings, policies, decisions, nodes, enforcement, sight })
 }
 
 #[test]

@@ -25,6 +25,46 @@ impl Life {
         self.note("push left");
     }
 
+    /// I4, by another way than the code's: whoever is asked for said yes to exactly this, each another than alice.
+    fn is_approved_by_others(&self, object: &InstanceAccess) {
+        let pin = object.status.as_ref().and_then(|status| status.policy.as_ref()).expect("a grant names its policy");
+        let policy = self.policies.iter().find(|policy| policy.metadata.name.as_deref() == Some(&pin.name));
+        let Some(approval) = policy.and_then(|policy| policy.spec.approval.as_ref()) else { return };
+        let digest = spec_digest(&object.spec);
+        let yes: BTreeSet<&str> = self
+            .decisions
+            .iter()
+            .map(|decision| &decision.spec)
+            .filter(|spec| {
+                spec.decision == DecisionKind::Approve
+                    && spec.request_ref.uid == UID
+                    && spec.request_ref.spec_digest.as_ref() == Some(&digest)
+            })
+            .filter_map(|spec| spec.approver.as_ref())
+            .filter(|who| approval.approvers.iter().any(|named| who.groups.contains(&named.name)))
+            .map(|who| who.username.as_str())
+            .filter(|who| *who != "alice")
+            .collect();
+        let count = usize::try_from(approval.count).unwrap();
+        assert!(yes.len() >= count, "I4: granted on the word of {yes:?}, asked were {count}\n{}", self.log());
+        assert!(!self.is_closed(), "I4: granted, though somebody said no\n{}", self.log());
+        let told = &object.status.as_ref().unwrap().approvals;
+        assert!(told.len() >= count && told.iter().all(|told| yes.contains(told.approver.as_str())), "I4: {told:?}");
+    }
+
+    /// Whether somebody said no whose no counts.
+    pub(super) fn is_closed(&self) -> bool {
+        let approvals = self.policies.iter().filter_map(|policy| policy.spec.approval.as_ref());
+        let named: Vec<&str> =
+            approvals.flat_map(|approval| &approval.approvers).map(|subject| subject.name.as_str()).collect();
+        self.decisions.iter().map(|decision| &decision.spec).any(|spec| {
+            let Some(who) = &spec.approver else { return false };
+            spec.decision != DecisionKind::Approve
+                && spec.request_ref.uid == UID
+                && (who.username == "alice" || who.groups.iter().any(|group| named.contains(&group.as_str())))
+        })
+    }
+
     fn is_readable(&self) -> bool {
         self.keys.iter().any(|key| key.from <= self.now && self.now < key.until)
     }
@@ -59,7 +99,9 @@ impl Life {
             );
             self.promise = Some(expiration);
             assert_eq!(grant.id, grant_id(UID, status.spec_digest.as_deref().unwrap()), "I3");
-            self.grants.insert(grant.id.clone());
+            if self.grants.insert(grant.id.clone()) {
+                self.is_approved_by_others(object);
+            }
             assert_eq!(self.grants.len(), 1, "I3: two grants");
             for time in [grant.start_time.0, expiration] {
                 assert_eq!(time, whole_second(time));
