@@ -29,28 +29,28 @@ fn in_own_region(stand: &Stand, region: &str) -> String {
     })
 }
 
-/// One fault: how often, and what status says meanwhile.
+/// One fault, and what status says while it lasts.
 struct Row {
     name: &'static str,
     kind: FaultKind,
-    times: u32,
     reason: &'static str,
     words: &'static [&'static str],
 }
 
-/// Asks for an instance that the fault strikes; waits for the word, then for the grant.
+/// Asks for an instance that the fault strikes; waits for the word, mends it, and waits for the grant.
 async fn heals(api: Api, number: usize, row: Row) -> Outcome {
     let stand = shared().await?;
-    let Row { name, kind, times, reason, words } = row;
+    let Row { name, kind, reason, words } = row;
     let service = if api == Api::Ec2 { "ec2" } else { "eic" };
     let (region, name) = (format!("{service}-lab-{number}").replace("ec2", "ecc"), format!("{service}-{name}"));
     let id = in_own_region(&stand, &region);
-    stand.lab.standin().set_fault(Fault::new(kind).on(api).instance(&id).times(times));
+    stand.lab.standin().set_fault(Fault::new(kind).on(api).instance(&id));
     stand.ask(Ask::new(&name).with("target", json!({"instanceId": id, "region": region}))).await?;
     let object = stand.until(&name, reason, words).await?;
     let (type_, other) = if reason == "AccessDenied" { ("Stalled", "Reconciling") } else { ("Reconciling", "Stalled") };
     crate::stand::is(&object, type_, "True").map_err(anyhow::Error::msg)?;
     anyhow::ensure!(crate::stand::is(&object, other, "True").is_err(), "both: {}", crate::stand::shown(&object));
+    stand.lab.standin().clear_faults_on(&id);
     let object = stand.until_granted(&name).await?;
     anyhow::ensure!(crate::stand::is(&object, "Stalled", "True").is_err(), "stalled: {}", crate::stand::shown(&object));
     anyhow::ensure!(stand.controller.recorded(&object, "GrantIntended") == 1, "{name}: one grant, one record");
@@ -70,43 +70,42 @@ async fn all(api: Api, rows: Vec<Row>) -> Outcome {
 }
 
 async fn pushes_that_aws_refuses_for_a_while_say_why_and_heal() -> Outcome {
-    let row = |name, kind, times, reason, words| Row { name, kind, times, reason, words };
+    let row = |name, kind, reason, words| Row { name, kind, reason, words };
     // What passes by itself is worth a word after three failures; what somebody must mend, at once.
     let passing: &[&str] = &["trying again by itself"];
     let somebody: &[&str] = &["AWS does not let the operator", "an administrator must mend"];
     let rows = vec![
-        row("throttled", FaultKind::Throttle, 4, "Throttled", &["AWS asks to wait", "ThrottlingException"]),
-        row("server-error", FaultKind::ServerError(500), 5, "AwsUnavailable", passing),
-        row("bad-gateway", FaultKind::ServerError(502), 5, "AwsUnavailable", passing),
-        row("reset", FaultKind::Drop, 5, "AwsUnavailable", passing),
-        row("lost-answer", FaultKind::DoThenDrop, 5, "AwsUnavailable", passing),
-        row("garbage", FaultKind::Garbage, 5, "AwsUnavailable", passing),
-        row("unavailable", error("EC2InstanceUnavailableException"), 5, "AwsUnavailable", &["EC2InstanceUnavailable"]),
-        row("novel", error("NovelException"), 1, "AwsUnavailable", &["does not know (NovelException: not today)"]),
-        row("state", error("EC2InstanceStateInvalidException"), 1, "InstanceNotRunning", passing),
-        row("denied", FaultKind::Deny, 1, "AccessDenied", somebody),
-        row("expired", FaultKind::ExpiredCredentials, 1, "AccessDenied", somebody),
-        row("signature", FaultKind::BadSignature, 1, "AccessDenied", somebody),
-        row("skew", FaultKind::ClockSkew(900), 1, "AccessDenied", somebody),
-        row("skew-behind", FaultKind::ClockSkew(-900), 1, "AccessDenied", somebody),
+        row("throttled", FaultKind::Throttle, "Throttled", &["AWS asks to wait", "ThrottlingException"]),
+        row("server-error", FaultKind::ServerError(500), "AwsUnavailable", passing),
+        row("bad-gateway", FaultKind::ServerError(502), "AwsUnavailable", passing),
+        row("reset", FaultKind::Drop, "AwsUnavailable", passing),
+        row("lost-answer", FaultKind::DoThenDrop, "AwsUnavailable", passing),
+        row("garbage", FaultKind::Garbage, "AwsUnavailable", passing),
+        row("unavailable", error("EC2InstanceUnavailableException"), "AwsUnavailable", &["EC2InstanceUnavailable"]),
+        row("novel", error("NovelException"), "AwsUnavailable", &["does not know (NovelException: not today)"]),
+        row("state", error("EC2InstanceStateInvalidException"), "InstanceNotRunning", passing),
+        row("denied", FaultKind::Deny, "AccessDenied", somebody),
+        row("expired", FaultKind::ExpiredCredentials, "AccessDenied", somebody),
+        row("signature", FaultKind::BadSignature, "AccessDenied", somebody),
+        row("skew", FaultKind::ClockSkew(900), "AccessDenied", somebody),
+        row("skew-behind", FaultKind::ClockSkew(-900), "AccessDenied", somebody),
     ];
     all(Api::Eic, rows).await
 }
 
 async fn look_ups_that_aws_refuses_for_a_while_say_why_and_heal() -> Outcome {
-    let row = |name, kind, times, reason, words| Row { name, kind, times, reason, words };
+    let row = |name, kind, reason, words| Row { name, kind, reason, words };
     let passing: &[&str] = &["describe the instance", "trying again by itself"];
     let somebody: &[&str] = &["AWS does not let the operator describe the instance", "an administrator must mend"];
-    // Three attempts are one look-up where the SDK tries again by itself.
     let rows = vec![
-        row("throttled", FaultKind::Throttle, 9, "Throttled", &["AWS asks to wait", "RequestLimitExceeded"]),
-        row("server-error", FaultKind::ServerError(503), 9, "AwsUnavailable", passing),
-        row("reset", FaultKind::Drop, 9, "AwsUnavailable", passing),
-        row("garbage", FaultKind::Garbage, 3, "AwsUnavailable", passing),
-        row("denied", FaultKind::Deny, 1, "AccessDenied", somebody),
-        row("expired", FaultKind::ExpiredCredentials, 1, "AccessDenied", somebody),
-        row("signature", FaultKind::BadSignature, 1, "AccessDenied", somebody),
-        row("skew", FaultKind::ClockSkew(900), 1, "AccessDenied", somebody),
+        row("throttled", FaultKind::Throttle, "Throttled", &["AWS asks to wait", "RequestLimitExceeded"]),
+        row("server-error", FaultKind::ServerError(503), "AwsUnavailable", passing),
+        row("reset", FaultKind::Drop, "AwsUnavailable", passing),
+        row("garbage", FaultKind::Garbage, "AwsUnavailable", passing),
+        row("denied", FaultKind::Deny, "AccessDenied", somebody),
+        row("expired", FaultKind::ExpiredCredentials, "AccessDenied", somebody),
+        row("signature", FaultKind::BadSignature, "AccessDenied", somebody),
+        row("skew", FaultKind::ClockSkew(900), "AccessDenied", somebody),
     ];
     all(Api::Ec2, rows).await
 }

@@ -34,7 +34,7 @@ type row struct {
 
 var rows = []row{
 	{"new", "just created, not looked at yet", "Progressing", "InProgress", "InProgress"},
-	{"pending-approval", "(waits for people)", "Suspended", "InProgress", "InProgress"},
+	{"pending-approval", "waits for people: `PendingApproval`", "Suspended", "InProgress", "InProgress"},
 	{"scheduled", "waits for its `startTime`", "Suspended", "InProgress", "InProgress"},
 	{"granting", "granted, first push under way", "Progressing", "InProgress", "InProgress"},
 	{"granted", "usable now", "Healthy", "Current", "Current"},
@@ -45,8 +45,8 @@ var rows = []row{
 	{"released", "over: `Released`, the object about to go", "Progressing", "Terminating", "InProgress"},
 	{"denied-by-policy", "refused: `DeniedByPolicy`", "Degraded", "Failed", "Failed"},
 	{"denied-invalid-spec", "refused: `InvalidSpec`", "Degraded", "Failed", "Failed"},
-	{"denied-by-approver", "(refused: `DeniedByApprover`)", "Degraded", "Failed", "Failed"},
-	{"denied-approval-timeout", "(refused: `ApprovalTimeout`)", "Degraded", "Failed", "Failed"},
+	{"denied-by-approver", "refused: `DeniedByApprover`", "Degraded", "Failed", "Failed"},
+	{"denied-approval-timeout", "refused: `ApprovalTimeout`", "Degraded", "Failed", "Failed"},
 	{"instance-not-running", "cannot be served, may heal: `InstanceNotRunning`", "Progressing", "InProgress", "InProgress"},
 	{"target-not-found-yet", "cannot be served, may heal: `TargetNotFound`", "Progressing", "InProgress", "InProgress"},
 	{"throttled", "granted, and the key fell out: `Throttled`", "Progressing", "InProgress", "InProgress"},

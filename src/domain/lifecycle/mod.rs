@@ -304,6 +304,10 @@ impl<'a> Draft<'a> {
     fn into_plan(mut self) -> Plan {
         if !self.silent {
             self.status.observed_generation = Some(self.generation);
+            // What is still said is said of this generation: who waits for a condition reads no older one.
+            for condition in &mut self.status.conditions {
+                condition.observed_generation = self.generation;
+            }
             if self.status.spec_digest.is_none() {
                 self.status.spec_digest = Some(spec_digest(&self.request.spec));
             }

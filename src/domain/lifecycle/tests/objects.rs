@@ -87,8 +87,8 @@ fn failing(class: FailureClass, until: i64) -> Life {
 }
 
 fn objects() -> Vec<Object> {
-    use ConditionStatus::{False, True, Unknown};
-    use ConditionType::{Active, Approved, Denied, Ended, Reconciling, Stalled};
+    use ConditionStatus::True;
+    use ConditionType::{Active, Approved, Reconciling, Stalled};
 
     let scheduled = world().with(|request| request.spec.start_time = Some(Time(at(7200)))).settled();
     let mut granting = world();
@@ -130,9 +130,12 @@ fn objects() -> Vec<Object> {
     let not_found = made("target-not-found-yet", &absent);
     let lost = absent.until(400);
 
-    let refused_row = |reason| {
-        [(Denied, True, reason), (Active, False, "Denied"), (Ended, True, "Denied"), (Stalled, True, "Denied")]
-    };
+    let ask = || world().under(|policy| policy.approval = Some(people::one_lead())).settled();
+    let asking = ask();
+    let mut denied = ask();
+    denied.decide(&erin(), DecisionKind::Deny);
+    let denied = denied.settled();
+    let unheard = ask().until(3700);
     let unconfirmed = |second: (ConditionType, ConditionStatus, &'static str)| {
         [(Approved, True, "AdmittedByPolicy"), (Active, True, "RevocationPending"), second]
     };
@@ -141,15 +144,7 @@ fn objects() -> Vec<Object> {
     let held = granted.object.clone().unwrap();
     vec![
         stored("new", &request()),
-        by_table(
-            "pending-approval",
-            request(),
-            &[
-                (Approved, Unknown, "PendingApproval"),
-                (Active, False, "PendingApproval"),
-                (Reconciling, True, "PendingApproval"),
-            ],
-        ),
+        made("pending-approval", &asking),
         made("scheduled", &scheduled),
         made("granting", &granting),
         made("granted", &granted),
@@ -160,8 +155,8 @@ fn objects() -> Vec<Object> {
         stored("released", &released),
         made("denied-by-policy", &refused),
         made("denied-invalid-spec", &invalid),
-        by_table("denied-by-approver", request(), &refused_row("DeniedByApprover")),
-        by_table("denied-approval-timeout", request(), &refused_row("ApprovalTimeout")),
+        made("denied-by-approver", &denied),
+        made("denied-approval-timeout", &unheard),
         made("instance-not-running", &stopped),
         not_found,
         made("throttled", &failing(FailureClass::Throttled, 61)),

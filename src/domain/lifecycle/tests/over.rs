@@ -290,3 +290,18 @@ fn the_record_of_an_end_tells_how_it_went() {
     assert_eq!(record.grant_id, life.status().grant.map(|grant| grant.id));
     assert_eq!((record.instance_id.as_deref(), record.os_user.as_str()), (Some(INSTANCE), "ec2-user"));
 }
+
+#[test]
+fn what_is_revoked_after_its_end_says_all_it_says_of_the_new_generation() {
+    // Whoever waits for a condition (kubectl wait) reads none of an older generation.
+    let mut life = world().until(600);
+    life.revoke();
+    let life = life.settled();
+    let generation = life.object.as_ref().unwrap().metadata.generation;
+    assert_eq!(generation, Some(2));
+    let status = life.status();
+    assert_eq!(status.observed_generation, generation);
+    for condition in &status.conditions {
+        assert_eq!(Some(condition.observed_generation), generation, "{:?}", condition.type_);
+    }
+}

@@ -162,6 +162,14 @@ impl Faults {
         self.table.lock().expect("no holder panics").0.clear();
     }
 
+    pub(super) fn clear_on(&self, instance_id: &str) {
+        self.table
+            .lock()
+            .expect("no holder panics")
+            .0
+            .retain(|fault| fault.instance_id.as_deref() != Some(instance_id));
+    }
+
     pub(super) fn list(&self) -> Vec<Fault> {
         self.table.lock().expect("no holder panics").0.clone()
     }

@@ -278,6 +278,11 @@ impl StandIn {
         self.shared.faults.clear();
     }
 
+    /// Takes the faults of one instance away.
+    pub fn clear_faults_on(&self, instance_id: &str) {
+        self.shared.faults.clear_on(instance_id);
+    }
+
     /// The keys that the instance may read for this login now, oldest first.
     pub fn active_keys(&self, instance_id: &str, os_user: &str) -> Vec<String> {
         self.shared.keyring.active(instance_id, os_user, self.shared.clock.now())
