@@ -30,6 +30,7 @@ rules:
 - {apiGroups: [instanceaccess.dev, loop.example], resources: ["*"], verbs: [get, list, watch, update, patch]}
 - {apiGroups: [events.k8s.io, ""], resources: [events], verbs: [create, patch, update]}
 - {apiGroups: [admissionregistration.k8s.io, apiextensions.k8s.io], resources: ["*"], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [nodes], verbs: [get, list, watch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding

@@ -316,6 +316,11 @@ mod tests {
             assert!(matches!(kept, KeptSight::Packed(_)));
             assert_eq!(*kept.open(), sight);
         }
+        let grant = object(1, true).status.unwrap().grant.unwrap();
+        kept.open().stores(None, Some(&grant));
+        kept.close(&samples, true);
+        assert!(matches!(kept, KeptSight::Packed(_)), "with a grant of its own");
+
         kept.open().push.started(at("2026-03-01T08:00:02Z"));
         kept.close(&samples, true);
         assert!(kept.open().push.is_under_way(), "and a change of it is kept");

@@ -1,4 +1,4 @@
-//! Watches requests and policies, carries plans out, writes status.
+//! Watches requests, people's decisions, policies, nodes and what guards them, carries plans out, writes status.
 //!
 //! ```text
 //! watch requests ─┐                    ┌ audit, then status, then push, look-up, event
@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
 use crate::domain::enforcement::Enforcement;
-use crate::domain::lifecycle::{Lane, Settings};
+use crate::domain::lifecycle::{self, Lane, Settings};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
 use crate::telemetry::{Metrics, Reading};
@@ -104,9 +104,11 @@ struct Shared {
     health: Health,
 }
 
-/// Turns that may have a plan with a write in their hands, by lane: no lane waits for another.
+/// Turns that may have a plan with a write in their hands, by lane: no lane waits for another, and whoever has access
+/// already does not queue behind those who want it.
 struct Places {
     ends: Semaphore,
+    live: Semaphore,
     grants: Semaphore,
     words: Semaphore,
 }
@@ -114,16 +116,18 @@ struct Places {
 impl Default for Places {
     fn default() -> Self {
         let places = || Semaphore::new(PLACES);
-        Self { ends: places(), grants: places(), words: places() }
+        Self { ends: places(), live: places(), grants: places(), words: places() }
     }
 }
 
 impl Places {
-    fn of(&self, lane: Lane) -> &Semaphore {
-        match lane {
-            Lane::End => &self.ends,
-            Lane::Grant => &self.grants,
-            Lane::Word => &self.words,
+    /// The places of a lane, for a request whose grant lives, or not.
+    fn of(&self, (lane, is_live): (Lane, bool)) -> &Semaphore {
+        match (lane, is_live) {
+            (Lane::End, _) => &self.ends,
+            (Lane::Grant, true) => &self.live,
+            (Lane::Grant, false) => &self.grants,
+            (Lane::Word, _) => &self.words,
         }
     }
 }
@@ -220,7 +224,13 @@ impl Controller {
         let guard = Arc::new(Guard::default());
         let fence = {
             let (may_push, guard, clock) = (Arc::clone(&may_push), Arc::clone(&guard), Arc::clone(&clock));
-            Arc::new(move || may_push.load(Ordering::Acquire) && guard.enforcement(clock()).stands())
+            let contact = Arc::clone(&contact);
+            Arc::new(move || {
+                let now = clock();
+                may_push.load(Ordering::Acquire)
+                    && guard.enforcement(now).stands()
+                    && !lifecycle::is_contact_lost(now, contact.lost_time(now))
+            })
         };
         let shared = Shared {
             writer: Writer::new(client.clone(), Arc::clone(&metrics)),

@@ -1,7 +1,7 @@
 //! The watch over Kubernetes nodes, for requests by `nodeName`. Without the right to it, everything else goes on.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node as ClusterNode;
@@ -14,26 +14,55 @@ use crate::domain::node::{Node, Nodes};
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::slots::Uid;
+use super::slots::{Slots, Uid};
 use super::turn::wake;
 use super::watch::config;
 
-/// Who asks for which node, so that news of a node wake those alone. As many as there are requests by node; who has gone
-/// is forgotten when the node changes, or all nodes are listed.
+/// Who asks for which node, so that news of a node wake those alone. At most twice as many as there are requests, and a
+/// few: beyond that, those who have gone are forgotten.
 #[derive(Default)]
-pub struct Askers(Mutex<HashMap<String, HashSet<Uid>>>);
+pub struct Askers(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    by_node: HashMap<String, HashSet<Uid>>,
+    /// How many uids there are in all.
+    count: usize,
+}
+
+/// How many may have gone before anybody sweeps.
+const GONE_MAX: usize = 64;
 
 impl Askers {
-    /// Notes that a request asks for a node.
-    pub fn note(&self, node_name: &str, uid: &str) {
-        let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let askers = match askers.get_mut(node_name) {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a request asks for a node; `slots` are the requests that there are.
+    pub fn note(&self, node_name: &str, uid: &str, slots: &Slots) {
+        let mut table = self.lock();
+        let Table { by_node, count } = &mut *table;
+        let askers = match by_node.get_mut(node_name) {
             Some(askers) => askers,
-            None => askers.entry(node_name.to_owned()).or_default(),
+            None => by_node.entry(node_name.to_owned()).or_default(),
         };
         if !askers.contains(uid) {
             askers.insert(uid.into());
+            *count += 1;
         }
+        if *count > 2 * slots.len() + GONE_MAX {
+            table.keep(|uid| slots.find(uid).is_some());
+        }
+    }
+}
+
+impl Table {
+    fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.by_node.retain(|_, askers| {
+            askers.retain(|uid| is_there(uid));
+            !askers.is_empty()
+        });
+        self.count = self.by_node.values().map(HashSet::len).sum();
     }
 }
 
@@ -103,19 +132,13 @@ fn change(shared: &Shared, change: impl FnOnce(&mut Nodes)) {
 
 /// Lets those requests have their turn that ask for a node of such a name.
 fn wake_those(shared: &Arc<Shared>, is_asked: impl Fn(&str) -> bool) {
-    let mut askers = shared.askers.0.lock().unwrap_or_else(PoisonError::into_inner);
-    askers.retain(|node_name, askers| {
-        if is_asked(node_name) {
-            askers.retain(|uid| match shared.slots.find(uid) {
-                Some(slot) => {
-                    wake(shared, &slot);
-                    true
-                }
-                None => false,
-            });
+    let table = shared.askers.lock();
+    let asked = table.by_node.iter().filter(|(node_name, _)| is_asked(node_name));
+    for uid in asked.flat_map(|(_, askers)| askers) {
+        if let Some(slot) = shared.slots.find(uid) {
+            wake(shared, &slot);
         }
-        !askers.is_empty()
-    });
+    }
 }
 
 /// Keeps what a decision needs: of a node's ten kilobytes, one.
@@ -124,5 +147,21 @@ fn pruned(node: ClusterNode) -> Node {
         name: node.metadata.name.unwrap_or_default(),
         provider_id: node.spec.and_then(|spec| spec.provider_id),
         labels: node.metadata.labels.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_come_and_go_leave_nothing_behind() {
+        let (askers, slots) = (Askers::default(), Slots::default());
+        for number in 0..10_000 {
+            askers.note(&format!("node-{number}"), &format!("uid-{number}"), &slots);
+            askers.note("one", &format!("uid-{number}"), &slots);
+            assert!(askers.lock().count <= GONE_MAX + 1);
+        }
+        assert!(askers.lock().by_node.len() <= GONE_MAX + 1);
     }
 }

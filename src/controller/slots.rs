@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use crate::api::InstanceAccess;
 use crate::audit::Receipt;
 use crate::domain::sight::Sight;
+use crate::domain::time::whole_second;
 
 use super::kept::{Kept, KeptSight, Samples};
 
@@ -168,4 +169,8 @@ pub fn prune(object: &mut InstanceAccess) {
         finalizers: metadata.finalizers,
         ..ObjectMeta::default()
     };
+    // Kubernetes keeps the fraction of a second that a person writes, and drops it when we write: as it would be written.
+    for time in [&mut object.spec.start_time, &mut object.spec.end_time].into_iter().flatten() {
+        time.0 = whole_second(time.0);
+    }
 }

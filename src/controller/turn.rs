@@ -118,7 +118,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
     let mut place = None;
     loop {
-        let (plan, object, known, was_gone) = {
+        let (plan, object, known, was_gone, is_live) = {
             let mut state = slot.lock();
             state.dirty = false;
             let known = Known::now(&shared, &slot, &mut state);
@@ -133,18 +133,19 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 rest(&shared, &slot, &mut state, again);
                 return;
             }
-            (plan, state.kept.open(), known, state.gone)
+            (plan, state.kept.open(), known, state.gone, state.kept.is_live())
         };
-        steps += 1;
-        let lane = plan.lane();
-        if plan.status.is_some() && place.as_ref().is_none_or(|(held, _)| *held != lane) {
+        let queue = (plan.lane(), is_live);
+        if plan.status.is_some() && place.as_ref().is_none_or(|(held, _)| *held != queue) {
             drop(place.take());
-            place = shared.places.of(lane).try_acquire().ok().map(|permit| (lane, permit));
+            place = shared.places.of(queue).try_acquire().ok().map(|permit| (queue, permit));
         }
         // Thousands that ask at once wait here, with nothing in their hands, and are asked anew when it is their turn.
         if plan.status.is_some() && place.is_none() {
             let stops = plan.before.contains(&Effect::StopPush);
-            drop((plan, object));
+            // Its deadlines come while it waits, too: an end then goes where ends go.
+            shared.timers.set(&slot.uid, plan.look_again.map(|(_, time)| time));
+            drop((plan, object, known));
             {
                 let mut state = slot.lock();
                 // What an end must not wait for, even here.
@@ -155,11 +156,12 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             }
             place = tokio::select! {
                 biased;
-                permit = shared.places.of(lane).acquire() => permit.ok().map(|permit| (lane, permit)),
+                permit = shared.places.of(queue).acquire() => permit.ok().map(|permit| (queue, permit)),
                 () = slot.nudged.notified() => None,
             };
             continue;
         }
+        steps += 1;
         // In a box of its own: of the turns that wait above there are thousands.
         let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan)).await;
         let mut state = slot.lock();
@@ -361,7 +363,8 @@ fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_i
     });
 }
 
-fn stop_push(shared: &Shared, state: &mut State) {
+/// Calls a push back. It may have left already, and then is assumed to.
+pub fn stop_push(shared: &Shared, state: &mut State) {
     if let Some(push) = state.push.take() {
         push.abort();
     }

@@ -15,13 +15,13 @@ use crate::telemetry::chain;
 use super::Shared;
 use super::contact::Watch;
 use super::slots::{Seen, Uid, prune};
-use super::turn::{read_again, set_gone, wake};
+use super::turn::{read_again, set_gone, stop_push, wake};
 use super::watched::Watched;
 
 /// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.
 pub const PAGE_SIZE: u32 = 50;
 
-/// How both watches are made: pages, and an end of each watch that the API server keeps, so that a dead connection does
+/// How all watches are made: pages, and an end of each watch that the API server keeps, so that a dead connection does
 /// not look like a quiet cluster for ever.
 pub fn config() -> watcher::Config {
     watcher::Config::default().page_size(PAGE_SIZE).timeout(240)
@@ -101,7 +101,7 @@ fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
             let seen = shared.slots.see(object, || sight);
             // After it is there to be woken, and before its turn: so it misses no news.
             if let (Some(node_name), Some(Seen::News(slot))) = (&node_name, &seen) {
-                shared.askers.note(node_name, &slot.uid);
+                shared.askers.note(node_name, &slot.uid, &shared.slots);
             }
             match seen {
                 Some(Seen::News(slot)) => wake(shared, &slot),
@@ -113,7 +113,10 @@ fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
         // The others go on. If it was known before, its grant ends by what is known, and no key is pushed meanwhile.
         Err(error) => {
             if let Some(slot) = shared.slots.find(uid) {
-                slot.lock().unreadable = true;
+                let mut state = slot.lock();
+                state.unreadable = true;
+                stop_push(shared, &mut state);
+                drop(state);
                 wake(shared, &slot);
             }
             shared.metrics.undecodable(uid);

@@ -126,7 +126,7 @@ pub async fn a_no_is_final() {
     // Whoever comes after it is served, and it is still denied.
     let next = stand.request("alice", "next").within("denied").applied().await;
     next.becomes(WAITING).await;
-    types_from(stand, "bob", "README.md", "kubectl get instanceaccess web-1 -o go-template", &next).await;
+    types_from(stand, "bob", "README.md", "kubectl get instanceaccess web-1 -o yaml >", &next).await;
     next.becomes("Granted").await;
     assert_eq!(stage(&request.newest()), "Denied");
     // Its own requester may end it by a decision, too.

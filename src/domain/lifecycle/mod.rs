@@ -265,6 +265,11 @@ impl Plan {
     }
 }
 
+/// Whether so little is heard of the API server since that time that no key may be pushed, nor one that waits leave.
+pub fn is_contact_lost(now: Timestamp, lost_time: Option<Timestamp>) -> bool {
+    lost_time.is_some_and(|time| !is_fresh(now, time, CONTACT_GRACE))
+}
+
 /// When the last push of a grant may leave, a whole second in UTC.
 ///
 /// That is `KEY_WINDOW` and `PUSH_TIMEOUT` before `expiration_time` (I1).
@@ -390,7 +395,7 @@ impl<'a> Draft<'a> {
 
     /// Whether so little is heard of the API server that no key may be pushed.
     fn contact_is_lost(&self) -> bool {
-        self.world.sight.contact_lost_time.is_some_and(|time| !is_fresh(self.now, time, CONTACT_GRACE))
+        is_contact_lost(self.now, self.world.sight.contact_lost_time)
     }
 
     /// Whether the API server enforces all that a grant and a push stand on.

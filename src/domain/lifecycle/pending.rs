@@ -195,6 +195,10 @@ impl<'a> Draft<'a> {
         if !self.is_approved(asked, instance, &admission, end_time) {
             return;
         }
+        if admission.approval.is_some() {
+            // Whoever was asked has answered, whatever else is waited for.
+            self.approve(&admission);
+        }
         self.status.instance = Some(instance_facts(instance));
         if instance.state != InstanceState::Running {
             return self.wait_for_state(asked, instance);

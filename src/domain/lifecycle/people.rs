@@ -8,7 +8,8 @@ use crate::domain::approvals::{self, Case, Decision, Parties, Standing};
 use crate::domain::cloud::Instance;
 use crate::domain::condition::{self, ActiveReason, DenyReason, Saying, bounded};
 use crate::domain::digest::spec_digest;
-use crate::domain::policy::Admission;
+use crate::domain::policy::{ACCESS_MIN, Admission};
+use crate::domain::time::minus;
 
 use super::pending::{Asked, instance_id_alone};
 use super::{Deadline, Draft};
@@ -73,6 +74,10 @@ impl Draft<'_> {
         self.wait_for_people(asked, approval, &admission.policy.name, &standing, deadline);
         self.look_again = None;
         self.wake(Deadline::Approval, deadline);
+        // A yes of the next morning is none to what was asked for this evening.
+        if let Some(closes) = admission.closes {
+            self.wake(Deadline::WindowClosed, minus(closes, ACCESS_MIN));
+        }
         if let Some(end_time) = end_time {
             self.wake(Deadline::GiveUp, end_time);
         }

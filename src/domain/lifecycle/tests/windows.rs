@@ -113,3 +113,34 @@ fn a_condition_that_no_longer_holds_ends_the_grant_before_the_next_push() {
     let life = life.under(|policy| policy.targets.instance_ids = Some(vec!["*".into()])).settled();
     life.says(ConditionType::Denied, "on i-0123456789abcdef0; nearest is developers, which has a condition");
 }
+
+#[test]
+fn who_waits_for_people_is_refused_when_the_window_closes_and_not_let_in_the_next_morning() {
+    // Open for an hour of today, and again tomorrow.
+    let mut life = world()
+        .under(|policy| {
+            policy.approval = Some(PolicyApproval { deadline_seconds: None, ..super::people::one_lead() });
+            policy.windows = Some(vec![PolicyWindow {
+                days: vec![
+                    Weekday::Mon,
+                    Weekday::Tue,
+                    Weekday::Wed,
+                    Weekday::Thu,
+                    Weekday::Fri,
+                    Weekday::Sat,
+                    Weekday::Sun,
+                ],
+                start: "08:00".into(),
+                end: "09:00".into(),
+                time_zone: "UTC".into(),
+            }]);
+        })
+        .settled();
+    life.shows("Approved=Unknown Active=False/PendingApproval Reconciling=True");
+    life.run_until(at(3600));
+    life.shows("Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True");
+    life.run_until(at(24 * 3600 + 60));
+    life.decide(&erin(), DecisionKind::Approve);
+    life.settle();
+    assert!(life.status().grant.is_none());
+}
