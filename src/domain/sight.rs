@@ -4,6 +4,7 @@
 //! of the methods; what follows from it is judged here. It serialises so that it can lie packed in memory, nowhere else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use super::cloud::{Endpoint, Failure, FailureClass, Instance};
 use super::condition::bounded;
 use super::enforcement::Enforcement;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
-use super::time::plus;
+use super::time::{is_fresh, plus};
 use crate::api::{Grant, InstanceAccess};
 
 /// The bound of `status.key.lastRequestId`: a longer one would keep every later status from being stored, the end's too.
@@ -21,6 +22,11 @@ const REQUEST_ID_LENGTH_MAX: usize = 128;
 /// Grants of one request whose storing was never heard of, that are remembered: each costs a write's whole time, and a
 /// second of another start.
 const INTENDED_MAX: usize = 8;
+
+/// How long a grant that was on record and not stored may be stored as it stands on record: a busy API server lets a
+/// write wait for seconds, and one that was called off meanwhile is tried again. An older intention is made anew, since
+/// it would cost the requester as much of their time.
+const INTENT_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What this process saw of one request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,6 +148,12 @@ impl Sight {
                 intended.push(term);
             }
         }
+    }
+
+    /// When the grant starts that this process set out to store just now, and could not: it is on record already.
+    pub fn intended_start(&self, now: Timestamp) -> Option<Timestamp> {
+        let start = self.grant.intended.last()?.start;
+        is_fresh(now, start, INTENT_AGE_MAX).then_some(start)
     }
 
     /// Remembers that the grant which was found is an operator's, before a gap in enforcement makes it doubtful.

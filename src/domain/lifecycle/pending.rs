@@ -213,7 +213,8 @@ impl<'a> Draft<'a> {
             self.unsay(ConditionType::Stalled);
             return self.wake(Deadline::Start, start_time);
         }
-        let start = whole_second(self.now);
+        // One grant, one record: tried again, it starts when it was first going to.
+        let start = self.world.sight.intended_start(self.now).unwrap_or_else(|| whole_second(self.now));
         let ttl = Duration::from_secs(u64::try_from(admission.ttl_seconds).unwrap_or_default());
         // Whichever is first. That the window shortens it stands in Approved: it moves while people wait, so nobody could
         // ask for just the time that is left of it.

@@ -461,3 +461,20 @@ impl Life {
         self.last_status.as_ref().unwrap().instance.clone().expect("an instance")
     }
 }
+
+#[test]
+fn a_grant_that_was_on_record_and_not_stored_is_the_same_grant_a_moment_later_and_another_after_a_while() {
+    for (now, started, start) in [(20, 18, 18), (20, 10, 10), (20, 9, 20)] {
+        let mut life = world();
+        life.policies_read = false;
+        life.run_until(at(now));
+        let intended =
+            Grant { id: "g".into(), start_time: Time(at(started)), expiration_time: Time(at(started + 600)) };
+        life.sight.stores(None, Some(&intended));
+        life.policies_read = true;
+        let life = life.settled();
+        life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+        let grant = life.status().grant.unwrap();
+        assert_eq!((grant.start_time.0, grant.expiration_time.0), (at(start), at(start + 600)));
+    }
+}

@@ -95,7 +95,7 @@ pub(in super::super) struct Life {
     pub look_ups: usize,
     pub look_again: Option<(Deadline, Timestamp)>,
     last_record: Option<Record>,
-    sight: Sight,
+    pub sight: Sight,
     push: Vec<Push>,
     looks: Vec<(Timestamp, Effect)>,
     keys: Vec<Key>,
