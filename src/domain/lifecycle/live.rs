@@ -24,11 +24,11 @@ use crate::domain::record::{Record, RecordKind};
 use crate::domain::sight::Origin;
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
+use super::asked::{Asked, key_push};
 use super::nodes::NodeTarget;
-use super::pending::{Asked, instance_facts, key_push, look_up, state_words};
-use super::{
-    Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, back_off, is_active, last_push_time, refresh_time,
-};
+use super::pending::{instance_facts, look_up, state_words};
+use super::words::{back_off, refresh_time};
+use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, is_active, last_push_time};
 
 /// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
 const FAILURES_WORTH_A_WORD: u32 = 3;

@@ -9,10 +9,12 @@
 //! The shell carries the plan out, tells `Sight` what it saw, and asks again until nothing is left to do. A crash at any
 //! point loses the `Sight` only; what follows from the stored status alone is then decided for the worst case.
 
+mod asked;
 mod live;
 mod nodes;
 mod pending;
 mod people;
+mod words;
 
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ use crate::api::{
 };
 
 use super::approvals::Decisions;
-use super::cloud::{Failure, FailureClass, Place, Region, TargetQuery};
+use super::cloud::{Failure, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
 use super::enforcement::Enforcement;
@@ -35,6 +37,8 @@ use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use super::record::{Record, RecordKind};
 use super::sight::Sight;
 use super::time::{due, is_fresh, minus, plus, whole_second};
+
+use words::failure_words;
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
 /// nobody should be let in by a request that everybody has forgotten.
@@ -547,71 +551,6 @@ pub fn end_reason(cause: EndCause) -> EndReason {
         EndCause::Released => EndReason::Released,
         EndCause::Revoked | EndCause::PolicyChanged => EndReason::Revoked,
     }
-}
-
-/// How a failed call reads in status: the reason, the text, and whether waiting heals it.
-fn failure_words(what: &str, failure: &Failure) -> (ActiveReason, String, bool) {
-    let Failure { class, code, message } = failure;
-    match class {
-        FailureClass::Throttled => (
-            ActiveReason::Throttled,
-            format!("AWS asks to wait before it will {what} ({code}); trying again by itself"),
-            true,
-        ),
-        FailureClass::Retry => (
-            ActiveReason::AwsUnavailable,
-            format!("AWS did not {what} ({code}: {message}); trying again by itself"),
-            true,
-        ),
-        FailureClass::Bug => (
-            ActiveReason::AwsUnavailable,
-            format!(
-                "AWS did not {what}, for a reason that this version does not know ({code}: {message}); trying again by itself"
-            ),
-            true,
-        ),
-        FailureClass::Refused => (
-            ActiveReason::AccessDenied,
-            format!(
-                "AWS does not let the operator {what} ({code}: {message}); an administrator must mend the operator's credentials or IAM policy"
-            ),
-            false,
-        ),
-        FailureClass::Invalid => (
-            ActiveReason::PushRefused,
-            format!("AWS refuses to {what} ({code}: {message}); make a new request without the mistake"),
-            false,
-        ),
-        FailureClass::Gone => (
-            ActiveReason::InstanceNotRunning,
-            format!("the instance takes no key now ({code}: {message}); trying again by itself"),
-            true,
-        ),
-    }
-}
-
-/// How long to wait after the n-th failure in a row: doubling, with a jitter that is fixed for a request, so that a
-/// thousand requests that failed together do not come back together, and the plan stays a function of its arguments.
-fn back_off(class: FailureClass, failures: u32, uid: &str) -> Duration {
-    let (first, most) = match class {
-        FailureClass::Retry | FailureClass::Gone => (Duration::from_millis(500), Duration::from_secs(15)),
-        FailureClass::Throttled => (Duration::from_secs(1), Duration::from_secs(15)),
-        FailureClass::Refused | FailureClass::Bug => (Duration::from_secs(15), Duration::from_secs(60)),
-        FailureClass::Invalid => (STALLED_RETRY, STALLED_RETRY),
-    };
-    let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(most);
-    let jitter = uid.bytes().fold(failures, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 50;
-    doubled + doubled * jitter / 100
-}
-
-/// The slot, of twelve in a minute, in which a target is looked at again: all grants on one instance share it, so that
-/// their look-ups are one.
-fn refresh_time(seen: Timestamp, target: &str) -> Timestamp {
-    let period = i64::try_from(REFRESH_INTERVAL.as_secs()).expect("a minute fits");
-    let slot = target.bytes().fold(7u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 12;
-    let offset = i64::from(slot) * (period / 12);
-    let turn = (seen.as_second() - offset).div_euclid(period) + 1;
-    Timestamp::from_second(turn * period + offset).unwrap_or(Timestamp::MAX)
 }
 
 /// Whether nothing is judged of a request any more.

@@ -9,7 +9,7 @@ use crate::domain::condition::ActiveReason;
 use crate::domain::node::{FAILURE_AGE_MAX, Node, NodeInstance};
 use crate::domain::time::{is_fresh, plus, since};
 
-use super::pending::Asked;
+use super::asked::Asked;
 use super::{ABSENCE_GRACE, ABSENCE_RETRY, CONTACT_GRACE, Deadline, Draft, STALLED_RETRY};
 
 /// How it reads that nodes are not heard of. The log has the error, which speaks of the operator's own account.

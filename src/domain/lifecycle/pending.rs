@@ -7,91 +7,29 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::api::{
-    ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, Identity, InstanceFacts, KeyDelivery, KeyFacts,
-};
-use crate::domain::approvals::{self, Parties};
-use crate::domain::cloud::{AccountId, Instance, InstanceId, InstanceState, OsUser, Place, Region, TargetQuery};
+use crate::api::{ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, InstanceFacts, KeyFacts};
+use crate::domain::approvals;
+use crate::domain::cloud::{Instance, InstanceState, TargetQuery};
 use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
-use crate::domain::key::PublicKey;
-use crate::domain::node::AskedNode;
-use crate::domain::policy::{ACCESS_MIN, Admission, Question};
-use crate::domain::push::{KEY_WINDOW, KeyPush, PUSH_TIMEOUT, PushPermit};
+use crate::domain::policy::{ACCESS_MIN, Admission};
+use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use crate::domain::record::RecordKind;
 use crate::domain::sight::Look;
 use crate::domain::time::{due, is_fresh, minus, plus, since, until, whole_second};
 
+use super::asked::{Asked, key_push};
 use super::live::CONTACT_LOST;
 use super::nodes::NodeTarget;
-use super::{
-    ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, back_off, last_push_time,
-};
+use super::words::back_off;
+use super::{ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, last_push_time};
 
-/// The port of sshd, where the request names none.
-const SSH_PORT: u16 = 22;
 /// How old a look at instance or endpoints may be when a grant is made on it.
 const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// Why a request that was made in a gap is refused.
 const REQUESTER_UNCHECKED: &str = "when this was made, the admission policies or the CRDs were missing, bent or only just applied, so nobody checked who asks and what was asked; make the request again";
-
-/// The request's spec, in values that are right.
-pub(super) struct Asked<'a> {
-    pub requester: &'a Identity,
-    pub name: &'a str,
-    pub namespace: &'a str,
-    pub key: PublicKey,
-    pub os_user: OsUser,
-    pub place: Place,
-    pub account_id: Option<AccountId>,
-    /// What to look for; none while the node that is asked for is no instance.
-    pub query: Option<TargetQuery>,
-    pub node: NodeTarget<'a>,
-    pub method: ConnectionMethod,
-    pub port: u16,
-    pub parties: Parties,
-}
-
-impl Asked<'_> {
-    pub(super) fn question<'q>(
-        &'q self,
-        now: Timestamp,
-        spec: &'q crate::api::InstanceAccessSpec,
-        instance: Option<&'q Instance>,
-        method: ConnectionMethod,
-    ) -> Question<'q> {
-        Question {
-            now,
-            granted: None,
-            requester: self.requester,
-            name: self.name,
-            namespace: self.namespace,
-            spec,
-            port: self.port,
-            region: self.query.as_ref().map(|_| self.place.region.as_str()),
-            instance_id: match &self.query {
-                Some(TargetQuery::Id(id)) => Some(id.as_str()),
-                Some(TargetQuery::Tags(_)) | None => None,
-            },
-            node: match &self.node {
-                NodeTarget::NotAsked => AskedNode::None,
-                NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => AskedNode::Unknown,
-                NodeTarget::Found(node, _) => AskedNode::Known(node),
-            },
-            os_user: self.os_user.as_str(),
-            key: &self.key,
-            ttl_seconds: spec.ttl_seconds,
-            key_delivery: spec.key_delivery.unwrap_or_default(),
-            reason: spec.reason.as_deref(),
-            ticket: spec.ticket.as_deref(),
-            policy_name: spec.policy_name.as_deref(),
-            instance,
-            method,
-        }
-    }
-}
 
 /// What looking for the target came to.
 enum Target {
@@ -334,112 +272,6 @@ impl<'a> Draft<'a> {
         self.say(Saying::approved(ApproveReason::AdmittedByPolicy, message));
     }
 
-    /// Reads the spec into values that are right, or returns every finding.
-    pub(super) fn asked(&self) -> Result<Asked<'a>, Vec<String>> {
-        let spec = &self.request.spec;
-        let mut findings = Vec::new();
-        let requester = spec.requester.as_ref().filter(|requester| !requester.username.is_empty());
-        if requester.is_none() {
-            findings.push(
-                "spec.requester is missing: the admission policies of this project are not in force, or Kubernetes is below 1.36; write there what kubectl auth whoami -o yaml shows"
-                    .to_owned(),
-            );
-        }
-        if let (Some(requester), Some(subject)) = (requester, &spec.subject)
-            && subject.username != requester.username
-        {
-            findings.push(format!(
-                "spec.subject: {} may not ask for {}; only a delegate that a policy names may ask for others",
-                requester.username, subject.username
-            ));
-        }
-        let parties = self.parties();
-        if let (Some(requester), None) = (requester, &parties) {
-            findings.push(format!(
-                "spec.requester: the operator's rule of who is who (--principal) makes nobody of {}, and nobody may ask; ask whoever runs the operator",
-                requester.username
-            ));
-        }
-        let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
-        let os_user = parsed("spec.osUser", &spec.os_user, OsUser::parse, &mut findings);
-        let target = &spec.target;
-        let node = self.node();
-        let own_region = match &node {
-            NodeTarget::Found(_, instance) => Some(&instance.region),
-            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
-                self.world.settings.region.as_ref()
-            }
-        };
-        let region = match (&target.region, own_region) {
-            (Some(region), _) => parsed("spec.target.region", region, Region::parse, &mut findings),
-            (None, Some(region)) => Some(region.clone()),
-            (None, None) => {
-                findings.push(
-                    "spec.target.region is missing, and the operator has no region of its own; name one".to_owned(),
-                );
-                None
-            }
-        };
-        let account_id = target
-            .account_id
-            .as_ref()
-            .and_then(|account_id| parsed("spec.target.accountId", account_id, AccountId::parse, &mut findings));
-        let query = match (&target.instance_id, &target.tags, &target.node_name) {
-            (Some(id), None, None) => parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings)
-                .map(|id| Some(TargetQuery::Id(id))),
-            (None, Some(tags), None) if !tags.is_empty() => Some(Some(TargetQuery::Tags(tags.clone()))),
-            (None, None, Some(name)) => match &node {
-                NodeTarget::Found(_, instance) if region.as_ref().is_some_and(|region| *region != instance.region) => {
-                    findings.push(format!(
-                        "spec.target.region: node {name} is in {}; leave the region out",
-                        instance.region
-                    ));
-                    None
-                }
-                NodeTarget::Found(_, instance) => Some(Some(TargetQuery::Id(instance.id.clone()))),
-                NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
-                    Some(None)
-                }
-            },
-            _ => {
-                findings.push("spec.target must have exactly one of instanceId, nodeName and tags".to_owned());
-                None
-            }
-        };
-        if spec.key_delivery == Some(KeyDelivery::OnConnect) {
-            findings.push(
-                "spec.keyDelivery: OnConnect needs the gateway, which this version does not have; use Continuous"
-                    .to_owned(),
-            );
-        }
-        let connection = spec.connection.unwrap_or_default();
-        let port = connection.port.map_or(Some(SSH_PORT), |port| u16::try_from(port).ok().filter(|port| *port > 0));
-        if port.is_none() {
-            findings.push("spec.connection.port must be 1 to 65535".to_owned());
-        }
-        match (requester, parties, key, os_user, region, query, port) {
-            (Some(requester), Some(parties), Some(key), Some(os_user), Some(region), Some(query), Some(port))
-                if findings.is_empty() =>
-            {
-                Ok(Asked {
-                    requester,
-                    name: self.request.metadata.name.as_deref().unwrap_or_default(),
-                    namespace: self.request.metadata.namespace.as_deref().unwrap_or_default(),
-                    key,
-                    os_user,
-                    place: Place { region },
-                    account_id,
-                    query,
-                    node,
-                    method: connection.method.unwrap_or_default(),
-                    port,
-                    parties,
-                })
-            }
-            _ => Err(findings),
-        }
-    }
-
     /// Finds the one instance that is asked for, or plans how to go on.
     fn target(&mut self, asked: &Asked<'_>) -> Target {
         let Some(query) = &asked.query else {
@@ -617,17 +449,6 @@ pub(super) fn state_words(instance: &Instance) -> (ActiveReason, String, bool) {
     }
 }
 
-/// What is pushed, and where.
-pub(super) fn key_push(asked: &Asked<'_>, instance: &Instance) -> KeyPush {
-    KeyPush {
-        place: asked.place.clone(),
-        instance_id: instance.id.clone(),
-        availability_zone: instance.availability_zone.clone(),
-        os_user: asked.os_user.clone(),
-        key: asked.key.clone(),
-    }
-}
-
 fn method_of(route: &Route) -> ConnectionMethod {
     match route {
         Route::Direct { .. } => ConnectionMethod::Direct,
@@ -662,15 +483,6 @@ pub(super) fn instance_facts(instance: &Instance) -> InstanceFacts {
         vpc_id: instance.vpc_id.clone(),
         subnet_id: instance.subnet_id.clone(),
     }
-}
-
-fn parsed<T, E: std::fmt::Display>(
-    field: &str,
-    text: &str,
-    parse: impl FnOnce(&str) -> Result<T, E>,
-    findings: &mut Vec<String>,
-) -> Option<T> {
-    parse(text).map_err(|error| findings.push(format!("{field} {error}"))).ok()
 }
 
 const _: () = assert!(GRANT_FACTS_AGE_MAX.as_secs() > ABSENCE_RETRY.as_secs());

@@ -11,7 +11,8 @@ use crate::domain::digest::spec_digest;
 use crate::domain::policy::{ACCESS_MIN, Admission};
 use crate::domain::time::minus;
 
-use super::pending::{Asked, instance_id_alone};
+use super::asked::Asked;
+use super::pending::instance_id_alone;
 use super::{Deadline, Draft};
 
 /// The longest line of names, in characters: what the CRD takes.

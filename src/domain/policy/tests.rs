@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{
-    PolicyApproval, PolicyCondition, PolicyConnectionMethod, PolicyDelegate, PolicyKeys, PolicyLimits, PolicyTargets,
-    PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
+    InstanceAccessPolicy, PolicyApproval, PolicyCondition, PolicyConnectionMethod, PolicyDelegate, PolicyKeys,
+    PolicyLimits, PolicyTargets, PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
 };
 use crate::api::{SubjectKind, TagOperator, TagSelector};
 use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};

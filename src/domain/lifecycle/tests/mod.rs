@@ -26,7 +26,7 @@ use super::Effect;
 use super::*;
 use crate::api::Effect as PolicyEffect;
 use crate::api::*;
-use crate::domain::cloud::{AccountId, Endpoint, Instance, InstanceId, InstanceState};
+use crate::domain::cloud::{AccountId, Endpoint, FailureClass, Instance, InstanceId, InstanceState};
 use crate::domain::policy::Policy;
 
 pub(super) use driver::{Fate, Life};
