@@ -78,11 +78,13 @@ pub enum ActiveReason {
     ContactLost,
     /// What guards the requests in the API server is missing or bent: who asks may be forged, and no key is pushed.
     EnforcementMissing,
+    /// A decision about the request cannot be decoded, and may be a no.
+    DecisionUnreadable,
 }
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PendingApproval,
         Self::Scheduled,
         Self::Granting,
@@ -104,6 +106,7 @@ impl ActiveReason {
         Self::AuditUnavailable,
         Self::ContactLost,
         Self::EnforcementMissing,
+        Self::DecisionUnreadable,
     ];
 
     /// The word, as it stands in status, metrics, audit and the runbook.
@@ -130,6 +133,7 @@ impl ActiveReason {
             Self::AuditUnavailable => "AuditUnavailable",
             Self::ContactLost => "ContactLost",
             Self::EnforcementMissing => "EnforcementMissing",
+            Self::DecisionUnreadable => "DecisionUnreadable",
         }
     }
 }
