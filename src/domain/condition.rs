@@ -254,6 +254,32 @@ impl Saying {
     pub fn policy_not_ready(reason: &'static str, message: impl Into<String>) -> Self {
         Self::new(ConditionType::Ready, ConditionStatus::False, reason, message)
     }
+
+    /// Somebody must act on a policy.
+    pub fn policy_stalled(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(ConditionType::Stalled, ConditionStatus::True, reason, message)
+    }
+}
+
+/// Says of a policy that it is in force, or with which mistake (reason, message) it is not.
+///
+/// Then it is `Stalled` besides: to tools that follow kstatus, `Ready` at False alone is in progress, for ever.
+pub fn set_policy(
+    conditions: &mut Vec<Condition>,
+    problem: Option<(&'static str, &str)>,
+    generation: i64,
+    now: Timestamp,
+) {
+    match problem {
+        None => {
+            set(conditions, Saying::policy_ready("understood, and in force"), generation, now);
+            drop(conditions, ConditionType::Stalled);
+        }
+        Some((reason, message)) => {
+            set(conditions, Saying::policy_not_ready(reason, message), generation, now);
+            set(conditions, Saying::policy_stalled(reason, message), generation, now);
+        }
+    }
 }
 
 /// Returns the condition of this type, if it is there.
