@@ -192,6 +192,10 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
             };
             let Some(event) = event else {
                 if shared.decisions.relist().is_due((shared.clock)()) {
+                    tracing::info!(
+                        kept = shared.decisions.len(),
+                        "decisions are read again: some may count that were not kept"
+                    );
                     break;
                 }
                 continue;
