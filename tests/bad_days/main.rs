@@ -6,6 +6,7 @@
 //! aws            AWS refuses, hangs, lies           outlast      …and the grant ends on time all the same
 //! api_server     away, frozen, conflicts            audit        the disk is full
 //! crash          kill -9 under load                 hostile      people who try
+//! unreadable     a decision that may be a no
 //! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
@@ -22,6 +23,7 @@ mod keys;
 mod outlast;
 mod policies;
 mod stand;
+mod unreadable;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -52,6 +54,7 @@ fn main() {
         keys::days(),
         input::days(),
         policies::days(),
+        unreadable::days(),
         hostile::days(),
     ];
     let trial = |(name, day): (&'static str, stand::Day)| {
