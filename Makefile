@@ -20,6 +20,7 @@ demo: build
 
 test:
 	@tests/lab/setup.sh --clients
+	@tests/lab/setup.sh --kubernetes $$(cat tests/lab/control-plane/older)
 	@$(MAKE) --no-print-directory build
 	@tests/lab/setup-aws-cli.sh >/dev/null
 	@tests/lab/setup-moto.sh >/dev/null

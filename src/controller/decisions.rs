@@ -2,27 +2,29 @@
 //!
 //! ```text
 //! decision ─▶ of nobody, of no use to any request? ─▶ dropped
+//!         └─▶ cannot be decoded, and may be a no ───▶ kept like one that may count: its request is held back
 //!         └─▶ its request is not known (yet) ───────▶ kept for a minute, a thousand at most
 //!         └─▶ may count ────────────────────────────▶ kept with its request, until that is over; the request is woken
 //! ```
 //! Which may count is decided in `domain`. What was not kept for want of room, because no policy named its author, or
-//! because its request was not known for too long, comes back with the next list, which is read when that changes.
+//! because its request was not known for too long, comes back with the next list. When that is read is decided there, too.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::core::DeserializeGuard;
 use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccessDecision;
-use crate::domain::approvals::{Decision, Decisions, Parties, may_count};
+use crate::domain::approvals::{
+    Decision, Decisions, GAP_MIN, ORPHAN_AGE_MAX, Parties, Relist, Unreadable, Why, is_late, may_count, request_uid,
+};
 use crate::domain::lifecycle::is_over;
 use crate::domain::policy::PolicySet;
 use crate::domain::time::is_fresh;
@@ -32,11 +34,8 @@ use super::Shared;
 use super::contact::Watch;
 use super::turn::{wake, wake_all};
 use super::watch::config;
+use super::watched::Watched;
 
-/// Gap between two sweeps of decisions that are of no use any more.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
-/// How long a decision may wait for its request: two watches of one API server are seconds apart, not minutes.
-const ORPHAN_AGE_MAX: Duration = Duration::from_secs(60);
 /// The most decisions that wait for their requests. When full, further ones are dropped, and the list is read again.
 const ORPHANS_MAX: usize = 1024;
 
@@ -45,19 +44,45 @@ type Key = (String, Arc<str>);
 
 /// The decisions of the cluster that may count.
 pub struct Index {
-    kept: Mutex<Kept>,
+    filed: Mutex<Filed>,
     /// What a request reads before the first list, and what one without decisions.
     unseen: Arc<Decisions>,
     none: Arc<Decisions>,
-    relist: Notify,
+    relist: Mutex<Relist>,
+    /// Told when the list is to be read again.
+    asked: Notify,
 }
 
+/// Decisions, by the request that they are about.
 #[derive(Default)]
-struct Kept {
+struct Filed {
     seen: bool,
-    by_request: HashMap<Key, Arc<Decisions>>,
+    by_request: HashMap<Key, File>,
     orphans: usize,
     overflowed: bool,
+}
+
+/// The decisions about one request.
+struct File {
+    decisions: Arc<Decisions>,
+    /// Some were kept before their request was known: anybody's no, since it might be a party's.
+    has_orphans: bool,
+}
+
+/// What somebody said about a request.
+enum Word {
+    Decided(Decision),
+    /// Nobody knows what.
+    Unreadable(Unreadable),
+}
+
+impl Word {
+    fn time(&self) -> Timestamp {
+        match self {
+            Self::Decided(decision) => decision.time,
+            Self::Unreadable(decision) => decision.time,
+        }
+    }
 }
 
 /// What is known of the request that a decision is about.
@@ -73,43 +98,57 @@ enum Request {
 impl Default for Index {
     fn default() -> Self {
         Self {
-            kept: Mutex::default(),
+            filed: Mutex::default(),
             unseen: Arc::new(Decisions::default()),
             none: Arc::new(Decisions::none()),
-            relist: Notify::new(),
+            relist: Mutex::default(),
+            asked: Notify::new(),
         }
     }
 }
 
 impl Index {
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Filed> {
+        self.filed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn relist(&self) -> MutexGuard<'_, Relist> {
+        self.relist.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask_for_list(&self, why: Why) {
+        self.relist().ask(why);
+        self.asked.notify_one();
     }
 
     /// The decisions about a request; the same pointer until they change.
     pub fn of(&self, namespace: &str, uid: &Arc<str>) -> Arc<Decisions> {
-        let kept = self.lock();
-        if !kept.seen {
+        let filed = self.lock();
+        if !filed.seen {
             return Arc::clone(&self.unseen);
         }
         // Few requests have any: without them there is nothing to hash.
-        if kept.by_request.is_empty() {
+        if filed.by_request.is_empty() {
             return Arc::clone(&self.none);
         }
         let key = (namespace.to_owned(), Arc::clone(uid));
-        Arc::clone(kept.by_request.get(&key).unwrap_or(&self.none))
+        Arc::clone(filed.by_request.get(&key).map_or(&self.none, |file| &file.decisions))
     }
 
     /// How many are kept.
     pub fn len(&self) -> usize {
-        self.lock().by_request.values().map(|decisions| decisions.len()).sum()
+        self.lock().by_request.values().map(|file| file.decisions.len()).sum()
     }
 
     /// Reads the list again: requests came to be known that were not when their decisions were heard and dropped.
     pub fn requests_listed(&self) {
-        // Before the first list, it is to come.
-        if self.lock().seen {
-            self.relist.notify_one();
+        self.ask_for_list(Why::News);
+    }
+
+    /// Reads the list again, if this request came to be known so late that its decisions may have been dropped.
+    pub fn request_heard(&self, now: Timestamp, request: &ObjectMeta) {
+        if request.creation_timestamp.as_ref().is_none_or(|created| is_late(now, created.0)) {
+            self.ask_for_list(Why::News);
         }
     }
 
@@ -117,7 +156,7 @@ impl Index {
     pub fn policies_changed(&self, before: &PolicySet, after: &PolicySet) {
         let names = |set: &PolicySet| -> BTreeSet<String> { set.approvers().map(|it| format!("{it:?}")).collect() };
         if before.is_seen() && !names(after).is_subset(&names(before)) {
-            self.relist.notify_one();
+            self.ask_for_list(Why::News);
         }
     }
 }
@@ -133,22 +172,33 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
         // The senders live as long as we do.
         _ = async { let _ = requests.wait_for(|listed| *listed).await; policies.wait_for(|listed| *listed).await.is_ok() } => {}
     }
-    let mut sweeps = tokio::time::interval(SWEEP_INTERVAL);
+    let mut sweeps = tokio::time::interval(GAP_MIN);
     sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let api: Api<DeserializeGuard<InstanceAccessDecision>> = Api::all(shared.client.clone());
+        shared.decisions.relist().begins((shared.clock)());
+        let api: Api<Watched<InstanceAccessDecision>> = Api::all(shared.client.clone());
         let stream = watcher(api, config());
         let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
-        let mut listing: Option<Kept> = None;
+        let mut listing: Option<Filed> = None;
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
-                () = shared.decisions.relist.notified() => break,
+                () = shared.decisions.asked.notified() => None,
                 _ = sweeps.tick() => {
                     sweep(&shared);
-                    continue;
+                    None
                 }
-                event = stream.next() => event,
+                event = stream.next() => Some(event),
+            };
+            let Some(event) = event else {
+                if shared.decisions.relist().is_due((shared.clock)()) {
+                    tracing::info!(
+                        kept = shared.decisions.len(),
+                        "decisions are read again: some may count that were not kept"
+                    );
+                    break;
+                }
+                continue;
             };
             match event {
                 Some(Ok(event)) => see(&shared, event, &mut listing),
@@ -163,19 +213,23 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-fn see(shared: &Arc<Shared>, event: Event<DeserializeGuard<InstanceAccessDecision>>, listing: &mut Option<Kept>) {
+fn see(shared: &Arc<Shared>, event: Event<Watched<InstanceAccessDecision>>, listing: &mut Option<Filed>) {
     match event {
-        Event::Init => *listing = Some(Kept::default()),
+        Event::Init => {
+            // Also where the watch lists by itself, since it broke.
+            shared.decisions.relist().begins((shared.clock)());
+            *listing = Some(Filed::default());
+        }
         Event::InitApply(object) => {
-            if let (Some(listing), Some(Read { key, decision: Some(decision), .. })) =
-                (listing.as_mut(), read(shared, object))
+            if let (Some(listing), Some(Read { key, word: Some(word), .. })) = (listing.as_mut(), read(shared, &object))
             {
                 let about = request(shared, &key);
-                keep(shared, listing, key, decision, &about);
+                keep(shared, listing, key, word, &about);
             }
         }
         Event::InitDone => {
             shared.contact.watch_heard(Watch::Decisions);
+            shared.decisions.relist().ended((shared.clock)());
             let Some(mut listed) = listing.take() else { return };
             listed.seen = true;
             let before = std::mem::replace(&mut *shared.decisions.lock(), listed);
@@ -189,24 +243,20 @@ fn see(shared: &Arc<Shared>, event: Event<DeserializeGuard<InstanceAccessDecisio
         }
         Event::Apply(object) => {
             shared.contact.watch_heard(Watch::Decisions);
-            let Some(Read { key, uid, decision }) = read(shared, object) else { return };
-            let Some(decision) = decision else { return forget(shared, &key, &uid) };
+            let Some(Read { key, uid, word }) = read(shared, &object) else { return };
+            let Some(word) = word else { return forget(shared, &key, &uid) };
             let request_uid = Arc::clone(&key.1);
             // The request is looked at without the index in hand: a turn takes them the other way round.
             let about = request(shared, &key);
-            if keep(shared, &mut shared.decisions.lock(), key, decision, &about) {
+            if keep(shared, &mut shared.decisions.lock(), key, word, &about) {
                 wake_request(shared, &request_uid);
             }
         }
         Event::Delete(object) => {
             shared.contact.watch_heard(Watch::Decisions);
-            let (metadata, uid) = match object.0 {
-                Ok(object) => (object.metadata, Some(object.spec.request_ref.uid)),
-                Err(invalid) => (invalid.metadata, None),
-            };
-            let decision_uid = metadata.uid.unwrap_or_default();
+            let decision_uid = object.metadata.uid.clone().unwrap_or_default();
             shared.metrics.decodable(&decision_uid);
-            if let (Some(uid), Some(namespace)) = (uid, metadata.namespace) {
+            if let (Some(uid), Some(namespace)) = (request_uid(&object.plain()), object.metadata.namespace) {
                 forget(shared, &(namespace, uid.into()), &decision_uid);
             }
         }
@@ -220,27 +270,31 @@ struct Read {
     /// Its own uid.
     uid: String,
     /// What it says; none, if it counts for nothing (any more).
-    decision: Option<Decision>,
+    word: Option<Word>,
 }
 
-fn read(shared: &Shared, object: DeserializeGuard<InstanceAccessDecision>) -> Option<Read> {
-    match object.0 {
+fn read(shared: &Shared, watched: &Watched<InstanceAccessDecision>) -> Option<Read> {
+    let metadata = &watched.metadata;
+    let (namespace, uid) = (metadata.namespace.clone()?, metadata.uid.clone()?);
+    match watched.decode() {
         Ok(object) => {
-            let decision = Decision::read(&object, &shared.settings.principals);
-            let uid = object.metadata.uid?;
+            let word = Decision::read(&object, &shared.settings.principals).map(Word::Decided);
             shared.metrics.decodable(&uid);
-            let key = (object.metadata.namespace?, object.spec.request_ref.uid.into());
-            Some(Read { key, uid, decision })
+            Some(Read { key: (namespace, object.spec.request_ref.uid.into()), uid, word })
         }
-        Err(invalid) => {
-            shared.metrics.undecodable(invalid.metadata.uid.as_deref().unwrap_or_default());
+        Err(error) => {
+            shared.metrics.undecodable(&uid);
+            let plain = watched.plain();
+            let word = Unreadable::read(&plain).map(Word::Unreadable);
             tracing::error!(
-                namespace = invalid.metadata.namespace,
-                name = invalid.metadata.name,
-                error = invalid.error,
-                "a decision cannot be decoded and does not count; is the CRD of another version?"
+                namespace,
+                name = metadata.name,
+                request_uid = request_uid(&plain),
+                holds_back = word.is_some(),
+                error = chain(&error),
+                "a decision cannot be decoded; is the CRD of another version?"
             );
-            None
+            Some(Read { key: (namespace, request_uid(&plain)?.into()), uid, word })
         }
     }
 }
@@ -258,75 +312,98 @@ fn request(shared: &Shared, (namespace, uid): &Key) -> Request {
     Request::Open(Parties::of(&shared.settings.principals, &object.spec))
 }
 
-/// Keeps a decision if it may count; true if that changes what its request reads.
-fn keep(shared: &Shared, kept: &mut Kept, key: Key, decision: Decision, about: &Request) -> bool {
+/// Keeps what may count; true if that changes what its request reads.
+fn keep(shared: &Shared, filed: &mut Filed, key: Key, word: Word, about: &Request) -> bool {
     let parties = match about {
         Request::Over => return false,
         Request::Open(parties) => parties.as_ref(),
         Request::Unknown => {
-            if !is_fresh((shared.clock)(), decision.time, ORPHAN_AGE_MAX) {
+            if !is_fresh((shared.clock)(), word.time(), ORPHAN_AGE_MAX) {
                 return false;
             }
             None
         }
     };
     let is_unknown = matches!(about, Request::Unknown);
-    if !may_count(&decision, parties, is_unknown, shared.policies().approvers()) {
+    if let Word::Decided(decision) = &word
+        && !may_count(decision, parties, is_unknown, shared.policies().approvers())
+    {
         return false;
     }
     if is_unknown {
-        if kept.orphans >= ORPHANS_MAX {
-            kept.overflowed = true;
+        if filed.orphans >= ORPHANS_MAX {
+            filed.overflowed = true;
             return false;
         }
-        kept.orphans += 1;
+        filed.orphans += 1;
     }
-    let decisions = kept.by_request.entry(key).or_insert_with(|| Arc::clone(&shared.decisions.none));
-    Arc::make_mut(decisions).take(Arc::new(decision))
+    let none = || File { decisions: Arc::clone(&shared.decisions.none), has_orphans: false };
+    let file = filed.by_request.entry(key).or_insert_with(none);
+    file.has_orphans |= is_unknown;
+    let decisions = Arc::make_mut(&mut file.decisions);
+    match word {
+        Word::Decided(decision) => decisions.take(Arc::new(decision)),
+        Word::Unreadable(decision) => decisions.take_unreadable(Arc::new(decision)),
+    }
 }
 
 fn forget(shared: &Arc<Shared>, key: &Key, decision_uid: &str) {
-    let mut kept = shared.decisions.lock();
-    let Some(decisions) = kept.by_request.get_mut(key) else { return };
-    if !Arc::make_mut(decisions).forget(decision_uid) {
+    let mut filed = shared.decisions.lock();
+    let Some(file) = filed.by_request.get_mut(key) else { return };
+    if !Arc::make_mut(&mut file.decisions).forget(decision_uid) {
         return;
     }
     // What stood behind it in the queue is not known here: the next sweep has the list read again.
-    let was_full = decisions.is_overflowed();
-    if decisions.is_empty() {
-        kept.by_request.remove(key);
+    let was_full = file.decisions.is_overflowed();
+    if file.decisions.is_empty() {
+        filed.by_request.remove(key);
     }
-    kept.overflowed |= was_full;
-    drop(kept);
+    filed.overflowed |= was_full;
+    drop(filed);
     wake_request(shared, &key.1);
 }
 
-/// Drops what no request reads any more; reads the list again, if something was dropped for want of room.
+/// Drops what no request reads any more, and asks for the list where something was dropped for want of room.
 fn sweep(shared: &Shared) {
     let now: Timestamp = (shared.clock)();
-    let keys: Vec<Key> = shared.decisions.lock().by_request.keys().cloned().collect();
+    let keys: Vec<(Key, bool)> = {
+        let filed = shared.decisions.lock();
+        filed.by_request.iter().map(|(key, file)| (key.clone(), file.has_orphans)).collect()
+    };
+    let policies = shared.policies();
     let mut orphans = 0;
-    for key in keys {
-        let is_kept = match request(shared, &key) {
+    for (key, has_orphans) in keys {
+        let about = match shared.slots.find(&key.1) {
+            None => Request::Unknown,
+            Some(slot) if slot.lock().kept.is_over() => Request::Over,
+            // Judged when it was heard; the request is not opened for it again.
+            Some(_) if !has_orphans => continue,
+            Some(_) => request(shared, &key),
+        };
+        let mut filed = shared.decisions.lock();
+        let Some(file) = filed.by_request.get_mut(&key) else { continue };
+        let is_kept = match about {
             Request::Over => false,
-            Request::Open(_) => true,
+            Request::Open(parties) => {
+                file.has_orphans = false;
+                let may_count = |it: &Decision| may_count(it, parties.as_ref(), false, policies.approvers());
+                Arc::make_mut(&mut file.decisions).retain(may_count);
+                !file.decisions.is_empty()
+            }
             Request::Unknown => {
-                let kept = shared.decisions.lock();
-                let waiting = kept.by_request.get(&key);
-                let is_waited_for =
-                    waiting.is_some_and(|waiting| waiting.iter().any(|it| is_fresh(now, it.time, ORPHAN_AGE_MAX)));
-                orphans += waiting.filter(|_| is_waited_for).map_or(0, |waiting| waiting.len());
+                let is_waited_for = file.decisions.is_any_fresh(now, ORPHAN_AGE_MAX);
+                orphans += if is_waited_for { file.decisions.len() } else { 0 };
                 is_waited_for
             }
         };
         if !is_kept {
-            shared.decisions.lock().by_request.remove(&key);
+            filed.by_request.remove(&key);
         }
     }
-    let mut kept = shared.decisions.lock();
-    kept.orphans = orphans;
-    if std::mem::take(&mut kept.overflowed) {
-        shared.decisions.relist.notify_one();
+    let mut filed = shared.decisions.lock();
+    filed.orphans = orphans;
+    if std::mem::take(&mut filed.overflowed) {
+        shared.decisions.relist().ask(Why::Room);
     }
 }
 

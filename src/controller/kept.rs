@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::InstanceAccess;
+use crate::domain::lifecycle::is_over;
 use crate::domain::sight::Sight;
 
 /// The longest sample, in bytes: LZ4 looks back 64 KiB, and what is packed should fit in that too.
@@ -44,6 +45,7 @@ struct Facts {
     version: Option<u64>,
     generation: Option<i64>,
     is_deleted: bool,
+    is_over: bool,
     /// Of one whose grant lives, the policy that made it.
     live: Option<Box<str>>,
 }
@@ -141,6 +143,11 @@ impl Kept {
         self.facts.generation != then.generation || self.facts.is_deleted != then.deletion_timestamp.is_some()
     }
 
+    /// Whether nothing is judged of it any more.
+    pub fn is_over(&self) -> bool {
+        self.facts.is_over
+    }
+
     /// Whether it has a grant that has not ended.
     pub fn is_live(&self) -> bool {
         self.facts.live.is_some()
@@ -224,6 +231,7 @@ impl Facts {
             version: version(metadata),
             generation: metadata.generation,
             is_deleted: metadata.deletion_timestamp.is_some(),
+            is_over: is_over(object),
             live: live.map(policy),
         }
     }

@@ -14,7 +14,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{InstanceAccessPolicy, InstanceAccessPolicyStatus};
-use crate::domain::condition::{self, Saying};
+use crate::domain::condition;
 use crate::domain::policy::{Policy, PolicySet};
 use crate::telemetry::chain;
 
@@ -124,11 +124,8 @@ fn tell(shared: &Arc<Shared>, object: InstanceAccessPolicy, policy: &Policy) {
     let now = (shared.clock)();
     let generation = object.metadata.generation.unwrap_or_default();
     let mut status = object.status.clone().unwrap_or_default();
-    let saying = match policy.problem() {
-        None => Saying::policy_ready("understood, and in force"),
-        Some(problem) => Saying::policy_not_ready(problem.reason, problem.message.clone()),
-    };
-    condition::set(&mut status.conditions, saying, generation, now);
+    let problem = policy.problem().map(|problem| (problem.reason, problem.message.as_str()));
+    condition::set_policy(&mut status.conditions, problem, generation, now);
     status.observed_generation = Some(generation);
     store(shared, object, status);
 }

@@ -232,22 +232,26 @@ async fn carry_out(
     slot: &Arc<Slot>,
     object: &Arc<InstanceAccess>,
     known: &Known,
-    plan: Plan,
+    mut plan: Plan,
 ) -> Step {
     let lane = plan.lane();
     let decided_on = Arc::clone(object);
     // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
     // and under other policies, decisions or nodes the same question must have the same answer (I2).
-    let wants_push = pushes(&plan);
+    let ground = plan.ground(&decided_on);
     let holds = || {
         let mut state = slot.lock();
         if state.gone || state.kept.is_changed_since(&decided_on) {
             return false;
         }
         let current = Known::now(shared, slot, &mut state);
-        known.is(&current, &decided_on) || wants_push && pushes(&ask(shared, &mut state, &current))
+        if known.is(&current, &decided_on) {
+            return true;
+        }
+        let Some(ground) = &ground else { return false };
+        let new = ask(shared, &mut state, &current).ground(&state.kept.open());
+        new.is_some_and(|new| ground.is_within(&new))
     };
-    let mut plan = plan;
     let mut object = Arc::clone(object);
     let mut receipt = None;
     for effect in std::mem::take(&mut plan.before) {
@@ -296,10 +300,6 @@ async fn carry_out(
     // Acted on: the next one, were it the same to the letter (a push tried again), is another event.
     slot.lock().last_record = None;
     Step::Done
-}
-
-fn pushes(plan: &Plan) -> bool {
-    plan.after.iter().any(|effect| matches!(effect, Effect::Push(_)))
 }
 
 /// Begins an effect that takes its time; its outcome wakes the slot.

@@ -9,6 +9,7 @@ use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio_util::sync::CancellationToken;
 
+use crate::api::InstanceAccess;
 use crate::domain::sight::Sight;
 use crate::telemetry::chain;
 
@@ -29,7 +30,7 @@ pub fn config() -> watcher::Config {
 
 /// Takes in what happens to requests, until it is stopped.
 pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
-    let api: Api<Watched> = Api::all(shared.client.clone());
+    let api: Api<Watched<InstanceAccess>> = Api::all(shared.client.clone());
     let stream = watcher(api, config());
     let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
@@ -80,11 +81,11 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-fn uid_of(watched: &Watched) -> Option<Uid> {
+fn uid_of(watched: &Watched<InstanceAccess>) -> Option<Uid> {
     watched.metadata.uid.as_deref().map(Uid::from)
 }
 
-fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
+fn see(shared: &Arc<Shared>, watched: Watched<InstanceAccess>, listed: bool) {
     let metadata = &watched.metadata;
     if shared.slots.knows(metadata) {
         return;
@@ -98,7 +99,16 @@ fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
             let is_first_list = !*shared.health.requests_listed.borrow();
             let sight = Sight::found_at_start(shared.since_time, is_first_list.then_some(&object));
             let node_name = object.spec.target.node_name.clone();
-            let seen = shared.slots.see(object, || sight);
+            let metadata = object.metadata.clone();
+            let mut is_new = false;
+            let seen = shared.slots.see(object, || {
+                is_new = true;
+                sight
+            });
+            // Of those that are listed, the whole list is told when it ends.
+            if is_new && !listed {
+                shared.decisions.request_heard((shared.clock)(), &metadata);
+            }
             // After it is there to be woken, and before its turn: so it misses no news.
             if let (Some(node_name), Some(Seen::News(slot))) = (&node_name, &seen) {
                 shared.askers.note(node_name, &slot.uid, &shared.slots);

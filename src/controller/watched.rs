@@ -1,39 +1,51 @@
-//! A request as a watch tells of it, of which no more is read than is wanted.
+//! A request or a decision as a watch tells of it, of which no more is read than is wanted.
 //!
-//! Most of what a watch tells are our own writes, coming back: who they are about, and in which version, is enough to know
-//! that. And one object that cannot be decoded must not stop the watch over all others.
+//! Most of what a watch tells of requests are our own writes, coming back: who they are about, and in which version, is
+//! enough to know that. And one object that cannot be decoded must not stop the watch over all others.
+
+use std::marker::PhantomData;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::api::InstanceAccess;
-
-/// A request that was read as far as its identity.
+/// An object that was read as far as its identity.
 #[derive(Clone, Debug)]
-pub struct Watched {
+pub struct Watched<K> {
     /// Name, namespace, uid and resourceVersion; nothing else.
     pub metadata: ObjectMeta,
     text: Box<RawValue>,
+    kind: PhantomData<fn() -> K>,
 }
 
-impl Watched {
+impl<K> Watched<K> {
     /// Reads the rest.
     ///
     /// # Errors
-    /// If it is no request as this version knows it.
-    pub fn decode(&self) -> Result<InstanceAccess, serde_json::Error> {
+    /// If it is no such object as this version knows it.
+    pub fn decode(&self) -> Result<K, serde_json::Error>
+    where
+        K: DeserializeOwned,
+    {
         serde_json::from_str(self.text.get())
+    }
+
+    /// The whole object, as it stands; null, if it is nested deeper than anybody reads.
+    pub fn plain(&self) -> Value {
+        serde_json::from_str(self.text.get()).unwrap_or_default()
     }
 }
 
-impl<'de> Deserialize<'de> for Watched {
+impl<'de, K> Deserialize<'de> for Watched<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         let Head { metadata } = serde_json::from_str(text.get()).map_err(serde::de::Error::custom)?;
         let Identity { name, namespace, uid, resource_version } = metadata;
-        Ok(Self { metadata: ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() }, text })
+        let metadata = ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() };
+        Ok(Self { metadata, text, kind: PhantomData })
     }
 }
 
@@ -51,24 +63,24 @@ struct Identity {
     resource_version: Option<String>,
 }
 
-impl Resource for Watched {
-    type DynamicType = <InstanceAccess as Resource>::DynamicType;
-    type Scope = <InstanceAccess as Resource>::Scope;
+impl<K: Resource> Resource for Watched<K> {
+    type DynamicType = K::DynamicType;
+    type Scope = K::Scope;
 
     fn kind(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
-        InstanceAccess::kind(types)
+        K::kind(types)
     }
 
     fn group(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
-        InstanceAccess::group(types)
+        K::group(types)
     }
 
     fn version(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
-        InstanceAccess::version(types)
+        K::version(types)
     }
 
     fn plural(types: &Self::DynamicType) -> std::borrow::Cow<'_, str> {
-        InstanceAccess::plural(types)
+        K::plural(types)
     }
 
     fn meta(&self) -> &ObjectMeta {
@@ -85,6 +97,7 @@ mod tests {
     use kube::core::{ObjectList, WatchEvent};
 
     use super::*;
+    use crate::api::InstanceAccess;
 
     const REQUEST: &str = r#"{"apiVersion":"instanceaccess.dev/v1alpha1","kind":"InstanceAccess",
         "metadata":{"name":"a","namespace":"b","uid":"c","resourceVersion":"7","generation":2,"managedFields":[{}]},
@@ -93,13 +106,14 @@ mod tests {
     #[test]
     fn a_watch_and_a_list_are_read_as_the_api_server_writes_them() {
         let event = format!(r#"{{"type":"ADDED","object":{REQUEST}}}"#);
-        let WatchEvent::Added(watched) = serde_json::from_str::<WatchEvent<Watched>>(&event).unwrap() else {
+        let WatchEvent::Added(watched) = serde_json::from_str::<WatchEvent<Watched<InstanceAccess>>>(&event).unwrap()
+        else {
             panic!("it was added")
         };
         let list = format!(
             r#"{{"apiVersion":"instanceaccess.dev/v1alpha1","kind":"InstanceAccessList","metadata":{{"resourceVersion":"9"}},"items":[{REQUEST}]}}"#
         );
-        let listed = serde_json::from_str::<ObjectList<Watched>>(&list).unwrap().items.remove(0);
+        let listed = serde_json::from_str::<ObjectList<Watched<InstanceAccess>>>(&list).unwrap().items.remove(0);
         for one in [watched, listed] {
             assert_eq!((one.metadata.uid.as_deref(), one.metadata.resource_version.as_deref()), (Some("c"), Some("7")));
             let whole = one.decode().unwrap();
@@ -110,8 +124,16 @@ mod tests {
     #[test]
     fn one_that_cannot_be_decoded_still_says_who_it_is() {
         let text = REQUEST.replace(r#""osUser":"ec2-user""#, r#""osUser":{"not":"a login"}"#);
-        let watched: Watched = serde_json::from_str(&text).unwrap();
+        let watched: Watched<InstanceAccess> = serde_json::from_str(&text).unwrap();
         assert_eq!(watched.metadata.name.as_deref(), Some("a"));
         assert!(watched.decode().is_err());
+        assert_eq!(watched.plain()["spec"]["osUser"]["not"], "a login");
+    }
+
+    #[test]
+    fn one_that_is_nested_too_deep_harms_nobody() {
+        let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+        let watched: Watched<InstanceAccess> = serde_json::from_str(&REQUEST.replace(r#""ec2-user""#, &deep)).unwrap();
+        assert!(watched.decode().is_err() && watched.plain().is_null());
     }
 }

@@ -22,7 +22,13 @@ use crate::api::{
 use super::condition::bounded;
 use super::identity::{Principal, PrincipalRule};
 use super::policy::{names, subject_text};
-use super::time::{plus, whole_second};
+use super::time::{is_fresh, plus, whole_second};
+
+mod relist;
+mod unreadable;
+
+pub use relist::{GAP_MIN, ORPHAN_AGE_MAX, Relist, Why, is_late};
+pub use unreadable::{Unreadable, request_uid};
 
 /// How long a request waits for approval, where neither it nor its policy says: a day.
 pub const APPROVAL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -34,6 +40,8 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
 const OF_ONE_PERSON_MAX: usize = 4;
 /// The most decisions about one request that are kept: the largest policy asks for 32 people.
 pub const OF_ONE_REQUEST_MAX: usize = 512;
+/// The most decisions about one request that cannot be decoded and are kept: one holds it back as well as many.
+const UNREADABLE_MAX: usize = 8;
 /// The longest user name in status, in characters.
 const NAME_LENGTH_MAX: usize = 256;
 /// The longest reason that is kept of a decision, in characters.
@@ -121,6 +129,8 @@ impl Decision {
 pub struct Decisions {
     kept: Vec<Arc<Decision>>,
     seen: bool,
+    /// Those that cannot be decoded, and may be a no; bounded.
+    unreadable: Vec<Arc<Unreadable>>,
     /// Whether some were not kept: should one of those kept be deleted, those come into their own.
     overflowed: bool,
 }
@@ -146,6 +156,15 @@ impl Decisions {
     /// Of one person's, the newest few of each kind are kept. Where no room is left, a word that closes takes the place of
     /// the newest approval.
     pub fn take(&mut self, decision: Arc<Decision>) -> bool {
+        // It was stored anew, and can be read now.
+        let unread = self.unreadable.iter().position(|known| known.uid == decision.uid);
+        if let Some(place) = unread {
+            self.unreadable.remove(place);
+        }
+        self.insert(decision) || unread.is_some()
+    }
+
+    fn insert(&mut self, decision: Arc<Decision>) -> bool {
         if self.kept.iter().any(|known| known.uid == decision.uid) {
             return false;
         }
@@ -169,26 +188,56 @@ impl Decisions {
         true
     }
 
-    /// Forgets a decision that was deleted; false if it was not kept.
-    pub fn forget(&mut self, uid: &str) -> bool {
-        let before = self.kept.len();
-        self.kept.retain(|known| known.uid != uid);
-        self.kept.len() < before
+    /// Takes in one that cannot be decoded, and may be a no; false if that changes nothing: one says all that many do.
+    pub fn take_unreadable(&mut self, decision: Arc<Unreadable>) -> bool {
+        if self.unreadable.iter().any(|known| known.uid == decision.uid) {
+            return false;
+        }
+        if self.unreadable.len() >= UNREADABLE_MAX {
+            self.overflowed = true;
+            return false;
+        }
+        self.unreadable.push(decision);
+        true
     }
 
-    /// Those that are kept, the earliest first.
+    /// The name of one that cannot be decoded, and may be a no: while there is any, nobody knows whether it was one.
+    pub fn unreadable(&self) -> Option<&str> {
+        self.unreadable.first().map(|decision| decision.name.as_str())
+    }
+
+    /// Forgets a decision that was deleted; false if it was not kept.
+    pub fn forget(&mut self, uid: &str) -> bool {
+        let before = self.len();
+        self.kept.retain(|known| known.uid != uid);
+        self.unreadable.retain(|known| known.uid != uid);
+        self.len() < before
+    }
+
+    /// Whether one of those that are kept was made within that time.
+    pub fn is_any_fresh(&self, now: Timestamp, age_max: Duration) -> bool {
+        let times = self.kept.iter().map(|decision| decision.time);
+        times.chain(self.unreadable.iter().map(|decision| decision.time)).any(|time| is_fresh(now, time, age_max))
+    }
+
+    /// Drops those that `judge` says are of no use.
+    pub fn retain(&mut self, judge: impl Fn(&Decision) -> bool) {
+        self.kept.retain(|decision| judge(decision));
+    }
+
+    /// Those that are kept and can be read, the earliest first.
     pub fn iter(&self) -> impl Iterator<Item = &Decision> {
         self.kept.iter().map(AsRef::as_ref)
     }
 
     /// How many are kept.
     pub fn len(&self) -> usize {
-        self.kept.len()
+        self.kept.len() + self.unreadable.len()
     }
 
     /// Whether none is kept.
     pub fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.len() == 0
     }
 }
 

@@ -78,11 +78,13 @@ pub enum ActiveReason {
     ContactLost,
     /// What guards the requests in the API server is missing or bent: who asks may be forged, and no key is pushed.
     EnforcementMissing,
+    /// A decision about the request cannot be decoded, and may be a no.
+    DecisionUnreadable,
 }
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PendingApproval,
         Self::Scheduled,
         Self::Granting,
@@ -104,6 +106,7 @@ impl ActiveReason {
         Self::AuditUnavailable,
         Self::ContactLost,
         Self::EnforcementMissing,
+        Self::DecisionUnreadable,
     ];
 
     /// The word, as it stands in status, metrics, audit and the runbook.
@@ -130,6 +133,7 @@ impl ActiveReason {
             Self::AuditUnavailable => "AuditUnavailable",
             Self::ContactLost => "ContactLost",
             Self::EnforcementMissing => "EnforcementMissing",
+            Self::DecisionUnreadable => "DecisionUnreadable",
         }
     }
 }
@@ -249,6 +253,32 @@ impl Saying {
     /// A policy has a mistake.
     pub fn policy_not_ready(reason: &'static str, message: impl Into<String>) -> Self {
         Self::new(ConditionType::Ready, ConditionStatus::False, reason, message)
+    }
+
+    /// Somebody must act on a policy.
+    pub fn policy_stalled(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(ConditionType::Stalled, ConditionStatus::True, reason, message)
+    }
+}
+
+/// Says of a policy that it is in force, or with which mistake (reason, message) it is not.
+///
+/// Then it is `Stalled` besides: to tools that follow kstatus, `Ready` at False alone is in progress, for ever.
+pub fn set_policy(
+    conditions: &mut Vec<Condition>,
+    problem: Option<(&'static str, &str)>,
+    generation: i64,
+    now: Timestamp,
+) {
+    match problem {
+        None => {
+            set(conditions, Saying::policy_ready("understood, and in force"), generation, now);
+            drop(conditions, ConditionType::Stalled);
+        }
+        Some((reason, message)) => {
+            set(conditions, Saying::policy_not_ready(reason, message), generation, now);
+            set(conditions, Saying::policy_stalled(reason, message), generation, now);
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 //! aws            AWS refuses, hangs, lies           outlast      …and the grant ends on time all the same
 //! api_server     away, frozen, conflicts            audit        the disk is full
 //! crash          kill -9 under load                 hostile      people who try
+//! unreadable     a decision that may be a no
+//! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
 //! Rust's own harness cannot be told from inside a test; hence libtest-mimic.
@@ -14,12 +16,14 @@ mod api_server;
 mod audit;
 mod aws;
 mod crash;
+mod flood;
 mod hostile;
 mod input;
 mod keys;
 mod outlast;
 mod policies;
 mod stand;
+mod unreadable;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -50,16 +54,19 @@ fn main() {
         keys::days(),
         input::days(),
         policies::days(),
+        unreadable::days(),
         hostile::days(),
     ];
-    let trials = days.into_iter().flatten().map(|(name, day)| {
+    let trial = |(name, day): (&'static str, stand::Day)| {
         let runtime = runtime.handle().clone();
         Trial::test(name, move || runtime.block_on(day).map_err(|error| format!("{error:#}").into()))
-    });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    };
+    let conclusion = libtest_mimic::run(&arguments, days.into_iter().flatten().map(trial).collect());
     if let Err(error) = runtime.block_on(stand::close_shared()) {
         eprintln!("error: {error:#}");
         std::process::exit(1);
     }
-    conclusion.exit();
+    let alone = libtest_mimic::run(&arguments, flood::days().into_iter().map(trial).collect());
+    conclusion.exit_if_failed();
+    alone.exit();
 }

@@ -47,22 +47,28 @@ var rows = []row{
 	{"denied-invalid-spec", "refused: `InvalidSpec`", "Degraded", "Failed", "Failed"},
 	{"denied-by-approver", "refused: `DeniedByApprover`", "Degraded", "Failed", "Failed"},
 	{"denied-approval-timeout", "refused: `ApprovalTimeout`", "Degraded", "Failed", "Failed"},
+	{"requester-unchecked", "refused: `RequesterUnchecked`", "Degraded", "Failed", "Failed"},
 	{"instance-not-running", "cannot be served, may heal: `InstanceNotRunning`", "Progressing", "InProgress", "InProgress"},
 	{"target-not-found-yet", "cannot be served, may heal: `TargetNotFound`", "Progressing", "InProgress", "InProgress"},
+	{"aws-unavailable", "cannot be served, may heal: `AwsUnavailable`", "Progressing", "InProgress", "InProgress"},
+	{"no-route", "cannot be served, may heal: `NoRoute`", "Progressing", "InProgress", "InProgress"},
+	{"enforcement-missing", "waits for an administrator, goes on by itself: `EnforcementMissing`", "Progressing", "InProgress", "InProgress"},
 	{"throttled", "granted, and the key fell out: `Throttled`", "Progressing", "InProgress", "InProgress"},
+	{"audit-unavailable", "approved, and the trail takes no record: `AuditUnavailable`", "Progressing", "InProgress", "InProgress"},
+	{"contact-lost", "granted, and the operator hears nothing: `ContactLost`", "Progressing", "InProgress", "InProgress"},
 	{"instance-terminated", "cannot be served, will not heal: `InstanceTerminated`", "Degraded", "Failed", "Failed"},
 	{"target-not-found", "cannot be served, will not heal: `TargetNotFound`", "Degraded", "Failed", "Failed"},
+	{"target-ambiguous", "cannot be served, will not heal: `TargetAmbiguous`", "Degraded", "Failed", "Failed"},
+	{"decision-unreadable", "somebody must act: `DecisionUnreadable`", "Degraded", "Failed", "Failed"},
 	{"access-denied", "granted, and somebody must act: `AccessDenied`", "Degraded", "Failed", "Failed"},
 	{"push-refused", "granted, and AWS refuses for good: `PushRefused`", "Degraded", "Failed", "Failed"},
 	{"revocation-pending", "being taken back: `RevocationPending`", "Progressing", "InProgress", "InProgress"},
 	{"deleting", "being deleted", "Progressing", "Terminating", "InProgress"},
-	// kstatus takes the first of Reconciling and Stalled in the list, so its answer hangs on the order of conditions.
-	{"revocation-stalled", "(cannot be taken back)", "Degraded", "InProgress", "Failed"},
-	{"revocation-stalled-first", "(the same, `Stalled` listed first)", "Degraded", "Failed", "Failed"},
+	{"revocation-stalled", "(cannot be taken back)", "Degraded", "Failed", "Failed"},
 	{"policy-new", "policy: not read yet", "Progressing", "InProgress", "InProgress"},
 	{"policy-ready", "policy: `Ready`", "Healthy", "Current", "Current"},
-	// To kstatus, Ready=False is not there yet.
-	{"policy-not-ready", "policy: not `Ready`, it has a mistake", "Degraded", "InProgress", "Failed"},
+	// To kstatus, Ready=False is not there yet; Stalled=True is what it fails by.
+	{"policy-not-ready", "policy: not `Ready`, it has a mistake", "Degraded", "Failed", "Failed"},
 }
 
 func read(t *testing.T, path string, into any) {

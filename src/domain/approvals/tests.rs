@@ -333,3 +333,31 @@ proptest! {
         prop_assert_eq!(found, standing(&case, &approval, at(1000), &back));
     }
 }
+
+#[test]
+fn of_what_cannot_be_decoded_a_few_are_kept_and_each_can_be_deleted_or_read_after_all() {
+    let unreadable = |number: usize| {
+        let (name, uid) = (format!("odd-{number}"), format!("uid-of-odd-{number}"));
+        Arc::new(Unreadable { name, uid, request_uid: UID.into(), time: at(200) })
+    };
+    let mut kept = kept(vec![approved("erin", 200)]);
+    for number in 0..10_000 {
+        kept.take_unreadable(unreadable(number));
+    }
+    assert_eq!((kept.len(), kept.unreadable(), kept.is_overflowed()), (1 + UNREADABLE_MAX, Some("odd-0"), true));
+    assert!(!kept.take_unreadable(unreadable(1)), "once each");
+    assert!(
+        kept.is_any_fresh(at(260), Duration::from_secs(60)) && !kept.is_any_fresh(at(261), Duration::from_secs(60))
+    );
+    // It was stored anew; and those that were deleted.
+    let mut said = approved("ernie", 300);
+    said.uid = "uid-of-odd-0".into();
+    assert!(kept.take(Arc::new(said.clone())) && !kept.take(Arc::new(said)));
+    assert_eq!(kept.unreadable(), Some("odd-1"));
+    for number in 1..UNREADABLE_MAX {
+        assert!(kept.forget(&format!("uid-of-odd-{number}")));
+    }
+    assert_eq!((kept.len(), kept.unreadable()), (2, None));
+    kept.retain(|decision| decision.approver.username == "erin");
+    assert_eq!(kept.len(), 1);
+}

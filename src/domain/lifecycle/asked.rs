@@ -127,18 +127,16 @@ impl<'a> Draft<'a> {
             (Some(id), None, None) => parsed("spec.target.instanceId", id, InstanceId::parse, &mut findings)
                 .map(|id| Some(TargetQuery::Id(id))),
             (None, Some(tags), None) if !tags.is_empty() => Some(Some(TargetQuery::Tags(tags.clone()))),
-            (None, None, Some(name)) => match &node {
-                NodeTarget::Found(_, instance) if region.as_ref().is_some_and(|region| *region != instance.region) => {
-                    findings.push(format!(
-                        "spec.target.region: node {name} is in {}; leave the region out",
-                        instance.region
-                    ));
-                    None
+            (None, None, Some(_)) => match &node {
+                // In another region than was asked for: nobody is told so before a policy was asked.
+                NodeTarget::Found(_, instance) if region.as_ref().is_none_or(|region| *region == instance.region) => {
+                    Some(Some(TargetQuery::Id(instance.id.clone())))
                 }
-                NodeTarget::Found(_, instance) => Some(Some(TargetQuery::Id(instance.id.clone()))),
-                NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
-                    Some(None)
-                }
+                NodeTarget::NotAsked
+                | NodeTarget::Unseen
+                | NodeTarget::Unheard(_)
+                | NodeTarget::Absent(_)
+                | NodeTarget::Found(..) => Some(None),
             },
             _ => {
                 findings.push("spec.target must have exactly one of instanceId, nodeName and tags".to_owned());

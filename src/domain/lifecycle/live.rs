@@ -105,6 +105,14 @@ impl<'a> Draft<'a> {
             return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
         self.wake_when_unheard();
+        let (seen_time, instance) = match self.world.sight.instances.seen() {
+            Some((time, found)) => (Some(time), self.own_instance(found)),
+            None => (None, None),
+        };
+        // Also while nodes are not heard of; what only they could tell is left open.
+        if let Err(why) = self.policy_admits(&asked, instance.as_deref(), expiration) {
+            return self.begin_end(EndCause::PolicyChanged, why, expiration);
+        }
         if let NodeTarget::Unheard(why) = &asked.node {
             self.keep_finalizer();
             let heard = Obstacle {
@@ -114,13 +122,6 @@ impl<'a> Draft<'a> {
                 tell: Tell::OnceFaded,
             };
             return self.tell(Some(heard), expiration);
-        }
-        let (seen_time, instance) = match self.world.sight.instances.seen() {
-            Some((time, found)) => (Some(time), self.own_instance(found)),
-            None => (None, None),
-        };
-        if let Err(why) = self.policy_admits(&asked, instance.as_deref(), expiration) {
-            return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
         self.keep_finalizer();
         if let Some(instance) = &instance {
@@ -371,6 +372,9 @@ impl<'a> Draft<'a> {
         }
         if let Err(why) = self.enforced() {
             return unseen(ActiveReason::EnforcementMissing, why.unwrap_or_default(), true);
+        }
+        if let Some(why) = self.unreadable_decision() {
+            return unseen(ActiveReason::DecisionUnreadable, why, false);
         }
         if seen_time.is_none_or(|time| !is_fresh(self.now, time, FACTS_AGE_MAX)) {
             return match sight.instances.failure() {

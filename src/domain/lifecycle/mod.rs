@@ -9,6 +9,7 @@
 //! The shell carries the plan out, tells `Sight` what it saw, and asks again until nothing is left to do. A crash at any
 //! point loses the `Sight` only; what follows from the stored status alone is then decided for the worst case.
 
+mod again;
 mod asked;
 mod live;
 mod nodes;
@@ -38,6 +39,7 @@ use super::record::{Record, RecordKind};
 use super::sight::Sight;
 use super::time::{due, is_fresh, minus, plus, whole_second};
 
+pub use again::Ground;
 use words::failure_words;
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::domain::condition::ActiveReason;
+use crate::domain::condition::{ActiveReason, DenyReason};
 use crate::domain::node::{FAILURE_AGE_MAX, Node, NodeInstance};
 use crate::domain::time::{is_fresh, plus, since};
 
@@ -69,7 +69,8 @@ impl<'a> Draft<'a> {
                 self.hold(ActiveReason::ContactLost, why.clone(), false);
                 self.wake(Deadline::Retry, plus(self.now, ABSENCE_RETRY));
             }
-            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Found(..) => self.silent = true,
+            NodeTarget::Found(node, _) => self.refuse(DenyReason::InvalidSpec, elsewhere(asked, node)),
+            NodeTarget::NotAsked | NodeTarget::Unseen => self.silent = true,
         }
     }
 
@@ -77,6 +78,7 @@ impl<'a> Draft<'a> {
     pub(super) fn node_changed(&self, asked: &Asked<'_>) -> Option<String> {
         match &asked.node {
             NodeTarget::Absent(why) => Some(why.clone()),
+            NodeTarget::Found(node, _) if asked.query.is_none() => Some(elsewhere(asked, node)),
             NodeTarget::Found(node, instance) => {
                 let granted = self.status.instance.as_ref().map_or("", |facts| facts.instance_id.as_str());
                 (instance.id.as_str() != granted).then(|| {
@@ -97,4 +99,9 @@ impl<'a> Draft<'a> {
             }
         }
     }
+}
+
+/// How it reads that a node is not in the region that was asked for. Where it is instead is not for everybody.
+fn elsewhere(asked: &Asked<'_>, node: &Node) -> String {
+    format!("spec.target.region: node {} is not in {}; leave the region out", node.name, asked.place.region)
 }

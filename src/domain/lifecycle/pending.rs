@@ -107,7 +107,11 @@ impl<'a> Draft<'a> {
             self.status.verdicts = outline.verdicts;
             return self.refuse(DenyReason::DeniedByPolicy, refusal);
         }
-        let Target::Found(instance) = self.target(&asked) else { return };
+        if let Some(why) = self.unreadable_decision() {
+            self.hold(ActiveReason::DecisionUnreadable, why, false);
+            return self.hear_no(&asked);
+        }
+        let Target::Found(instance) = self.target(&asked) else { return self.hear_no(&asked) };
         self.judge(&asked, &instance, start_time, end_time);
     }
 
@@ -123,12 +127,13 @@ impl<'a> Draft<'a> {
         if is_dead {
             // Of the dead, EC2 no longer tells what policies ask for.
             self.status.instance = Some(instance_id_alone(instance));
-            return self.wait_for_state(asked, instance);
+            self.wait_for_state(asked, instance);
+            return self.hear_no(asked);
         }
         if self.admit(asked, instance, asked.method).is_none() {
             return;
         }
-        let Some(route) = self.route(asked, instance) else { return };
+        let Some(route) = self.route(asked, instance) else { return self.hear_no(asked) };
         let Some(admission) = self.admit(asked, instance, method_of(&route)) else { return };
         if !self.is_approved(asked, instance, &admission, end_time) {
             return;
@@ -236,7 +241,7 @@ impl<'a> Draft<'a> {
     }
 
     /// When access would begin: the instant that policies judge.
-    fn begin_time(&self) -> Timestamp {
+    pub(super) fn begin_time(&self) -> Timestamp {
         self.request.spec.start_time.as_ref().map_or(self.now, |time| time.0.max(self.now))
     }
 

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{Approval, ConditionType, DecisionKind, EndCause, PolicyApproval};
 use crate::domain::approvals::{self, Case, Decision, Parties, Standing};
-use crate::domain::cloud::Instance;
+use crate::domain::cloud::{Instance, TargetQuery};
 use crate::domain::condition::{self, ActiveReason, DenyReason, Saying, bounded};
 use crate::domain::digest::spec_digest;
 use crate::domain::policy::{ACCESS_MIN, Admission};
@@ -13,7 +13,7 @@ use crate::domain::time::minus;
 
 use super::asked::Asked;
 use super::pending::instance_id_alone;
-use super::{Deadline, Draft};
+use super::{Deadline, Draft, World};
 
 /// The longest line of names, in characters: what the CRD takes.
 const APPROVERS_LENGTH_MAX: usize = 1024;
@@ -132,6 +132,44 @@ impl Draft<'_> {
                 self.end(EndCause::Revoked, format!("{who} revoked it before access was granted: {why}"));
             }
         }
+    }
+
+    /// Hears a no also where it is not people's turn yet, since the instance cannot be looked at or reached: it might be
+    /// deleted before it is. It counts by the policy that decides, as far as that can be told.
+    pub(super) fn hear_no(&mut self, asked: &Asked<'_>) {
+        let World { decisions, policies, sight, .. } = self.world;
+        if self.is_terminal() || !decisions.iter().any(Decision::is_closing) {
+            return;
+        }
+        let spec = &self.request.spec;
+        let admission = |instance| {
+            let question = asked.question(self.begin_time(), spec, instance, asked.method);
+            policies.evaluate(&question).decision.ok()
+        };
+        let seen = sight.instances.seen().and_then(|(_, found)| match (found.as_slice(), &asked.query) {
+            ([instance], Some(TargetQuery::Id(id))) if instance.id != *id => None,
+            ([instance], Some(_)) => Some(&**instance),
+            _ => None,
+        });
+        // Of the dead, EC2 does not tell what policies ask for.
+        let admission = seen.and_then(|instance| admission(Some(instance))).or_else(|| admission(None));
+        let approval = admission.and_then(|admission| admission.approval);
+        let digest = spec_digest(spec);
+        let closing = approvals::closing(&self.case(&digest, &asked.parties), approval.as_ref(), decisions);
+        if let Some(decision) = closing {
+            // Instead of whatever was planned: it looks for nothing any more, and waits for nothing.
+            self.after.clear();
+            self.silent = false;
+            self.close(asked, decision);
+        }
+    }
+
+    /// Why nobody can tell whether somebody said no, if so.
+    pub(super) fn unreadable_decision(&self) -> Option<String> {
+        let name = self.world.decisions.unreadable()?;
+        Some(format!(
+            "the InstanceAccessDecision {name} about this request cannot be read by this version of the operator and may be a no, so nothing is granted and no key is pushed; an administrator must read it, act on it, and delete it"
+        ))
     }
 
     /// `Approved` is Unknown while people are asked; what is over asks nobody.

@@ -45,6 +45,11 @@ pub fn default_kubernetes_version() -> &'static str {
     required.expect("the module requires k8s.io/kubernetes").trim()
 }
 
+/// The Kubernetes version below 1.36 that the tests run on besides, and that `make test` has built.
+pub fn older_kubernetes_version() -> &'static str {
+    include_str!("../control-plane/older").trim()
+}
+
 /// A running control plane.
 #[derive(Debug)]
 pub(crate) struct ControlPlane {

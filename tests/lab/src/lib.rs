@@ -34,7 +34,7 @@ use anyhow::Context;
 use tokio::process::Command;
 
 use control_plane::ControlPlane;
-pub use control_plane::{PEOPLE, default_kubernetes_version};
+pub use control_plane::{PEOPLE, default_kubernetes_version, older_kubernetes_version};
 use instances::Fleet;
 pub use instances::{Instance, Launch, OS_USERS, REGION};
 pub use proc::SessionProcess;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::domain::approvals::Decision;
+use crate::domain::approvals::{Decision, Unreadable};
 use crate::domain::cloud::Failure;
 use crate::domain::key::PublicKey;
 use crate::domain::sight::was_answered;
@@ -67,6 +67,8 @@ pub(in super::super) struct Life {
     /// What people decided, about whatever.
     pub decisions: Vec<InstanceAccessDecision>,
     pub decided: usize,
+    /// Decisions that cannot be decoded, by name.
+    pub unreadable: Vec<String>,
     /// Whether the shell has read policies and decisions yet.
     pub policies_read: bool,
     /// Whether what guards the requests stands, as the shell knows it.
@@ -131,6 +133,7 @@ impl Life {
             policies,
             decisions: Vec::new(),
             decided: 0,
+            unreadable: Vec::new(),
             policies_read: true,
             enforcement: Enforcement::Stands { since_time: at(-7200) },
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
@@ -199,6 +202,10 @@ impl Life {
             if let Some(decision) = Decision::read(object, &self.settings.principals) {
                 kept.take(Arc::new(decision));
             }
+        }
+        for name in &self.unreadable {
+            let (name, uid, time) = (name.clone(), format!("uid-of-{name}"), at(0));
+            kept.take_unreadable(Arc::new(Unreadable { name, uid, request_uid: UID.into(), time }));
         }
         kept
     }

@@ -3,6 +3,7 @@
 //! [`world`] is a cluster, an AWS and a clock that stand still until they are told to move; [`Life`] lives in it.
 //! Everything in here runs `invariants` after every step.
 
+mod again;
 mod before;
 mod crash;
 mod driver;

@@ -54,9 +54,33 @@ fn a_node_leads_to_its_instance_in_its_own_region() {
     let mut life = by_node(Some(own()));
     life.settings = Settings::default();
     life.settled().shows(GRANTED);
-    let elsewhere = by_node(Some(own())).with(|request| request.spec.target.region = Some("eu-central-1".into()));
-    let life = elsewhere.settled();
-    life.says(ConditionType::Denied, "spec.target.region: node ip-10-0-1-7 is in us-west-2; leave the region out");
+}
+
+fn elsewhere(request: &mut InstanceAccess) {
+    request.spec.target.region = Some("eu-central-1".into());
+}
+
+#[test]
+fn a_region_that_is_not_the_nodes_is_refused_without_naming_the_nodes() {
+    let life = by_node(Some(own())).with(elsewhere).settled();
+    life.says(
+        ConditionType::Denied,
+        "spec.target.region: node ip-10-0-1-7 is not in eu-central-1; leave the region out",
+    );
+    assert!(!serde_json::to_string(&life.status()).unwrap().contains("us-west-2"));
+    assert_eq!(life.look_ups, 0);
+}
+
+#[test]
+fn who_is_admitted_nowhere_does_not_learn_whether_the_node_is_in_a_region() {
+    let said = |life: Life| {
+        let life = life.under(|policy| policy.subjects.clear()).settled();
+        life.shows("Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True");
+        life.message(ConditionType::Denied)
+    };
+    let right = by_node(Some(own())).with(|request| request.spec.target.region = Some("us-west-2".into()));
+    let (right, wrong) = (said(right), said(by_node(Some(own())).with(elsewhere)));
+    assert_eq!((&right, &right), (&wrong, &said(by_node(None).with(elsewhere))));
 }
 
 #[test]
@@ -186,6 +210,50 @@ fn without_a_word_of_nodes_those_by_node_wait_and_the_others_go_on() {
     life.shows("Approved=True Active=False/ContactLost Reconciling=True");
     // Quiet for longer than it waits between two tries: it is well.
     life = life.until(300);
+    life.shows(GRANTED);
+}
+
+#[test]
+fn while_nodes_are_unheard_of_what_ends_a_grant_still_ends_it() {
+    let ending = "Approved=True Active=True/RevocationPending Reconciling=True";
+    let rows: [(&str, fn(&mut Life)); 5] = [
+        ("no longer admits this: it allows osUsers none", |life| life.policies[0].spec.os_users.clear()),
+        ("policy developers was deleted", |life| life.policies.clear()),
+        ("no longer admits this: it allows at most ttlSeconds 300", |life| {
+            life.policies[0].spec.ttl = Some(PolicyTtl { default_seconds: 300, max_seconds: 300 });
+        }),
+        ("policy freeze denies this", |life| {
+            let mut freeze = policy("freeze", PolicyEffect::Deny);
+            freeze.spec.targets.instance_tags = None;
+            freeze.spec.targets.instance_ids = Some(vec!["*".into()]);
+            life.policies.push(freeze);
+        }),
+        ("alice revoked it: as said", |life| life.decide(&alice(), DecisionKind::Revoke)),
+    ];
+    for (why, change) in rows {
+        let mut life = by_node(Some(own())).until(100);
+        for second in [110, 140, 171] {
+            life = life.until(second);
+            life.nodes.watch_failed(life.now);
+        }
+        life.settle();
+        life.shows(GRANTED);
+        let landed = life.landed();
+        change(&mut life);
+        life.settle();
+        life.shows(ending);
+        life.says(ConditionType::Active, why);
+        assert_eq!(life.until(300).landed(), landed);
+    }
+    // What only the node could tell is open: the label may be there still.
+    let mut life = by_node(Some(own()))
+        .under(|policy| policy.targets.node_labels = policy.targets.instance_tags.take().map(|_| selector("worker")))
+        .until(100);
+    for second in [110, 140, 171] {
+        life = life.until(second);
+        life.nodes.watch_failed(life.now);
+    }
+    life.settle();
     life.shows(GRANTED);
 }
 

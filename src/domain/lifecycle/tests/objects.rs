@@ -67,11 +67,9 @@ fn a_policy(name: &'static str, change: impl FnOnce(&mut InstanceAccessPolicy), 
     change(&mut object_);
     let mut status = InstanceAccessPolicyStatus { observed_generation: Some(-1), ..Default::default() };
     if is_seen {
-        let saying = match Policy::compile(&object_).problem() {
-            None => Saying::policy_ready("understood, and in force"),
-            Some(problem) => Saying::policy_not_ready(problem.reason, problem.message.clone()),
-        };
-        condition::set(&mut status.conditions, saying, 1, at(0));
+        let policy = Policy::compile(&object_);
+        let problem = policy.problem().map(|problem| (problem.reason, problem.message.as_str()));
+        condition::set_policy(&mut status.conditions, problem, 1, at(0));
         status.observed_generation = Some(1);
     }
     let conditions = status.conditions.clone();
@@ -88,7 +86,7 @@ fn failing(class: FailureClass, until: i64) -> Life {
 
 fn objects() -> Vec<Object> {
     use ConditionStatus::True;
-    use ConditionType::{Active, Approved, Reconciling, Stalled};
+    use ConditionType::{Active, Approved, Stalled};
 
     let scheduled = world().with(|request| request.spec.start_time = Some(Time(at(7200)))).settled();
     let mut granting = world();
@@ -136,12 +134,43 @@ fn objects() -> Vec<Object> {
     denied.decide(&erin(), DecisionKind::Deny);
     let denied = denied.settled();
     let unheard = ask().until(3700);
-    let unconfirmed = |second: (ConditionType, ConditionStatus, &'static str)| {
-        [(Approved, True, "AdmittedByPolicy"), (Active, True, "RevocationPending"), second]
-    };
-    let stuck = (Stalled, True, "RevocationPending");
-    let trying = (Reconciling, True, "RevocationPending");
+    // Not Reconciling as well: of the two, kstatus believes the one that is listed first.
+    let unconfirmed = [
+        (Approved, True, "AdmittedByPolicy"),
+        (Active, True, "RevocationPending"),
+        (Stalled, True, "RevocationPending"),
+    ];
     let held = granted.object.clone().unwrap();
+
+    let mut unguarded = world();
+    unguarded.enforcement =
+        Enforcement::Missing("ValidatingAdmissionPolicy requests.instanceaccess.dev is missing; apply it".into());
+    let unguarded = unguarded.settled();
+    let mut unchecked = world();
+    unchecked.enforcement = Enforcement::Stands { since_time: at(60) };
+    let unchecked = unchecked.settled();
+    let mut deaf = world().until(100);
+    deaf.sight.contact_lost_time = Some(at(100));
+    let deaf = deaf.until(300);
+    let mut unrecorded = world();
+    unrecorded.audit_works = false;
+    let unrecorded = unrecorded.settled();
+    let mut unreachable = world().on(|instance| instance.public_ip = None);
+    unreachable.endpoints.clear();
+    let unreachable = unreachable.settled();
+    let mut ambiguous = world().with(|request| {
+        request.spec.target.instance_id = None;
+        request.spec.target.tags = Some([("env".into(), "dev".into())].into());
+    });
+    let other = Instance { id: InstanceId::parse("i-00000000000000001").unwrap(), ..instance() };
+    ambiguous.instances.push(Arc::new(other));
+    let ambiguous = ambiguous.settled();
+    let mut unanswered = world();
+    unanswered.look_failure = Some(failure(FailureClass::Retry));
+    let unanswered = unanswered.settled();
+    let mut unreadable = world();
+    unreadable.unreadable = vec!["fix-web-1-7x2kq".into()];
+    let unreadable = unreadable.settled();
     vec![
         stored("new", &request()),
         made("pending-approval", &asking),
@@ -166,8 +195,15 @@ fn objects() -> Vec<Object> {
         made("push-refused", &failing(FailureClass::Invalid, 61)),
         made("revocation-pending", &pending),
         going,
-        by_table("revocation-stalled", held.clone(), &[unconfirmed(trying).as_slice(), &[stuck]].concat()),
-        by_table("revocation-stalled-first", held, &[unconfirmed(stuck).as_slice(), &[trying]].concat()),
+        by_table("revocation-stalled", held, &unconfirmed),
+        made("requester-unchecked", &unchecked),
+        made("enforcement-missing", &unguarded),
+        made("contact-lost", &deaf),
+        made("audit-unavailable", &unrecorded),
+        made("aws-unavailable", &unanswered),
+        made("no-route", &unreachable),
+        made("target-ambiguous", &ambiguous),
+        made("decision-unreadable", &unreadable),
         a_policy("policy-new", |_| {}, false),
         a_policy("policy-ready", |_| {}, true),
         a_policy(
@@ -235,11 +271,18 @@ fn every_row_of_the_table_of_conditions_has_its_object() {
         "push-refused: Approved=True/AdmittedByPolicy Active=False/PushRefused Stalled=True/PushRefused",
         "revocation-pending: Approved=True/AdmittedByPolicy Active=True/RevocationPending Reconciling=True/RevocationPending",
         "deleting: Approved=True/AdmittedByPolicy Active=True/RevocationPending Reconciling=True/RevocationPending",
-        "revocation-stalled: Approved=True/AdmittedByPolicy Active=True/RevocationPending Reconciling=True/RevocationPending Stalled=True/RevocationPending",
-        "revocation-stalled-first: Approved=True/AdmittedByPolicy Active=True/RevocationPending Stalled=True/RevocationPending Reconciling=True/RevocationPending",
+        "revocation-stalled: Approved=True/AdmittedByPolicy Active=True/RevocationPending Stalled=True/RevocationPending",
+        "requester-unchecked: Denied=True/RequesterUnchecked Active=False/Denied Ended=True/Denied Stalled=True/Denied",
+        "enforcement-missing: Active=False/EnforcementMissing Reconciling=True/EnforcementMissing",
+        "contact-lost: Approved=True/AdmittedByPolicy Active=False/ContactLost Reconciling=True/ContactLost",
+        "audit-unavailable: Approved=True/AdmittedByPolicy Active=False/AuditUnavailable Reconciling=True/AuditUnavailable",
+        "aws-unavailable: Active=False/AwsUnavailable Reconciling=True/AwsUnavailable",
+        "no-route: Active=False/NoRoute Reconciling=True/NoRoute",
+        "target-ambiguous: Active=False/TargetAmbiguous Stalled=True/TargetAmbiguous",
+        "decision-unreadable: Active=False/DecisionUnreadable Stalled=True/DecisionUnreadable",
         "policy-new: nothing",
         "policy-ready: Ready=True/Understood",
-        "policy-not-ready: Ready=False/InvalidPattern",
+        "policy-not-ready: Ready=False/InvalidPattern Stalled=True/InvalidPattern",
     ];
     assert_eq!(lines, expected);
 }

@@ -161,6 +161,68 @@ fn a_no_of_an_approver_is_final() {
 }
 
 #[test]
+fn a_no_is_heard_while_the_instance_cannot_be_looked_at_or_reached() {
+    type Trouble = fn(&mut Life);
+    let troubles: [(&str, Trouble); 4] = [
+        ("AWS does not answer", |life| life.look_failure = Some(failure(FailureClass::Retry))),
+        ("there is no instance", |life| life.instances.clear()),
+        ("there is no way", |life| {
+            life.endpoints.clear();
+            life.change_instance(|instance| instance.public_ip = None);
+        }),
+        ("it is terminated", |life| life.change_instance(|instance| instance.state = InstanceState::Terminated)),
+    ];
+    for (what, trouble) in troubles {
+        for kind in [Deny, Revoke] {
+            let mut life = asked();
+            trouble(&mut life);
+            let mut life = life.until(30);
+            assert_ne!(life.line(), WAITING, "{what}");
+            life.decide(&bob(), kind);
+            let line = life.line();
+            life.settle();
+            life.shows(&line);
+            life.decide(&erin(), kind);
+            life.settle();
+            // Deleted before anything heals.
+            life.decisions.clear();
+            life.look_failure = None;
+            let life = life.until(900);
+            life.shows(if kind == Deny { DENIED } else { REVOKED });
+            life.says(ConditionType::Active, "erin");
+            assert_eq!(life.status().approvals.last().unwrap().decision, kind, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_no_counts_by_the_policy_that_decides_as_far_as_the_instance_is_known() {
+    // The first admits production alone, and asks leads; the second admits the rest, and asks nobody.
+    let mut life = world();
+    let mut prod = policy("prod", PolicyEffect::Allow);
+    prod.spec.priority = Some(100);
+    prod.spec.approval = Some(one_lead());
+    prod.spec.targets.instance_tags.as_mut().unwrap().match_labels =
+        Some([("env".to_owned(), "prod".to_owned())].into());
+    life.policies.push(prod);
+    life.look_delay = seconds(5);
+    life.settings.region = Some(Region::parse("us-west-2").unwrap());
+    let mut life = life.until(6);
+    life.shows(GRANTED);
+    // Not reachable, and known: leads have no say.
+    let mut unreachable = world();
+    unreachable.policies.clone_from(&life.policies);
+    unreachable.endpoints.clear();
+    unreachable.change_instance(|instance| instance.public_ip = None);
+    unreachable.settle();
+    unreachable.shows("Active=False/NoRoute Reconciling=True");
+    unreachable.decide(&erin(), Deny);
+    unreachable.settled().shows("Active=False/NoRoute Reconciling=True");
+    life.decide(&erin(), Deny);
+    life.settled().shows(GRANTED);
+}
+
+#[test]
 fn a_no_of_somebody_whose_word_does_not_count_changes_nothing() {
     for kind in [Deny, Revoke] {
         let mut life = waiting();
@@ -301,6 +363,57 @@ fn where_no_policy_asks_anybody_the_requester_alone_may_revoke_by_a_decision() {
     life.settle();
     life.decide(&alice(), Revoke);
     life.settled().shows(REVOKED);
+}
+
+#[test]
+fn a_decision_that_cannot_be_decoded_holds_its_request_back_until_it_is_gone() {
+    let held = "Active=False/DecisionUnreadable Stalled=True";
+    let mut life = world();
+    life.unreadable = vec!["odd".into()];
+    let mut life = life.settled();
+    life.shows(held);
+    life.says(ConditionType::Active, "the InstanceAccessDecision odd about this request cannot be read");
+    assert_eq!((life.look_ups, life.kinds()), (0, Vec::new()));
+    life.unreadable.clear();
+    life.settled().shows(GRANTED);
+
+    // Whatever people say beside it: a yes opens nothing, a no closes.
+    let mut life = asked();
+    life.unreadable = vec!["odd".into()];
+    life.decide(&erin(), Approve);
+    let mut life = life.settled();
+    life.shows(held);
+    life.decide(&erin(), Deny);
+    life.settled().shows(DENIED);
+    // Who is admitted nowhere is told so, and no request waits for ever.
+    let mut life = world().under(|policy| policy.subjects.clear());
+    life.unreadable = vec!["odd".into()];
+    life.settled().shows("Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True");
+    let mut life = world();
+    life.unreadable = vec!["odd".into()];
+    life.until(24 * 3600).shows("Active=False/Expired Ended=True/Expired");
+}
+
+#[test]
+fn no_key_is_pushed_while_a_decision_cannot_be_decoded_and_the_end_goes_on() {
+    let mut life = world().until(100);
+    let landed = life.landed();
+    life.unreadable = vec!["odd".into()];
+    life.settle();
+    life.shows(GRANTED);
+    let mut life = life.until(200);
+    life.shows("Approved=True Active=False/DecisionUnreadable Stalled=True");
+    assert_eq!(life.landed(), landed);
+    life.unreadable.clear();
+    life.settle();
+    life.shows(GRANTED);
+    assert!(life.landed() > landed);
+    life.unreadable = vec!["odd".into()];
+    life.decide(&alice(), Revoke);
+    life.until(400).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    let mut life = world().until(100);
+    life.unreadable = vec!["odd".into()];
+    life.until(600).shows("Approved=True Active=False/Expired Ended=True/Expired");
 }
 
 #[test]
