@@ -5,6 +5,7 @@
 
 mod before;
 mod crash;
+mod delegates;
 mod driver;
 mod enforcement;
 mod histories;
