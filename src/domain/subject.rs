@@ -45,13 +45,18 @@ pub fn finding(requester: &Identity, subject: &Identity) -> Option<String> {
             shown(subject)
         ));
     }
-    if name.trim() != name || name.chars().any(char::is_control) {
+    if name.trim() != name || !name.chars().all(is_seen) {
         return Some(
-            "spec.subject.username has blanks around it or control characters in it, so it is nobody's; write what kubectl auth whoami shows that person"
+            "spec.subject.username has blanks around it, or characters in it that do not show, so that it could be taken for another's; write what kubectl auth whoami shows that person"
                 .to_owned(),
         );
     }
     None
+}
+
+/// Whether a character shows what it is: nobody approves for `alice` what is asked for `alice` with a blank of no width.
+fn is_seen(character: char) -> bool {
+    character.is_alphanumeric() || character.is_ascii_graphic() || character == ' '
 }
 
 /// Who gets in, and who asked for it, for people.
@@ -77,7 +82,8 @@ pub(super) fn is_person(username: &str) -> bool {
     !username.trim_start().to_lowercase().starts_with(SYSTEM_PREFIX)
 }
 
-fn shown(identity: &Identity) -> String {
+/// A user name for people. What a request asserts may be as long as the CRD lets it, and must not push the rest out.
+pub fn shown(identity: &Identity) -> String {
     bounded(identity.username.clone(), NAME_LENGTH_MAX)
 }
 
@@ -115,6 +121,35 @@ mod tests {
             assert_eq!(asserted(&spec), Some(named(other)));
         }
         assert_eq!(subject(&spec(None, None)), None);
+    }
+
+    #[test]
+    fn what_does_not_show_is_nobodys_name() {
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:argocd"].map(str::to_owned).to_vec();
+        let robot = Identity { username: "system:serviceaccount:argocd:robot".into(), groups, ..Identity::default() };
+        for (username, expected) in [
+            ("alice", true),
+            ("oidc:alice+ops@example.com", true),
+            ("arn:aws:sts::123456789012:assumed-role/dev/alice", true),
+            ("CN=Alice Doe, O=Example", true),
+            ("Zoë", true),
+            ("李雷", true),
+            ("*", true),
+            ("", true),
+            (" alice", false),
+            ("alice ", false),
+            ("alice\u{a0}", false),
+            ("al\nice", false),
+            ("al\u{0}ice", false),
+            ("alice\u{200b}", false),
+            ("al\u{202e}ice", false),
+            ("al\u{a0}ice", false),
+        ] {
+            let subject = Identity { username: username.into(), ..Identity::default() };
+            assert_eq!(finding(&robot, &subject).is_none(), expected, "{username:?}");
+            let alice = Identity { username: "alice".into(), ..Identity::default() };
+            assert!(finding(&alice, &subject).unwrap().starts_with("spec.subject: alice may not ask for"));
+        }
     }
 
     #[test]

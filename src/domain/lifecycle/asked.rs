@@ -9,7 +9,7 @@ use crate::domain::key::PublicKey;
 use crate::domain::node::AskedNode;
 use crate::domain::policy::Question;
 use crate::domain::push::KeyPush;
-use crate::domain::subject;
+use crate::domain::subject::{self, shown};
 
 use super::Draft;
 use super::nodes::NodeTarget;
@@ -52,7 +52,7 @@ impl Asked<'_> {
     pub(super) fn parties_text(&self) -> String {
         match &self.subject {
             None => format!("{} may not", self.requester.username),
-            Some(subject) => format!("neither {} nor {} may", subject.username, self.requester.username),
+            Some(subject) => format!("neither {} nor {} may", shown(subject), shown(self.requester)),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::domain::cloud::Instance;
 use crate::domain::condition::{self, ActiveReason, DenyReason, Saying, bounded};
 use crate::domain::digest::spec_digest;
 use crate::domain::policy::{ACCESS_MIN, Admission};
+use crate::domain::subject::shown;
 use crate::domain::time::minus;
 
 use super::asked::Asked;
@@ -170,7 +171,7 @@ impl Draft<'_> {
             ),
             Some(subject) => format!(
                 "spec.subject: the operator's rule of who is who (--principal) makes nobody of {}, of whom the user name alone is known, and nobody gets in; ask whoever runs the operator for a rule that falls back on user.username",
-                subject.username
+                shown(subject)
             ),
         }
     }
