@@ -113,7 +113,7 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         8 => any_decision(),
         1 => Just(Turn::TakeBack),
         2 => prop::option::of(1..3i32).prop_map(Turn::AskPeople),
-        2 => prop::sample::select(delegates::May::ALL.to_vec()).prop_map(Turn::Delegates),
+        3 => prop::sample::select(delegates::May::ALL.to_vec()).prop_map(Turn::Delegates),
         1 => Just(Turn::EditSpec),
         2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
             .prop_map(Turn::State),
