@@ -5,6 +5,7 @@ mod common;
 mod api {
     mod bounds;
     mod decision;
+    mod delegates;
     mod examples;
     mod finalizer;
     mod gitops;

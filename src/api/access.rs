@@ -32,7 +32,12 @@ use super::{Condition, DecisionKind};
         json_path = ".status.instance.instanceId",
         description = "The EC2 instance"
     ),
-    printcolumn(name = "User", type_ = "string", json_path = ".spec.requester.username", description = "Who gets in"),
+    printcolumn(
+        name = "User",
+        type_ = "string",
+        json_path = ".spec['subject','requester'].username",
+        description = "Who gets in"
+    ),
     printcolumn(
         name = "Policy",
         type_ = "string",
@@ -82,7 +87,8 @@ pub struct InstanceAccessSpec {
     /// Kubernetes below 1.36 write here what `kubectl auth whoami -o yaml` shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requester: Option<Identity>,
-    /// Who gets in, if not the requester. Only a delegate that a policy names may set it.
+    /// Who gets in, if not the requester. Only a service account may set it that a policy names in spec.delegates; it must
+    /// set endTime, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<SubjectName>,
     /// Which instance: exactly one of instanceId, nodeName and tags.
@@ -192,7 +198,7 @@ fn extra_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SubjectName {
-    /// The user name of who gets in.
+    /// The user name of who gets in, for example alice@example.com. Whoever is named is in no group.
     #[schemars(length(min = 1, max = 1024))]
     pub username: String,
 }

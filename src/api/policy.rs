@@ -102,7 +102,7 @@ pub struct InstanceAccessPolicySpec {
     /// How much access at once. Not enforced by this version: a policy that has it is not Ready and admits nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<PolicyLimits>,
-    /// Who may ask for others. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// Who may ask for others, who are named by spec.subject of the request. Left out: nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub delegates: Option<Vec<PolicyDelegate>>,
@@ -359,13 +359,19 @@ pub struct PolicyLimits {
     pub requests_per_hour: Option<i32>,
 }
 
-/// Who may ask for others.
+/// Who may ask for others: a service account, for example Argo CD's or Flux's, which applies what others wrote in Git.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyDelegate {
     /// The delegate, by full name.
     pub service_account: ServiceAccountName,
-    /// The longest window from request to endTime, in seconds.
+    /// The user names that it may put into spec.subject, or ["*"], which is every person: a service account, and what else
+    /// begins with system:, must be written out. Left out: those whom spec.subjects names as User or ServiceAccount. An
+    /// empty list is nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 1024)))]
+    pub subject_usernames: Option<Vec<String>>,
+    /// The longest time from the making of a request to its spec.endTime, which a delegate must set, in seconds.
     #[schemars(range(min = 120, max = 2_592_000))]
     pub max_window_seconds: i32,
 }

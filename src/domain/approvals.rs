@@ -270,7 +270,8 @@ impl Parties {
     /// Says who asks, and for whom; `None` if one of them is nobody.
     pub fn new(rule: &PrincipalRule, requester: &Identity, subject: Option<&str>) -> Option<Self> {
         let mut principals = vec![rule.principal(requester)?];
-        if let Some(username) = subject {
+        // Who names themselves is known better than by their user name.
+        if let Some(username) = subject.filter(|username| *username != requester.username) {
             let identity = Identity { username: username.to_owned(), ..Identity::default() };
             principals.push(rule.principal(&identity)?);
         }

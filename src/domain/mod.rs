@@ -17,5 +17,6 @@ pub mod policy;
 pub mod push;
 pub mod record;
 pub mod sight;
+pub mod subject;
 pub mod time;
 pub mod window;

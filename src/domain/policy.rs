@@ -25,6 +25,7 @@ use super::time::until;
 use super::window::{Opening, Windows};
 
 mod compile;
+mod delegate;
 mod selector;
 mod subject;
 
@@ -74,8 +75,12 @@ pub struct Question<'a> {
     pub now: Timestamp,
     /// What was granted, if a grant lives.
     pub granted: Option<Granted>,
-    /// Who gets in, and whose groups count.
+    /// Who asks; and who gets in, unless a subject is asserted.
     pub requester: &'a Identity,
+    /// Who gets in, if a delegate asks for another: of them the user name alone is known.
+    pub subject: Option<&'a Identity>,
+    /// When the request was made.
+    pub created_time: Timestamp,
     /// The request's name.
     pub name: &'a str,
     /// The request's namespace.
@@ -159,10 +164,9 @@ impl Policy {
         self.problem.as_ref()
     }
 
-    /// Whether it is about this requester in this namespace.
+    /// Whether it is about whoever asks and gets in, in this namespace.
     fn is_for(&self, question: &Question<'_>) -> bool {
-        (self.for_all || self.spec.subjects.iter().any(|subject| names(subject, question.requester)))
-            && listed(&self.spec.namespaces, question.namespace)
+        (self.for_all || self.is_about(question)) && listed(&self.spec.namespaces, question.namespace)
     }
 
     /// Whether the target, the login and the way fit; the findings say what does not. An unknown instance fits.
@@ -238,6 +242,7 @@ impl Policy {
     fn demand_findings(&self, question: &Question<'_>) -> Vec<String> {
         let spec = &self.spec;
         let mut findings = Vec::new();
+        findings.extend(self.delegation_finding(question));
         let asked = question.ttl_seconds.or(question.granted.map(|granted| granted.seconds));
         if let (Some(ttl), Some(asked)) = (spec.ttl, asked)
             && asked > ttl.max_seconds
@@ -296,7 +301,8 @@ impl Policy {
 
     fn verdict(&self, question: &Question<'_>) -> (Verdict, Vec<String>) {
         if !self.is_for(question) {
-            return (Verdict::NoMatch, vec!["is not for this requester in this namespace".to_owned()]);
+            let whom = if question.subject.is_some() { "delegate" } else { "requester" };
+            return (Verdict::NoMatch, vec![format!("is not for this {whom} in this namespace")]);
         }
         match self.spec.effect {
             // A Deny has no demands (the CRD sees to it); one with a problem still denies.
@@ -408,7 +414,7 @@ impl PolicySet {
             (Some(policy), _) => Err(format!(
                 "policy {} denies {} as {} on {}",
                 policy.pin.name,
-                question.requester.username,
+                who_text(question),
                 question.os_user,
                 target_text(question)
             )),
@@ -449,17 +455,16 @@ fn nearness(verdict: Verdict) -> u8 {
 
 /// The refusal where nothing admits: all findings of the nearest policies, and none of those that are for others.
 fn refusal(question: &Question<'_>, asked: &[(&Policy, Verdict, Vec<String>)]) -> String {
-    let what = format!(
-        "no policy admits {} as {} on {}",
-        question.requester.username,
-        question.os_user,
-        target_text(question)
-    );
+    let what = format!("no policy admits {} as {} on {}", who_text(question), question.os_user, target_text(question));
     let mut near: Vec<_> =
         asked.iter().filter(|(_, verdict, _)| matches!(verdict, Verdict::Refuse | Verdict::Invalid)).collect();
     near.sort_by(|a, b| a.2.len().cmp(&b.2.len()).then_with(|| a.0.pin.name.cmp(&b.0.pin.name)));
     if near.is_empty() {
         return match question.policy_name {
+            _ if question.subject.is_some() => format!(
+                "{what}: no policy names who asks in spec.delegates, for namespace {}; have it named there, or leave spec.subject out",
+                question.namespace
+            ),
             Some(name) => format!(
                 "{what}: spec.policyName names {name}, which is no policy for this requester in namespace {}; leave it out to let the operator choose",
                 question.namespace
@@ -479,6 +484,10 @@ fn refusal(question: &Question<'_>, asked: &[(&Policy, Verdict, Vec<String>)]) -
         })
         .collect();
     format!("{what}; nearest is {}", nearest.join("; then "))
+}
+
+fn who_text(question: &Question<'_>) -> String {
+    super::subject::text(question.requester, question.subject)
 }
 
 fn target_text(question: &Question<'_>) -> String {

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 
 use super::condition::bounded;
+use super::subject;
 use crate::api::{Approval, EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
 
 /// What happened, or is about to.
@@ -34,6 +35,9 @@ pub struct Record {
     /// Who asked, as the API server authenticated them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requester: Option<Identity>,
+    /// Who gets in, if the requester asked for another: the user name, by the requester's word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
     /// The grant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grant_id: Option<String>,
@@ -131,6 +135,7 @@ impl Record {
                 uid: meta.uid.clone().unwrap_or_default(),
             },
             requester: request.spec.requester.as_ref().map(briefly),
+            subject: subject::asserted(&request.spec).map(|subject| subject.username),
             grant_id: status.grant.as_ref().map(|grant| grant.id.clone()),
             instance_id: status
                 .instance

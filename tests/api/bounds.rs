@@ -423,6 +423,9 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
             many(33, &json!({"serviceAccount": {"namespace": "a", "name": "b"}, "maxWindowSeconds": 600})),
             "spec.delegates: Too many",
         ),
+        ("/spec/delegates", asserting(many(257, &json!("alice"))), "spec.delegates[0].subjectUsernames: Too many"),
+        ("/spec/delegates", asserting(json!([""])), "spec.delegates[0].subjectUsernames[0]"),
+        ("/spec/delegates", asserting(json!([endless()])), "spec.delegates[0].subjectUsernames[0]: Too long"),
         ("/spec/conditions", json!([{"expression": "true"}]), "spec.conditions[0].message: Required value"),
         (
             "/spec/conditions",
@@ -437,6 +440,12 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
         ("/spec/conditions", many(33, &json!({"expression": "true", "message": "a"})), "spec.conditions: Too many"),
     ];
     check(&world.admin, &policy("bounds"), rows).await;
+}
+
+/// A delegate that may assert these.
+fn asserting(usernames: Value) -> Value {
+    let account = json!({"namespace": "argocd", "name": "application-controller"});
+    json!([{"serviceAccount": account, "subjectUsernames": usernames, "maxWindowSeconds": 2_592_000}])
 }
 
 #[tokio::test]
@@ -495,4 +504,6 @@ async fn an_empty_list_is_taken_and_matches_nothing() {
     check_taken(&world.admin, &base, "/spec/targets", targets.into()).await;
     let everywhere = json!([{"kind": "ServiceAccount", "name": "argocd/application-controller"}]);
     check_taken(&world.admin, &base, "/spec/subjects", vec![everywhere]).await;
+    let delegates = [json!([]), asserting(json!([])), asserting(json!(["*"])), asserting(many(256, &json!("alice")))];
+    check_taken(&world.admin, &base, "/spec/delegates", delegates.into()).await;
 }

@@ -30,12 +30,12 @@ async fn applies(world: &World, user: &str, name: &str, manifest: &str) {
 async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
     let world = world().await;
     let requests = examples("request");
-    assert_eq!(requests.len(), 3, "one for each form of target");
+    assert_eq!(requests.len(), 4, "one for each form of target, and one from Git");
     for (name, manifest) in requests {
         applies(&world, "alice", &name, &manifest).await;
     }
     let policies = [examples("policy"), examples("deny")].concat();
-    assert_eq!(policies.len(), 4);
+    assert_eq!(policies.len(), 5);
     for (name, manifest) in policies {
         applies(&world, "admin", &name, &manifest).await;
     }

@@ -13,6 +13,7 @@
 mod approve;
 mod cli;
 mod controller;
+mod delegates;
 mod enforcement;
 mod gitops;
 mod history;
@@ -66,6 +67,10 @@ fn main() -> std::process::ExitCode {
         }
         gitops {
             a_request_that_git_makes_anew_after_its_end_time_is_over_at_once_and_never_pushed,
+        }
+        delegates {
+            alice_gets_in_by_a_request_from_git_until_its_end_time_and_never_by_the_same_again,
+            who_asks_for_others_gets_nobody_in_beyond_what_a_policy_and_people_say,
         }
         policy {
             a_policy_edited_so_that_it_no_longer_admits_a_grant_ends_it,

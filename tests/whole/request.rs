@@ -56,7 +56,8 @@ impl<'a> Draft<'a> {
         self
     }
 
-    async fn manifest(&self) -> (Value, KeyPair) {
+    /// What is applied, and the key in it.
+    pub async fn manifest(&self) -> (Value, KeyPair) {
         let key = self.stand.lab.new_key(&format!("{}-{}", self.namespace, self.name)).await.unwrap();
         let mut spec = self.spec.clone();
         if spec.get("sshPublicKey").is_none() {

@@ -128,6 +128,11 @@ fn nobody_approves_their_own_request_by_whatever_name() {
     let nobody: PrincipalRule = "user.username == 'bob' ? 'bob' : ''".parse().unwrap();
     assert_eq!(Parties::new(&nobody, &person("alice"), None), None);
     assert_eq!(Parties::new(&nobody, &person("bob"), Some("carol")), None);
+    // Who names themselves is who they are anyhow, also by a rule that asks for more than a user name.
+    let strict: PrincipalRule = "user.groups.size() > 0 ? user.username : ''".parse().unwrap();
+    let own = Parties::new(&strict, &identity("bob", &["x"]), Some("bob")).unwrap();
+    assert!(own.made(&approved("bob", 200)) && !own.made(&approved("carol", 200)));
+    assert_eq!(Parties::new(&strict, &identity("bob", &["x"]), Some("carol")), None);
 }
 
 #[test]

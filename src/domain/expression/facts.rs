@@ -87,6 +87,7 @@ pub(super) static VARIABLES: LazyLock<BTreeMap<&'static str, Shape>> = LazyLock:
                 ("endTime", Shape::Plain),
                 ("connectionMethod", text(8)),
                 ("port", Shape::Plain),
+                ("requester", Shape::Record(vec![("username", text(4096))])),
                 ("key", Shape::Record(vec![("type", text(8)), ("bits", Shape::Plain), ("fingerprint", text(64))])),
                 (
                     "target",
@@ -170,6 +171,7 @@ impl Facts {
                 },
             ),
             ("port", Some(Value::Int(question.port.into()))),
+            ("requester", Some(record([("username", Some(text(&question.requester.username)))]))),
             (
                 "key",
                 Some(record([
@@ -196,15 +198,18 @@ impl Facts {
             ),
         ];
         facts.add("request", record(request));
-        let subject = question.requester;
+        // Nobody vouches for an asserted subject's groups: they are absent, so that a condition on them does not hold,
+        // also one that wants somebody to be in none.
+        let is_vouched = question.subject.is_none();
+        let subject = question.subject.unwrap_or(question.requester);
         let extra = subject.extra.iter().map(|(key, values)| (Key::from(key.as_str()), texts(values))).collect();
         facts.add(
             "subject",
             record([
                 ("username", Some(text(&subject.username))),
                 ("uid", subject.uid.as_deref().map(text)),
-                ("groups", Some(texts(&subject.groups))),
-                ("extra", Some(Value::Map(Map { map: Arc::new(extra) }))),
+                ("groups", is_vouched.then(|| texts(&subject.groups))),
+                ("extra", is_vouched.then(|| Value::Map(Map { map: Arc::new(extra) }))),
             ]),
         );
         if let Some(instance) = question.instance {

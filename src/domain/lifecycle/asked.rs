@@ -9,6 +9,7 @@ use crate::domain::key::PublicKey;
 use crate::domain::node::AskedNode;
 use crate::domain::policy::Question;
 use crate::domain::push::KeyPush;
+use crate::domain::subject::{self, shown};
 
 use super::Draft;
 use super::nodes::NodeTarget;
@@ -19,6 +20,9 @@ const SSH_PORT: u16 = 22;
 /// The request's spec, in values that are right.
 pub(super) struct Asked<'a> {
     pub requester: &'a Identity,
+    /// Who gets in, if not the requester.
+    pub subject: Option<Identity>,
+    pub created_time: Timestamp,
     pub name: &'a str,
     pub namespace: &'a str,
     pub key: PublicKey,
@@ -34,6 +38,24 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// The user name of who gets in.
+    pub(super) fn subject_name(&self) -> &str {
+        &self.subject.as_ref().unwrap_or(self.requester).username
+    }
+
+    /// Who gets in, and who asked for it, for people.
+    pub(super) fn who_text(&self) -> String {
+        subject::text(self.requester, self.subject.as_ref())
+    }
+
+    /// That requester and subject may not approve, for people.
+    pub(super) fn parties_text(&self) -> String {
+        match &self.subject {
+            None => format!("{} may not", self.requester.username),
+            Some(subject) => format!("neither {} nor {} may", shown(subject), shown(self.requester)),
+        }
+    }
+
     pub(super) fn question<'q>(
         &'q self,
         now: Timestamp,
@@ -45,6 +67,8 @@ impl Asked<'_> {
             now,
             granted: None,
             requester: self.requester,
+            subject: self.subject.as_ref(),
+            created_time: self.created_time,
             name: self.name,
             namespace: self.namespace,
             spec,
@@ -84,20 +108,13 @@ impl<'a> Draft<'a> {
                     .to_owned(),
             );
         }
-        if let (Some(requester), Some(subject)) = (requester, &spec.subject)
-            && subject.username != requester.username
-        {
-            findings.push(format!(
-                "spec.subject: {} may not ask for {}; only a delegate that a policy names may ask for others",
-                requester.username, subject.username
-            ));
+        let subject = subject::asserted(spec);
+        if let (Some(requester), Some(subject)) = (requester, &subject) {
+            findings.extend(subject::finding(requester, subject));
         }
         let parties = self.parties();
         if let (Some(requester), None) = (requester, &parties) {
-            findings.push(format!(
-                "spec.requester: the operator's rule of who is who (--principal) makes nobody of {}, and nobody may ask; ask whoever runs the operator",
-                requester.username
-            ));
+            findings.push(self.nobody_text(requester, subject.as_ref()));
         }
         let key = PublicKey::parse(&spec.ssh_public_key).map_err(|error| findings.push(error.to_string())).ok();
         let os_user = parsed("spec.osUser", &spec.os_user, OsUser::parse, &mut findings);
@@ -160,6 +177,8 @@ impl<'a> Draft<'a> {
             {
                 Ok(Asked {
                     requester,
+                    subject,
+                    created_time: self.created_time(),
                     name: self.request.metadata.name.as_deref().unwrap_or_default(),
                     namespace: self.request.metadata.namespace.as_deref().unwrap_or_default(),
                     key,

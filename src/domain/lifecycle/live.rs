@@ -358,7 +358,7 @@ impl<'a> Draft<'a> {
         if first {
             let record = Record { request_id: Some(request_id), ..self.record(RecordKind::Granted) };
             self.audit(false, record);
-            let note = format!("{} can log in as {} until {expiration}", asked.requester.username, asked.os_user);
+            let note = format!("{} can log in as {} until {expiration}", asked.subject_name(), asked.os_user);
             self.event(false, ActiveReason::Granted.as_str(), note);
         }
     }

@@ -140,13 +140,13 @@ impl<'a> Draft<'a> {
         }
         if admission.approval.is_some() {
             // Whoever was asked has answered, whatever else is waited for.
-            self.approve(&admission);
+            self.approve(asked, &admission);
         }
         self.status.instance = Some(instance_facts(instance));
         if instance.state != InstanceState::Running {
             return self.wait_for_state(asked, instance);
         }
-        self.approve(&admission);
+        self.approve(asked, &admission);
         if let Some(start_time) = start_time
             && start_time > self.now
         {
@@ -265,9 +265,10 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn approve(&mut self, admission: &Admission) {
+    fn approve(&mut self, asked: &Asked<'_>, admission: &Admission) {
         self.status.policy = Some(admission.policy.clone());
-        let mut message = format!("policy {} admits it for {} s", admission.policy.name, admission.ttl_seconds);
+        let whom = asked.subject.as_ref().map_or_else(|| "it".to_owned(), |_| asked.who_text());
+        let mut message = format!("policy {} admits {whom} for {} s", admission.policy.name, admission.ttl_seconds);
         if let Some(closes) = admission.closes {
             message = format!("{message}, and not beyond {closes}, when its window closes");
         }

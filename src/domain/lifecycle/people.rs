@@ -3,12 +3,13 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::api::{Approval, ConditionType, DecisionKind, EndCause, PolicyApproval};
+use crate::api::{Approval, ConditionType, DecisionKind, EndCause, Identity, PolicyApproval};
 use crate::domain::approvals::{self, Case, Decision, Parties, Standing};
 use crate::domain::cloud::{Instance, TargetQuery};
 use crate::domain::condition::{self, ActiveReason, DenyReason, Saying, bounded};
 use crate::domain::digest::spec_digest;
 use crate::domain::policy::{ACCESS_MIN, Admission};
+use crate::domain::subject::shown;
 use crate::domain::time::minus;
 
 use super::asked::Asked;
@@ -101,9 +102,9 @@ impl Draft<'_> {
             }
         };
         let message = format!(
-            "policy {policy} waits for {} until {deadline}{so_far}; {} may not, and each person counts once. They approve uid {} with digest {} by an InstanceAccessDecision; one Deny of {} is final",
+            "policy {policy} waits for {} until {deadline}{so_far}; {}, and each person counts once. They approve uid {} with digest {} by an InstanceAccessDecision; one Deny of {} is final",
             missing_text(standing),
-            asked.requester.username,
+            asked.parties_text(),
             self.request.metadata.uid.as_deref().unwrap_or_default(),
             self.status.spec_digest.as_deref().unwrap_or_default(),
             approvals::subjects_text(&approvals::all_named(approval)),
@@ -196,6 +197,21 @@ impl Draft<'_> {
     /// Who asks, and for whom; `None` if one of them is nobody.
     pub(super) fn parties(&self) -> Option<Parties> {
         Parties::of(&self.world.settings.principals, &self.request.spec)
+    }
+
+    /// Which of requester and subject the operator's rule makes nobody of, for people.
+    pub(super) fn nobody_text(&self, requester: &Identity, subject: Option<&Identity>) -> String {
+        let rule = &self.world.settings.principals;
+        match subject.filter(|_| rule.principal(requester).is_some()) {
+            None => format!(
+                "spec.requester: the operator's rule of who is who (--principal) makes nobody of {}, and nobody may ask; ask whoever runs the operator",
+                requester.username
+            ),
+            Some(subject) => format!(
+                "spec.subject: the operator's rule of who is who (--principal) makes nobody of {}, of whom the user name alone is known, and nobody gets in; ask whoever runs the operator for a rule that falls back on user.username",
+                shown(subject)
+            ),
+        }
     }
 
     /// Writes down that a decision counted.

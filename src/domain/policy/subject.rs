@@ -2,9 +2,7 @@
 
 use crate::api::{Identity, PolicySubject, SubjectKind};
 use crate::domain::condition::bounded;
-
-const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
-const SERVICE_ACCOUNT_GROUP: &str = "system:serviceaccounts";
+use crate::domain::subject::{SERVICE_ACCOUNT_GROUP, SERVICE_ACCOUNT_PREFIX};
 
 /// Whether a policy's subject is this identity. People and service accounts are told apart by kind, so that nobody
 /// becomes a person by minting a token.

@@ -12,6 +12,8 @@ use crate::api::{SubjectKind, TagOperator, TagSelector};
 use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};
 use crate::domain::node::Node;
 
+mod delegates;
+
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
 const RSA_2048: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC6n6bekvkcY0vVwCXHP/z2+M75iMPnam3e4t/850mxBs1eaUU9TtXk7SFGvaEHINrYaPFvsC9wu7FouNAtCDJ+9XnGLZHSrsUEmSqQNy/LuJnrRGNKm5dXxhMdqNfwF82NYkycOQ5AJo/InNQLNQTl+0wSD1DsdKTlgHvzykJcH1eKg6wk6NcONLtwcqAHx3gWFsMkAG6ud2s7JiPpD03l2I38CaoWTNrzHVYxQdsoWKA+hteFkhTuouwkd31YokX9fRfmwOvoWMLjRrpVBCfvVgGowY5/+X5l/Cd6Wq/lj1+iHjW1qJrKFqS6c88EUsmVpvW8bfT+5H2QbBx4P1zz";
 
@@ -25,6 +27,8 @@ struct Ask {
     spec: InstanceAccessSpec,
     node: Option<Node>,
     requester: Identity,
+    subject: Option<Identity>,
+    created_time: Timestamp,
     namespace: String,
     os_user: String,
     key: &'static str,
@@ -55,6 +59,8 @@ fn ask() -> Ask {
         spec: spec(),
         node: None,
         requester: person("alice", &["developers", "system:authenticated"]),
+        subject: None,
+        created_time: MONDAY_NOON.parse().unwrap(),
         namespace: "team-a".into(),
         os_user: "ec2-user".into(),
         key: ED25519,
@@ -84,6 +90,8 @@ impl Ask {
             now: self.now,
             granted: self.granted,
             requester: &self.requester,
+            subject: self.subject.as_ref(),
+            created_time: self.created_time,
             name: "fix-web-1",
             namespace: &self.namespace,
             spec: &self.spec,
@@ -530,19 +538,8 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
             p.limits =
                 Some(PolicyLimits { active_per_subject: None, active_per_instance: None, requests_per_hour: None })
         }),
-        ("NotEnforced", "spec.delegates cannot", |p| {
-            p.delegates = Some(vec![PolicyDelegate {
-                service_account: ServiceAccountName { namespace: "a".into(), name: "b".into() },
-                max_window_seconds: 120,
-            }])
-        }),
         ("InvalidCondition", "spec.conditions[0].expression: at line 1, column ", |p| {
             p.conditions = when("request.", "x")
-        }),
-        ("NotEnforced", "spec.limits, spec.delegates", |p| {
-            p.delegates = Some(vec![]);
-            p.limits =
-                Some(PolicyLimits { active_per_subject: Some(1), active_per_instance: None, requests_per_hour: None });
         }),
         ("InvalidSpec", "spec.ttl is required", |p| p.ttl = None),
     ];
@@ -560,9 +557,9 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
     }
     let several = Policy::compile(&broken(|p| {
         p.reason = text(true, Some("("));
-        p.delegates = Some(vec![]);
+        p.windows = Some(vec![hours("08:00", "24:00")]);
     }));
-    assert!(several.problem().unwrap().message.contains("; spec.delegates cannot"));
+    assert!(several.problem().unwrap().message.contains("; spec.windows[0].end: 24:00"));
     assert_eq!(Policy::compile(&allow("good")).problem(), None);
 }
 
@@ -620,7 +617,7 @@ fn a_refusal_names_the_nearest_misses() {
 fn verdicts_are_ordered_by_nearness_and_bounded() {
     let policies = [
         policy(allow("no-match"), |spec| spec.subjects.clear()),
-        policy(allow("invalid"), |spec| spec.delegates = Some(vec![])),
+        policy(allow("invalid"), |spec| spec.ttl = None),
         policy(allow("far"), |spec| {
             spec.os_users.clear();
             spec.targets.regions = Some(vec![]);

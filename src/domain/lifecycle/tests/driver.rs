@@ -401,6 +401,7 @@ impl Life {
                 self.log()
             );
             assert!(!self.is_closed(), "I2: a push is planned, and somebody said no\n{}", self.log());
+            self.is_delegated();
         }
         let mut receipt = None;
         for effect in std::mem::take(&mut plan.before) {

@@ -30,6 +30,7 @@ pub(super) enum Turn {
     Decide(Who, DecisionKind, Bend),
     TakeBack,
     AskPeople(Option<i32>),
+    Delegates(delegates::May),
     EditSpec,
     State(InstanceState),
     Tag(&'static str),
@@ -45,6 +46,7 @@ pub(super) enum Who {
     Bob,
     Erin,
     Frank,
+    Robot,
 }
 
 /// What is wrong with a decision.
@@ -57,7 +59,8 @@ pub(super) enum Bend {
 }
 
 fn any_decision() -> impl Strategy<Value = Turn> {
-    let who = prop::sample::select(vec![Who::Alice, Who::Bob, Who::Erin, Who::Erin, Who::Frank, Who::Frank]);
+    let who =
+        prop::sample::select(vec![Who::Alice, Who::Bob, Who::Erin, Who::Erin, Who::Frank, Who::Frank, Who::Robot]);
     let kinds =
         prop_oneof![6 => Just(DecisionKind::Approve), 1 => Just(DecisionKind::Deny), 1 => Just(DecisionKind::Revoke)];
     let bends = prop_oneof![
@@ -110,6 +113,7 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         8 => any_decision(),
         1 => Just(Turn::TakeBack),
         2 => prop::option::of(1..3i32).prop_map(Turn::AskPeople),
+        3 => prop::sample::select(delegates::May::ALL.to_vec()).prop_map(Turn::Delegates),
         1 => Just(Turn::EditSpec),
         2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
             .prop_map(Turn::State),
@@ -124,7 +128,7 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
 fn instead(life: &mut Life, change: impl FnOnce(&mut InstanceAccessPolicy)) {
     (life.closes, life.holds_until) = (None, None);
     life.change_policies(true, |policies| {
-        let mut policy = developers();
+        let mut policy = delegates::developers();
         change(&mut policy);
         *policies = vec![policy];
     });
@@ -190,6 +194,7 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
                 Who::Bob => bob(),
                 Who::Erin => erin(),
                 Who::Frank => leads("frank"),
+                Who::Robot => delegates::robot(),
             };
             life.decide(&who, *kind);
             let decision = life.decisions.last_mut().expect("just made");
@@ -204,11 +209,15 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
             life.decisions.pop();
         }
         Turn::AskPeople(count) => {
-            let approval = count.map(|count| PolicyApproval { count, ..people::one_lead() });
+            let mut approvers = people::one_lead().approvers;
+            approvers.push(PolicySubject { kind: SubjectKind::ServiceAccount, name: "argocd/robot".into() });
+            let approval = count.map(|count| PolicyApproval { count, approvers, ..people::one_lead() });
             life.policies.iter_mut().filter(|policy| policy.spec.effect == PolicyEffect::Allow).for_each(|policy| {
                 policy.spec.approval = approval.clone();
             });
         }
+        // Whether it still admits is for `is_delegated` to say.
+        Turn::Delegates(may) => life.policies.iter_mut().for_each(|policy| may.change(&mut policy.spec)),
         Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
@@ -239,16 +248,23 @@ proptest! {
         early in any::<bool>(),
         window in prop::option::of((1..20u32).prop_map(Some)),
         people in prop::option::of(1..3i32),
+        asserted in any::<bool>(),
         turns in prop::collection::vec(any_turn(), 1..40),
     ) {
         let mut life = world().with(|request| {
             request.spec.ttl_seconds = Some(ttl);
             request.spec.end_time = end.map(|end| Time(at(end)));
             request.spec.start_time = start.filter(|start| end.is_none_or(|end| *start < end)).map(|start| Time(at(start)));
+            if asserted {
+                delegates::asserts_alice(request);
+                request.spec.end_time = Some(Time(at(end.unwrap_or(900))));
+                request.spec.start_time = start.filter(|start| *start < end.unwrap_or(900)).map(|start| Time(at(start)));
+            }
             if !has_finalizer {
                 request.metadata.finalizers = None;
             }
         });
+        happen(&mut life, &Turn::PolicyBack);
         if let Some(window) = window {
             happen(&mut life, &Turn::Window(window));
         }

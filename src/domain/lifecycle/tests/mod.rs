@@ -6,6 +6,7 @@
 mod again;
 mod before;
 mod crash;
+mod delegates;
 mod driver;
 mod enforcement;
 mod histories;

@@ -186,7 +186,10 @@ fn a_policy_that_no_longer_admits_takes_access_back() {
             |policies| policies[0].spec.connection_methods = Some(vec![PolicyConnectionMethod::Endpoint]),
             "connectionMethods Endpoint",
         ),
-        (|policies| policies[0].spec.delegates = Some(vec![]), "cannot be enforced"),
+        (
+            |policies| policies[0].spec.reason = Some(PolicyText { required: None, pattern: Some("(".into()) }),
+            "spec.reason.pattern",
+        ),
         (|policies| policies[0].spec.windows = Some(vec![]), "its windows are never open"),
         (
             |policies| policies[0].spec.windows = Some(vec![hours(Weekday::Sun, "08:00", "08:05")]),

@@ -34,6 +34,36 @@ impl Life {
         self.note("push left");
     }
 
+    /// I2, by another way than the code's: who asks for another is named for it by the very policy that was granted on,
+    /// and says until when.
+    pub(super) fn is_delegated(&self) {
+        let object = self.view.as_ref().expect("a push is planned for something");
+        let spec = &object.spec;
+        let (Some(subject), Some(requester)) = (&spec.subject, &spec.requester) else { return };
+        if subject.username == requester.username {
+            return;
+        }
+        let decided = object.status.as_ref().and_then(|status| status.policy.as_ref());
+        let delegates = self.policies.iter().filter(|policy| {
+            decided.is_none_or(|pin| policy.metadata.name.as_deref() == Some(&pin.name))
+                && policy.spec.effect == PolicyEffect::Allow
+        });
+        let may = delegates.flat_map(|policy| policy.spec.delegates.iter().flatten().map(move |it| (policy, it)));
+        let found = may.into_iter().any(|(policy, delegate)| {
+            let account = &delegate.service_account;
+            let by_name = |named: &PolicySubject| named.kind == SubjectKind::User && named.name == subject.username;
+            let asserts = match &delegate.subject_usernames {
+                None => policy.spec.subjects.iter().any(by_name),
+                Some(all) => all.iter().any(|one| one == "*" || *one == subject.username),
+            };
+            let latest = at(i64::from(delegate.max_window_seconds));
+            asserts
+                && requester.username == format!("system:serviceaccount:{}:{}", account.namespace, account.name)
+                && spec.end_time.as_ref().is_some_and(|end| end.0 <= latest)
+        });
+        assert!(found, "I2: a push is planned for {}, for whom nobody may ask so\n{}", subject.username, self.log());
+    }
+
     /// I4, by another way than the code's: whoever is asked for said yes to exactly this, each another than alice.
     fn is_approved_by_others(&self, object: &InstanceAccess) {
         let pin = object.status.as_ref().and_then(|status| status.policy.as_ref()).expect("a grant names its policy");
@@ -50,9 +80,16 @@ impl Life {
                     && spec.request_ref.spec_digest.as_ref() == Some(&digest)
             })
             .filter_map(|spec| spec.approver.as_ref())
-            .filter(|who| approval.approvers.iter().any(|named| who.groups.contains(&named.name)))
+            .filter(|who| {
+                let is_robot = delegates::is_robot(who);
+                let by_kind = |named: &PolicySubject| match named.kind {
+                    SubjectKind::ServiceAccount => is_robot,
+                    SubjectKind::User | SubjectKind::Group => !is_robot && who.groups.contains(&named.name),
+                };
+                approval.approvers.iter().any(by_kind)
+            })
             .map(|who| who.username.as_str())
-            .filter(|who| *who != "alice")
+            .filter(|who| *who != "alice" && object.spec.requester.as_ref().is_some_and(|it| it.username != *who))
             .collect();
         let count = usize::try_from(approval.count).unwrap();
         assert!(yes.len() >= count, "I4: granted on the word of {yes:?}, asked were {count}\n{}", self.log());
@@ -66,11 +103,15 @@ impl Life {
         let approvals = self.policies.iter().filter_map(|policy| policy.spec.approval.as_ref());
         let named: Vec<&str> =
             approvals.flat_map(|approval| &approval.approvers).map(|subject| subject.name.as_str()).collect();
+        let requester = self.object.as_ref().and_then(|object| object.spec.requester.as_ref());
+        let may_robot = requester.is_some_and(delegates::is_robot) || named.contains(&"argocd/robot");
         self.decisions.iter().map(|decision| &decision.spec).any(|spec| {
             let Some(who) = &spec.approver else { return false };
             spec.decision != DecisionKind::Approve
                 && spec.request_ref.uid == UID
-                && (who.username == "alice" || who.groups.iter().any(|group| named.contains(&group.as_str())))
+                && (who.username == "alice"
+                    || may_robot && delegates::is_robot(who)
+                    || who.groups.iter().any(|group| named.contains(&group.as_str())))
         })
     }
 
