@@ -42,7 +42,7 @@ impl Policy {
         };
         let reason = pattern("reason", &spec.reason);
         let ticket = pattern("ticket", &spec.ticket);
-        let unserved = [("limits", spec.limits.is_some()), ("delegates", spec.delegates.is_some())];
+        let unserved = [("delegates", spec.delegates.is_some())];
         let unserved: Vec<String> =
             unserved.iter().filter(|(_, present)| *present).map(|(field, _)| format!("spec.{field}")).collect();
         if !unserved.is_empty() {

@@ -30,6 +30,10 @@ enum Turn {
     Decide(Who, DecisionKind, Bend),
     TakeBack,
     AskPeople(Option<i32>),
+    Limit(Option<(i32, i32)>),
+    OtherGranted,
+    OtherEnds,
+    CrashBeforeRequestsAreRead,
     EditSpec,
     State(InstanceState),
     Tag(&'static str),
@@ -110,6 +114,10 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         8 => any_decision(),
         1 => Just(Turn::TakeBack),
         2 => prop::option::of(1..3i32).prop_map(Turn::AskPeople),
+        2 => prop::option::of((1..4i32, 1..4i32)).prop_map(Turn::Limit),
+        3 => Just(Turn::OtherGranted),
+        2 => Just(Turn::OtherEnds),
+        1 => Just(Turn::CrashBeforeRequestsAreRead),
         1 => Just(Turn::EditSpec),
         2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
             .prop_map(Turn::State),
@@ -181,7 +189,11 @@ fn happen(life: &mut Life, turn: &Turn) {
             life.crash();
             life.policies_read = false;
         }
-        Turn::PoliciesRead => life.policies_read = true,
+        Turn::CrashBeforeRequestsAreRead => {
+            life.crash();
+            life.requests_read = false;
+        }
+        Turn::PoliciesRead => (life.policies_read, life.requests_read) = (true, true),
         Turn::Decide(..) if life.object.is_none() => {}
         Turn::Decide(who, kind, bend) => {
             let leads = |name: &str| Identity { username: name.into(), ..erin() };
@@ -209,6 +221,18 @@ fn happen(life: &mut Life, turn: &Turn) {
                 policy.spec.approval = approval.clone();
             });
         }
+        Turn::Limit(limits) => {
+            let limits = limits.map(|(subject, instance)| PolicyLimits {
+                active_per_subject: Some(subject),
+                active_per_instance: Some(instance),
+                requests_per_hour: Some(6),
+            });
+            life.policies.iter_mut().filter(|policy| policy.spec.effect == PolicyEffect::Allow).for_each(|policy| {
+                policy.spec.limits = limits;
+            });
+        }
+        Turn::OtherGranted => life.other_is_granted(),
+        Turn::OtherEnds => life.other_ends(),
         Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
@@ -239,6 +263,7 @@ proptest! {
         early in any::<bool>(),
         window in prop::option::of((1..20u32).prop_map(Some)),
         people in prop::option::of(1..3i32),
+        limits in prop::option::of((1..4i32, 1..4i32)),
         turns in prop::collection::vec(any_turn(), 1..40),
     ) {
         let mut life = world().with(|request| {
@@ -256,6 +281,7 @@ proptest! {
             life.crash();
         }
         happen(&mut life, &Turn::AskPeople(people));
+        happen(&mut life, &Turn::Limit(limits));
         for turn in &turns {
             if matches!(turn, Turn::State(_) | Turn::Tag(_)) && life.instances.is_empty() {
                 life.instances = vec![Arc::new(instance())];
