@@ -99,7 +99,7 @@ pub struct InstanceAccessPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub windows: Option<Vec<PolicyWindow>>,
-    /// How much access at once. Not enforced by this version: a policy that has it is not Ready and admits nothing.
+    /// How much access at once. What is beyond it is refused for good (`LimitReached`); a lower limit ends no live grant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<PolicyLimits>,
     /// Who may ask for others, who are named by spec.subject of the request. Left out: nobody.
@@ -342,18 +342,19 @@ pub enum Weekday {
 }
 
 /// How much access at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyLimits {
-    /// Live grants of one subject.
+    /// Live grants of one subject, as the same person, under whatever policy and in whatever namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub active_per_subject: Option<i32>,
-    /// Live grants on one instance.
+    /// Live grants on one instance, of whomever and under whatever policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub active_per_instance: Option<i32>,
-    /// Requests of one subject in any hour.
+    /// Requests of one subject in any hour, counted when they are admitted: to be granted, or to wait for people or for
+    /// their start. One that was refused at once does not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub requests_per_hour: Option<i32>,

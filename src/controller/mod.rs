@@ -8,6 +8,7 @@
 //! ```
 //! Why anything is done is decided in `domain`; in here nobody compares times or reads the names of AWS's errors.
 
+mod census;
 mod contact;
 mod decisions;
 mod enforcement;
@@ -92,6 +93,7 @@ struct Shared {
     nodes: RwLock<Arc<Nodes>>,
     askers: nodes::Askers,
     decisions: decisions::Index,
+    census: Arc<census::Counter>,
     slots: Slots,
     timers: Timers,
     events: events::Events,
@@ -232,6 +234,7 @@ impl Controller {
                     && !lifecycle::is_contact_lost(now, contact.lost_time(now))
             })
         };
+        let census = Arc::new(census::Counter::new(Arc::clone(&clock), settings.principals.clone()));
         let shared = Shared {
             writer: Writer::new(client.clone(), Arc::clone(&metrics)),
             lookups: Lookups::new(Arc::clone(&cloud), lookup_limits),
@@ -247,7 +250,8 @@ impl Controller {
             nodes: RwLock::default(),
             askers: nodes::Askers::default(),
             decisions: decisions::Index::default(),
-            slots: Slots::default(),
+            slots: Slots::new(Arc::clone(&census)),
+            census,
             timers: Timers::default(),
             tasks: TaskTracker::new(),
             may_push,

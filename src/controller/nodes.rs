@@ -152,11 +152,14 @@ fn pruned(node: ClusterNode) -> Node {
 
 #[cfg(test)]
 mod tests {
+    use super::super::census::Counter;
     use super::*;
+    use crate::domain::identity::PrincipalRule;
 
     #[test]
     fn requests_that_come_and_go_leave_nothing_behind() {
-        let (askers, slots) = (Askers::default(), Slots::default());
+        let counter = Counter::new(Arc::new(|| jiff::Timestamp::UNIX_EPOCH), PrincipalRule::default());
+        let (askers, slots) = (Askers::default(), Slots::new(Arc::new(counter)));
         for number in 0..10_000 {
             askers.note(&format!("node-{number}"), &format!("uid-{number}"), &slots);
             askers.note("one", &format!("uid-{number}"), &slots);

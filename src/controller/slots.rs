@@ -13,14 +13,15 @@ use crate::audit::Receipt;
 use crate::domain::sight::Sight;
 use crate::domain::time::whole_second;
 
+use super::census::Counter;
 use super::kept::{Kept, KeptSight, Samples};
 
 /// The uid of a request: a re-created one is another.
 pub type Uid = Arc<str>;
 
 /// All requests, by uid. As many as the API server holds.
-#[derive(Default)]
 pub struct Slots {
+    census: Arc<Counter>,
     all: Mutex<HashMap<Uid, Arc<Slot>>>,
     samples: Samples,
 }
@@ -73,6 +74,11 @@ impl Slot {
 }
 
 impl Slots {
+    /// Keeps none yet; every version that is kept is told to the census.
+    pub fn new(census: Arc<Counter>) -> Self {
+        Self { census, all: Mutex::default(), samples: Samples::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Uid, Arc<Slot>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,6 +89,7 @@ impl Slots {
         let slot = match self.lock().entry(uid) {
             Entry::Occupied(entry) => Arc::clone(entry.get()),
             Entry::Vacant(entry) => {
+                self.census.see(&object);
                 let slot = Arc::new(Slot {
                     uid: Arc::clone(entry.key()),
                     nudged: Notify::new(),
@@ -108,10 +115,16 @@ impl Slots {
             drop(state);
             return Some(if behind { Seen::Behind(slot) } else { Seen::Old });
         }
-        state.kept.replace(Arc::new(object));
+        self.keep(&mut state, Arc::new(object));
         state.unreadable = false;
         drop(state);
         Some(Seen::News(slot))
+    }
+
+    /// Keeps a newer version.
+    pub fn keep(&self, state: &mut State, newer: Arc<InstanceAccess>) {
+        self.census.see(&newer);
+        state.kept.replace(newer);
     }
 
     /// Whether this very version is known, and was understood: our own writes come back through the watch.
@@ -136,7 +149,9 @@ impl Slots {
 
     /// Forgets a request whose end is settled.
     pub fn forget(&self, uid: &str) {
-        self.lock().remove(uid);
+        let mut all = self.lock();
+        all.remove(uid);
+        self.census.forget(uid);
     }
 
     /// Returns all of them.

@@ -71,8 +71,8 @@ impl Known {
 enum Step {
     /// Ask again.
     Done,
-    /// Ask again: a required record could not be made durable, and the plan fell.
-    Unrecorded,
+    /// Ask again: a required record could not be made durable, or a place was taken meanwhile, and the plan fell.
+    Fell,
     /// Ask again, but not before a while.
     Failed,
     /// There is nothing left to ask about.
@@ -172,7 +172,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 shared.slots.forget(&slot.uid);
                 return;
             }
-            Step::Done | Step::Unrecorded => state.failures = 0,
+            Step::Done | Step::Fell => state.failures = 0,
             Step::Failed => {
                 state.failures = state.failures.saturating_add(1);
                 let wait = WRITE_RETRY.0.saturating_mul(1 << (state.failures - 1).min(10)).min(WRITE_RETRY.1);
@@ -201,7 +201,8 @@ fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     sight.vouch(enforcement);
     let object = state.kept.open();
-    let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, sight };
+    let census = &*shared.census.read();
+    let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, census, sight };
     lifecycle::next(now, &object, world)
 }
 
@@ -256,16 +257,20 @@ async fn carry_out(
     let mut receipt = None;
     for effect in std::mem::take(&mut plan.before) {
         match effect {
+            // One at a time: whoever finds the place taken is asked again, with the newer counts.
+            Effect::Claim(claim) if !shared.census.claim(&claim) => return Step::Fell,
+            Effect::Claim(_) => {}
+            Effect::GiveBack => shared.census.give_back(&slot.uid),
             Effect::Audit { record, required } => match append(shared, slot, &record, required).await {
                 Ok(durable) => receipt = Some(Some(durable)),
                 Err(()) if required => {
                     slot.lock().sight.open().audit_failed_time = Some((shared.clock)());
-                    return Step::Unrecorded;
+                    return Step::Fell;
                 }
                 Err(()) => receipt = Some(None),
             },
             Effect::AddFinalizer => match shared.writer.add_finalizer(&object).await {
-                Ok(newer) => object = take_in(slot, newer),
+                Ok(newer) => object = take_in(shared, slot, newer),
                 Err(error) => return failed(shared, slot, &object, "add the finalizer", error).await,
             },
             effect => begin(shared, slot, &object, effect),
@@ -280,16 +285,21 @@ async fn carry_out(
         match shared.writer.status(&object, status, lane, &Still { holds: &holds, nudged: Some(&slot.nudged) }).await {
             Ok(newer) => {
                 observe(shared, &object, &newer);
-                object = take_in(slot, newer);
+                object = take_in(shared, slot, newer);
             }
-            Err(error) => return failed(shared, slot, &object, "store the status", error).await,
+            Err(error) => {
+                if error.may_be_stored() {
+                    slot.lock().sight.open().stores_unheard(object.metadata.resource_version.as_deref());
+                }
+                return failed(shared, slot, &object, "store the status", error).await;
+            }
         }
     }
     for effect in plan.after {
         match effect {
             Effect::RemoveFinalizer => match shared.writer.remove_finalizer(&object).await {
                 Ok(newer) if newer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) => return Step::Gone,
-                Ok(newer) => object = take_in(slot, newer),
+                Ok(newer) => object = take_in(shared, slot, newer),
                 Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
             },
             // Dropping the permit is a refusal, and the next question is asked of what the world is now.
@@ -326,7 +336,7 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
             );
             shared.events.tell(object, warning, reason, note);
         }
-        Effect::Audit { .. } | Effect::AddFinalizer | Effect::RemoveFinalizer => {
+        Effect::Claim(_) | Effect::GiveBack | Effect::Audit { .. } | Effect::AddFinalizer | Effect::RemoveFinalizer => {
             tracing::error!("a plan has an effect where it cannot be carried out");
         }
     }
@@ -385,7 +395,7 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
         let shared = shared_;
         let known = slot.lock().kept.open();
         match shared.writer.read(&known).await {
-            Ok(newer) => believe(&slot, &known, newer),
+            Ok(newer) => believe(&shared, &slot, &known, newer),
             Err(WriteError::Gone) => set_gone(&shared, &slot),
             // The next list says it again.
             Err(error) => tracing::warn!(uid = %slot.uid, error = chain(&error), "a request could not be read again"),
@@ -459,21 +469,21 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
 }
 
 /// Takes in what a write returned, unless the watch was faster.
-fn take_in(slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
+fn take_in(shared: &Shared, slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
     let newer = Arc::new(newer);
     let mut state = slot.lock();
     if state.kept.is_older_than(&newer) {
-        state.kept.replace(Arc::clone(&newer));
+        shared.slots.keep(&mut state, Arc::clone(&newer));
     }
     newer
 }
 
 /// Takes in what a read returned: the truth, also where its version is a lower number (a restored etcd), unless the watch
 /// told something else meanwhile.
-fn believe(slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
+fn believe(shared: &Shared, slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
     let mut state = slot.lock();
     if state.kept.is_version(&known.metadata) || state.kept.is_older_than(&read) {
-        state.kept.replace(Arc::new(read));
+        shared.slots.keep(&mut state, Arc::new(read));
         state.unreadable = false;
     }
 }
@@ -491,7 +501,7 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
             let known = slot.lock().kept.open();
             match shared.writer.read(object).await {
                 Ok(newer) => {
-                    believe(slot, &known, newer);
+                    believe(shared, slot, &known, newer);
                     Step::Done
                 }
                 Err(WriteError::Gone) => {

@@ -49,6 +49,16 @@ pub enum WriteError {
     Refused(#[source] Box<kube::Error>),
 }
 
+impl WriteError {
+    /// Whether what was sent may be stored all the same, now or in a moment.
+    pub fn may_be_stored(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Refused(_) => true,
+            Self::Stale | Self::Conflict | Self::Gone | Self::Build(_) => false,
+        }
+    }
+}
+
 /// A status, with as much of its object as says which one is meant, in which version.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

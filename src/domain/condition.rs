@@ -31,6 +31,8 @@ pub enum DenyReason {
     DeniedByApprover,
     /// The approvals that the policy asks for did not come in time.
     ApprovalTimeout,
+    /// The policy that admits it has limits, and they leave no room.
+    LimitReached,
 }
 
 /// Why access is possible now, or not: the STATUS column.
@@ -147,6 +149,7 @@ impl DenyReason {
             Self::RequesterUnchecked => "RequesterUnchecked",
             Self::DeniedByApprover => "DeniedByApprover",
             Self::ApprovalTimeout => "ApprovalTimeout",
+            Self::LimitReached => "LimitReached",
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing in here reads a clock, a file or a socket; facts come in as arguments, answers go out as values.
 
 pub mod approvals;
+pub mod census;
 pub mod cloud;
 pub mod condition;
 pub mod connect;

@@ -12,7 +12,7 @@ use regex::Regex;
 
 use crate::api::{
     ConnectionMethod, Effect, Identity, InstanceAccessPolicySpec, InstanceAccessSpec, KeyDelivery, KeyType,
-    PolicyApproval, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, Verdict,
+    PolicyApproval, PolicyLimits, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, Verdict,
 };
 
 use super::cloud::Instance;
@@ -144,6 +144,8 @@ pub struct Admission {
     pub closes: Option<Timestamp>,
     /// Whose consent it takes.
     pub approval: Option<PolicyApproval>,
+    /// How much access at once it leaves, if it has limits. They are no reason to fall to the next policy.
+    pub limits: Option<PolicyLimits>,
 }
 
 /// All policies of the cluster, in the order of precedence. The default is the set that nobody has seen yet.
@@ -425,6 +427,7 @@ impl PolicySet {
                     ttl_seconds: question.ttl_seconds.unwrap_or(ttl.default_seconds),
                     closes: policy.closing(question).unwrap_or(Some(question.now)),
                     approval: policy.spec.approval.clone(),
+                    limits: policy.spec.limits.filter(|limits| *limits != PolicyLimits::default()),
                 })
             }
             (None, None) => Err(refusal(question, &asked)),

@@ -45,6 +45,8 @@ pub struct Sight {
     /// Since when neither revocations nor policies are heard of: the API server, or its watches, are out of reach.
     pub contact_lost_time: Option<Timestamp>,
     grant: GrantSight,
+    /// The resourceVersion on which a status was sent whose answer was never heard.
+    unheard: Option<String>,
 }
 
 /// Where the request's grant comes from, as far as this process saw it.
@@ -123,6 +125,7 @@ impl Sight {
             audit_failed_time: None,
             contact_lost_time: None,
             grant: GrantSight::default(),
+            unheard: None,
         }
     }
 
@@ -148,6 +151,16 @@ impl Sight {
                 intended.push(term);
             }
         }
+    }
+
+    /// A status was sent on this resourceVersion, and nobody heard whether it was stored: it may be yet.
+    pub fn stores_unheard(&mut self, resource_version: Option<&str>) {
+        self.unheard = resource_version.map(str::to_owned);
+    }
+
+    /// Whether a status that was sent on this resourceVersion may be stored yet. On another one it was, or never will be.
+    pub fn is_unheard(&self, resource_version: Option<&str>) -> bool {
+        self.unheard.is_some() && self.unheard.as_deref() == resource_version
     }
 
     /// When the grant starts that this process set out to store just now, and could not: it is on record already.

@@ -30,6 +30,7 @@ fn deny_reasons() -> Vec<DenyReason> {
         DenyReason::RequesterUnchecked,
         DenyReason::DeniedByApprover,
         DenyReason::ApprovalTimeout,
+        DenyReason::LimitReached,
     ];
     for reason in &all {
         match reason {
@@ -37,7 +38,8 @@ fn deny_reasons() -> Vec<DenyReason> {
             | DenyReason::InvalidSpec
             | DenyReason::RequesterUnchecked
             | DenyReason::DeniedByApprover
-            | DenyReason::ApprovalTimeout => {}
+            | DenyReason::ApprovalTimeout
+            | DenyReason::LimitReached => {}
         }
     }
     all

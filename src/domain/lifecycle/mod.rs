@@ -11,6 +11,7 @@
 
 mod again;
 mod asked;
+mod limits;
 mod live;
 mod nodes;
 mod pending;
@@ -27,6 +28,7 @@ use crate::api::{
 };
 
 use super::approvals::Decisions;
+use super::census::{Census, Claim};
 use super::cloud::{Failure, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::digest::spec_digest;
@@ -83,6 +85,8 @@ pub struct World<'a> {
     pub nodes: &'a Nodes,
     /// Whether what guards the requests stands in the API server.
     pub enforcement: &'a Enforcement,
+    /// How many grants live, and whose.
+    pub census: &'a Census,
     /// What this process saw of the request.
     pub sight: &'a Sight,
 }
@@ -112,6 +116,10 @@ pub struct Plan {
 /// Something that the shell does, and tells `Sight` about.
 #[derive(Debug, PartialEq)]
 pub enum Effect {
+    /// Take a place under the policy's limits. If it does not fit any more, the plan falls.
+    Claim(Box<Claim>),
+    /// Give back the place that was claimed for a grant which did not come about.
+    GiveBack,
     /// Append the record. If it is required and cannot be made durable, the rest of the plan falls.
     Audit {
         /// The record.
@@ -209,9 +217,16 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
 pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = Settings::default();
     let (policies, decisions, nodes) = (PolicySet::default(), Decisions::default(), Nodes::default());
-    let enforcement = &Enforcement::Unseen;
-    let world =
-        World { settings: &settings, policies: &policies, decisions: &decisions, nodes: &nodes, enforcement, sight };
+    let (enforcement, census) = (&Enforcement::Unseen, &Census::default());
+    let world = World {
+        settings: &settings,
+        policies: &policies,
+        decisions: &decisions,
+        nodes: &nodes,
+        enforcement,
+        census,
+        sight,
+    };
     let mut draft = Draft::new(now, request, world);
     let has_grant = draft.status.grant.is_some();
     let lives = has_grant && !draft.is_terminal();
@@ -293,6 +308,8 @@ struct Draft<'a> {
     before: Vec<Effect>,
     after: Vec<Effect>,
     look_again: Option<(Deadline, Timestamp)>,
+    /// The place under the policy's limits.
+    claim: Option<Claim>,
     /// Set where nothing may be stored yet: the look-up is still out.
     silent: bool,
 }
@@ -308,11 +325,13 @@ impl<'a> Draft<'a> {
             before: Vec::new(),
             after: Vec::new(),
             look_again: None,
+            claim: None,
             silent: false,
         }
     }
 
     fn into_plan(mut self) -> Plan {
+        self.settle_claim();
         if !self.silent {
             self.status.observed_generation = Some(self.generation);
             // What is still said is said of this generation: who waits for a condition reads no older one.

@@ -135,7 +135,14 @@ impl<'a> Draft<'a> {
         }
         let Some(route) = self.route(asked, instance) else { return self.hear_no(asked) };
         let Some(admission) = self.admit(asked, instance, method_of(&route)) else { return };
+        if admission.approval.is_some() && !self.has_room(asked, instance, &admission, false) {
+            return;
+        }
         if !self.is_approved(asked, instance, &admission, end_time) {
+            return;
+        }
+        let begins = start_time.is_none_or(|start_time| start_time <= self.now);
+        if instance.state == InstanceState::Running && !self.has_room(asked, instance, &admission, begins) {
             return;
         }
         if admission.approval.is_some() {
@@ -192,6 +199,7 @@ impl<'a> Draft<'a> {
         start: Timestamp,
         expiration: Timestamp,
     ) {
+        self.claim_grant();
         let uid = self.request.metadata.uid.clone().unwrap_or_default();
         let digest = spec_digest(&self.request.spec);
         self.status.spec_digest = Some(digest.clone());

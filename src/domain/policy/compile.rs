@@ -42,18 +42,6 @@ impl Policy {
         };
         let reason = pattern("reason", &spec.reason);
         let ticket = pattern("ticket", &spec.ticket);
-        let unserved = [("limits", spec.limits.is_some())];
-        let unserved: Vec<String> =
-            unserved.iter().filter(|(_, present)| *present).map(|(field, _)| format!("spec.{field}")).collect();
-        if !unserved.is_empty() {
-            problems.push(Problem {
-                reason: "NotEnforced",
-                message: format!(
-                    "{} cannot be enforced by this version, so the policy admits nothing; take it out, or run a version that enforces it",
-                    unserved.join(", ")
-                ),
-            });
-        }
         let windows = spec.windows.as_ref().and_then(|windows| {
             Windows::compile(windows)
                 .map_err(|findings| problems.push(Problem { reason: "InvalidWindow", message: findings.join("; ") }))

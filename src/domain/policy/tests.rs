@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::{
     InstanceAccessPolicy, PolicyApproval, PolicyCondition, PolicyConnectionMethod, PolicyDelegate, PolicyKeys,
-    PolicyLimits, PolicyTargets, PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
+    PolicyTargets, PolicyTtl, PolicyWindow, ServiceAccountName, TagExpression, Weekday,
 };
 use crate::api::{SubjectKind, TagOperator, TagSelector};
 use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};
@@ -534,10 +534,6 @@ fn a_policy_with_a_mistake_admits_nothing_and_the_others_go_on() {
             ]);
         }),
         ("InvalidWindow", "spec.windows[0].end: 24:00", |p| p.windows = Some(vec![hours("08:00", "24:00")])),
-        ("NotEnforced", "spec.limits cannot", |p| {
-            p.limits =
-                Some(PolicyLimits { active_per_subject: None, active_per_instance: None, requests_per_hour: None })
-        }),
         ("InvalidCondition", "spec.conditions[0].expression: at line 1, column ", |p| {
             p.conditions = when("request.", "x")
         }),

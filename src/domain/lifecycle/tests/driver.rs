@@ -76,6 +76,11 @@ pub(in super::super) struct Life {
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
     pub nodes: Nodes,
+    /// What the shell counts; and whether it has seen every request yet.
+    pub census: Census,
+    pub requests_read: bool,
+    /// The other requests of the cluster.
+    pub others: Vec<InstanceAccess>,
     pub instances: Vec<Arc<Instance>>,
     pub endpoints: Vec<Endpoint>,
     pub look_failure: Option<Failure>,
@@ -139,6 +144,9 @@ impl Life {
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()), ..Settings::default() },
             nodes: Nodes { seen: true, ..Nodes::default() },
+            census: Census::default(),
+            requests_read: true,
+            others: Vec::new(),
             instances,
             endpoints: vec![endpoint()],
             look_failure: None,
@@ -192,7 +200,11 @@ impl Life {
         let policies = if self.policies_read { &compiled.1 } else { &unread };
         let decisions = &if self.policies_read { self.decisions() } else { Decisions::default() };
         let Self { settings, nodes, enforcement, sight, .. } = self;
-        let world = World { settings, policies, decisions, nodes, enforcement, sight };
+        let mut census = self.census.clone();
+        if self.requests_read {
+            census.listed();
+        }
+        let world = World { settings, policies, decisions, nodes, enforcement, census: &census, sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 
@@ -281,12 +293,20 @@ impl Life {
     /// The watch catches up.
     pub fn sync(&mut self) {
         self.view = self.object.clone();
+        match &self.view {
+            Some(view) => self.census.see(self.now, &self.settings.principals, view),
+            None => self.census.forget(UID),
+        }
     }
 
     /// The process dies and comes back: what it saw and what waited is lost; what has left, flies.
     pub fn crash(&mut self) {
         self.note("crash");
         self.sight = Sight::found_at_start(self.now, self.object.as_ref());
+        self.census = Census::default();
+        for other in &self.others {
+            self.census.see(self.now, &self.settings.principals, other);
+        }
         self.push.retain(|push| matches!(push, Push::Flies { .. }));
         for push in &mut self.push {
             if let Push::Flies { known, .. } = push {
@@ -473,6 +493,17 @@ impl Life {
                     self.sight.push.stopped(self.now)
                 }
                 self.step("push stopped")
+            }
+            Effect::Claim(claim) => match self.census.claim(self.now, &claim) {
+                Ok(()) => self.step("place claimed"),
+                Err(_) => {
+                    self.step("no place left")?;
+                    Err(Stop::Fell)
+                }
+            },
+            Effect::GiveBack => {
+                self.census.give_back(UID);
+                self.step("place given back")
             }
             Effect::AddFinalizer => self.write("finalizer added", |object| {
                 object.metadata.finalizers.get_or_insert_default().push(FINALIZER.into());

@@ -31,6 +31,10 @@ pub(super) enum Turn {
     TakeBack,
     AskPeople(Option<i32>),
     Delegates(delegates::May),
+    Limit(Option<(i32, i32)>),
+    OtherGranted,
+    OtherEnds,
+    CrashBeforeRequestsAreRead,
     EditSpec,
     State(InstanceState),
     Tag(&'static str),
@@ -114,6 +118,10 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         1 => Just(Turn::TakeBack),
         2 => prop::option::of(1..3i32).prop_map(Turn::AskPeople),
         3 => prop::sample::select(delegates::May::ALL.to_vec()).prop_map(Turn::Delegates),
+        2 => prop::option::of((1..4i32, 1..4i32)).prop_map(Turn::Limit),
+        3 => Just(Turn::OtherGranted),
+        2 => Just(Turn::OtherEnds),
+        1 => Just(Turn::CrashBeforeRequestsAreRead),
         1 => Just(Turn::EditSpec),
         2 => prop::sample::select(vec![InstanceState::Running, InstanceState::Stopped, InstanceState::Terminated])
             .prop_map(Turn::State),
@@ -185,7 +193,11 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
             life.crash();
             life.policies_read = false;
         }
-        Turn::PoliciesRead => life.policies_read = true,
+        Turn::CrashBeforeRequestsAreRead => {
+            life.crash();
+            life.requests_read = false;
+        }
+        Turn::PoliciesRead => (life.policies_read, life.requests_read) = (true, true),
         Turn::Decide(..) if life.object.is_none() => {}
         Turn::Decide(who, kind, bend) => {
             let leads = |name: &str| Identity { username: name.into(), ..erin() };
@@ -218,6 +230,18 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
         }
         // Whether it still admits is for `is_delegated` to say.
         Turn::Delegates(may) => life.policies.iter_mut().for_each(|policy| may.change(&mut policy.spec)),
+        Turn::Limit(limits) => {
+            let limits = limits.map(|(subject, instance)| PolicyLimits {
+                active_per_subject: Some(subject),
+                active_per_instance: Some(instance),
+                requests_per_hour: Some(6),
+            });
+            life.policies.iter_mut().filter(|policy| policy.spec.effect == PolicyEffect::Allow).for_each(|policy| {
+                policy.spec.limits = limits;
+            });
+        }
+        Turn::OtherGranted => life.other_is_granted(),
+        Turn::OtherEnds => life.other_ends(),
         Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
@@ -249,6 +273,7 @@ proptest! {
         window in prop::option::of((1..20u32).prop_map(Some)),
         people in prop::option::of(1..3i32),
         asserted in any::<bool>(),
+        limits in prop::option::of((1..4i32, 1..4i32)),
         turns in prop::collection::vec(any_turn(), 1..40),
     ) {
         let mut life = world().with(|request| {
@@ -272,6 +297,7 @@ proptest! {
             life.crash();
         }
         happen(&mut life, &Turn::AskPeople(people));
+        happen(&mut life, &Turn::Limit(limits));
         for turn in &turns {
             if matches!(turn, Turn::State(_) | Turn::Tag(_)) && life.instances.is_empty() {
                 life.instances = vec![Arc::new(instance())];

@@ -11,6 +11,7 @@ mod driver;
 mod enforcement;
 mod histories;
 mod hostile;
+mod limits;
 mod live;
 mod nodes;
 mod objects;

@@ -7,7 +7,8 @@ fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = &Settings { region, ..Settings::default() };
     let enforcement = &Enforcement::Stands { since_time: at(-60) };
     let (policies, decisions, nodes) = (&PolicySet::default(), &Decisions::default(), &Nodes::default());
-    next(at(5), request, World { settings, policies, decisions, nodes, enforcement, sight })
+    let census = &Census::default();
+    next(at(5), request, World { settings, policies, decisions, nodes, enforcement, census, sight })
 }
 
 #[test]

@@ -98,6 +98,23 @@ impl Life {
         assert!(told.len() >= count && told.iter().all(|told| yes.contains(told.approver.as_str())), "I4: {told:?}");
     }
 
+    /// By another way than the code's: with this grant, no more live than the policy's limits say.
+    fn is_within_limits(&self, object: &InstanceAccess) {
+        let pin = object.status.as_ref().and_then(|status| status.policy.as_ref()).expect("a grant names its policy");
+        let policy = self.policies.iter().find(|policy| policy.metadata.name.as_deref() == Some(&pin.name));
+        let Some(limits) = policy.and_then(|policy| policy.spec.limits) else { return };
+        let who = |object: &InstanceAccess| object.spec.requester.as_ref().unwrap().username.clone();
+        let instance_id =
+            |object: &InstanceAccess| object.status.as_ref().unwrap().instance.as_ref().unwrap().instance_id.clone();
+        let live = |is_alike: &dyn Fn(&InstanceAccess) -> bool, limit: Option<i32>| {
+            let live = 1 + self.others.iter().filter(|other| !is_over(other) && is_alike(other)).count();
+            let fits = limit.is_none_or(|limit| live <= usize::try_from(limit).unwrap());
+            assert!(fits, "{live} live grants, the limits are {limits:?}\n{}", self.log());
+        };
+        live(&|other| who(other) == who(object), limits.active_per_subject);
+        live(&|other| instance_id(other) == instance_id(object), limits.active_per_instance);
+    }
+
     /// Whether somebody said no whose no counts.
     pub(super) fn is_closed(&self) -> bool {
         let approvals = self.policies.iter().filter_map(|policy| policy.spec.approval.as_ref());
@@ -151,6 +168,7 @@ impl Life {
             assert_eq!(grant.id, grant_id(UID, status.spec_digest.as_deref().unwrap()), "I3");
             if self.grants.insert(grant.id.clone()) {
                 self.is_approved_by_others(object);
+                self.is_within_limits(object);
             }
             assert_eq!(self.grants.len(), 1, "I3: two grants");
             for time in [grant.start_time.0, expiration] {
@@ -209,8 +227,8 @@ impl Life {
         self.fate = Fate::Lands { queue: Duration::ZERO, flight: Duration::ZERO };
         (self.look_failure, self.look_delay, self.pace, self.lagging, self.audit_works) =
             (None, Duration::ZERO, Duration::ZERO, false, true);
-        self.policies_read = true;
         (self.nodes.seen, self.nodes.failing) = (true, None);
+        (self.policies_read, self.requests_read) = (true, true);
         self.sync();
         self.settle();
         // Out of the audit trail's retry.

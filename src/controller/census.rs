@@ -1,0 +1,59 @@
+//! The census, shared by all turns: told of every version of a request, asked at each decision, and one claim at a time.
+//!
+//! Whoever holds it takes no other lock, so it may be asked with a request in hand.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::api::InstanceAccess;
+use crate::clock::Clock;
+use crate::domain::census::{Census, Claim};
+use crate::domain::identity::PrincipalRule;
+
+/// Who counts.
+pub struct Counter {
+    census: RwLock<Census>,
+    clock: Clock,
+    principals: PrincipalRule,
+}
+
+impl Counter {
+    /// Counts nothing yet.
+    pub fn new(clock: Clock, principals: PrincipalRule) -> Self {
+        Self { census: RwLock::default(), clock, principals }
+    }
+
+    /// The counts as they are now; they stay so while this is held.
+    pub fn read(&self) -> RwLockReadGuard<'_, Census> {
+        self.census.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Census> {
+        self.census.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in the version of a request that is kept from now on, under that request's lock: an older one must not come
+    /// after a newer.
+    pub fn see(&self, request: &InstanceAccess) {
+        self.write().see((self.clock)(), &self.principals, request);
+    }
+
+    /// Every request was seen once.
+    pub fn listed(&self) {
+        self.write().listed();
+    }
+
+    /// Takes a place; false if there is no room.
+    pub fn claim(&self, claim: &Claim) -> bool {
+        self.write().claim((self.clock)(), claim).is_ok()
+    }
+
+    /// Gives the place of a request back that no grant came of.
+    pub fn give_back(&self, uid: &str) {
+        self.write().give_back(uid);
+    }
+
+    /// The request is gone, and its end is settled.
+    pub fn forget(&self, uid: &str) {
+        self.write().forget(uid);
+    }
+}
