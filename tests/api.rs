@@ -11,6 +11,7 @@ mod api {
     mod gitops;
     mod identity;
     mod immutable;
+    mod ledger;
     mod schema;
     mod stands;
     mod status;

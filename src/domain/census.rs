@@ -26,8 +26,9 @@ use sha2::{Digest, Sha256};
 use super::cloud::Instance;
 use super::condition;
 use super::identity::{Principal, PrincipalRule};
+use super::subject::subject;
 use super::time::{minus, plus};
-use crate::api::{ConditionStatus, ConditionType, Identity, InstanceAccess, InstanceAccessSpec, PolicyLimits};
+use crate::api::{ConditionStatus, ConditionType, InstanceAccess, InstanceAccessSpec, PolicyLimits};
 
 /// How long an admitted request counts against `limits.requestsPerHour`.
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -162,12 +163,9 @@ pub enum Full {
     },
 }
 
-/// Returns who gets in by a request, as one person: the subject if it names one, else the requester; `None` is nobody.
+/// Returns who gets in by a request, as one person; `None` is nobody. Who names themselves is who they are without it.
 pub fn who_gets_in(rule: &PrincipalRule, spec: &InstanceAccessSpec) -> Option<Principal> {
-    match &spec.subject {
-        Some(subject) => rule.principal(&Identity { username: subject.username.clone(), ..Identity::default() }),
-        None => rule.principal(spec.requester.as_ref()?),
-    }
+    rule.principal(subject(spec)?.as_ref())
 }
 
 impl Census {

@@ -54,6 +54,8 @@ pub enum ActiveReason {
     Released,
     /// Over: `spec.revoke`, or the policy's change of mind.
     Revoked,
+    /// Over before it began: the same request was granted before.
+    Consumed,
     /// Refused.
     Denied,
     /// No such instance.
@@ -86,7 +88,7 @@ pub enum ActiveReason {
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::PendingApproval,
         Self::Scheduled,
         Self::Granting,
@@ -95,6 +97,7 @@ impl ActiveReason {
         Self::Expired,
         Self::Released,
         Self::Revoked,
+        Self::Consumed,
         Self::Denied,
         Self::TargetNotFound,
         Self::TargetAmbiguous,
@@ -122,6 +125,7 @@ impl ActiveReason {
             Self::Expired => "Expired",
             Self::Released => "Released",
             Self::Revoked => "Revoked",
+            Self::Consumed => "Consumed",
             Self::Denied => "Denied",
             Self::TargetNotFound => "TargetNotFound",
             Self::TargetAmbiguous => "TargetAmbiguous",
@@ -163,6 +167,8 @@ pub enum EndReason {
     Released,
     /// `spec.revoke`, or the policy's change of mind.
     Revoked,
+    /// Over before it began: the same request was granted before.
+    Consumed,
     /// Over before it began: refused.
     Denied,
 }
@@ -174,6 +180,7 @@ impl EndReason {
             Self::Expired => ActiveReason::Expired,
             Self::Released => ActiveReason::Released,
             Self::Revoked => ActiveReason::Revoked,
+            Self::Consumed => ActiveReason::Consumed,
             Self::Denied => ActiveReason::Denied,
         }
     }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::api::Identity;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -281,4 +282,18 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn who_names_themselves_is_counted_as_who_they_are_without_it() {
+    // On EKS a person is their session's name; of a subject that is asserted nothing but the user name is known.
+    let mut object = request("1", "arn:aws:sts::1:assumed-role/dev/alice", "i-1", false, false, None);
+    let requester = object.spec.requester.as_mut().unwrap();
+    requester.extra.insert("sessionName".into(), vec!["alice".into()]);
+    let rule = PrincipalRule::default();
+    let without = who_gets_in(&rule, &object.spec);
+    assert_eq!(without, Some(principal("alice")));
+    let username = object.spec.requester.as_ref().unwrap().username.clone();
+    object.spec.subject = Some(crate::api::Subject { username });
+    assert_eq!(who_gets_in(&rule, &object.spec), without, "twice the places by writing one's own name");
 }

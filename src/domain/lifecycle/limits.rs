@@ -63,10 +63,7 @@ impl Draft<'_> {
                 true
             }
             Err(full) => {
-                let who = match &self.request.spec.subject {
-                    Some(subject) => &subject.username,
-                    None => &asked.requester.username,
-                };
+                let who = asked.subject_name();
                 let words: Vec<String> =
                     full.iter().map(|full| full_words(*full, limits, who, instance.id.as_str(), self.now)).collect();
                 self.status.policy = Some(admission.policy.clone());

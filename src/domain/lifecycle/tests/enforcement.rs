@@ -175,6 +175,7 @@ fn an_end_that_somebody_moved_later_ends_the_grant_at_once() {
         nodes: &Nodes::default(),
         enforcement: &stands(-60),
         census: &Census::default(),
+        ledger: &Ledger::default(),
         sight: &sight,
     };
     let plan = next(at(100), object, world);
@@ -232,6 +233,7 @@ fn a_grant_of_another_requests_id_is_ended() {
         nodes: &life.nodes,
         enforcement: &stands(-60),
         census: &Census::default(),
+        ledger: &Ledger::default(),
         sight: &sight,
     };
     let plan = next(at(10), &other, world);

@@ -309,7 +309,10 @@ impl Crowd {
         let Some(mut plan) = member.plan.take() else {
             member.sight.vouch(enforcement);
             let (decisions, nodes) = (&Decisions::none(), &Nodes { seen: true, ..Nodes::default() });
-            let world = World { settings, policies, decisions, nodes, enforcement, census, sight: &member.sight };
+            let mut ledger = Ledger::default();
+            ledger.set_seen();
+            let (ledger, sight) = (&ledger, &member.sight);
+            let world = World { settings, policies, decisions, nodes, enforcement, census, ledger, sight };
             let plan = next(now, &member.view.0, world);
             let is_empty = plan.is_empty();
             member.plan = (!is_empty).then_some(plan);
