@@ -36,6 +36,7 @@ enum Turn {
     Gone(bool),
     EnforcementGone,
     EnforcementBack(bool),
+    Unreadable(bool),
 }
 
 /// Who decides.
@@ -117,6 +118,7 @@ fn any_turn() -> impl Strategy<Value = Turn> {
         1 => any::<bool>().prop_map(Turn::Gone),
         1 => Just(Turn::EnforcementGone),
         2 => any::<bool>().prop_map(Turn::EnforcementBack),
+        2 => any::<bool>().prop_map(Turn::Unreadable),
     ]
 }
 
@@ -219,6 +221,10 @@ fn happen(life: &mut Life, turn: &Turn) {
             let since_time = if *gap { plus(life.now, seconds(5)) } else { at(-7200) };
             life.enforcement = Enforcement::Stands { since_time };
         }
+        Turn::Unreadable(is_there) => {
+            life.unreadable = is_there.then(|| "odd".to_owned()).into_iter().collect();
+            life.settle();
+        }
         Turn::Gone(gone) => life.instances = if *gone { Vec::new() } else { vec![Arc::new(instance())] },
     }
 }
@@ -263,6 +269,7 @@ proptest! {
             happen(&mut life, turn);
         }
         life.crash_after = None;
+        life.unreadable.clear();
         life.heals_and_ends();
     }
 }
