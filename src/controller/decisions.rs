@@ -400,9 +400,12 @@ fn sweep(shared: &Shared) {
             filed.by_request.remove(&key);
         }
     }
-    let mut filed = shared.decisions.lock();
-    filed.orphans = orphans;
-    if std::mem::take(&mut filed.overflowed) {
+    let overflowed = {
+        let mut filed = shared.decisions.lock();
+        filed.orphans = orphans;
+        std::mem::take(&mut filed.overflowed)
+    };
+    if overflowed {
         shared.decisions.relist().ask(Why::Room);
     }
 }
@@ -410,5 +413,25 @@ fn sweep(shared: &Shared) {
 fn wake_request(shared: &Arc<Shared>, uid: &str) {
     if let Some(slot) = shared.slots.find(uid) {
         wake(shared, &slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_heard_late_has_the_list_read_again_and_one_that_was_just_made_has_not() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        for (age, is_read_again) in [(0, false), (50, false), (61, true), (7200, true)] {
+            let index = Index::default();
+            index.relist().begins(at(-100));
+            index.relist().ended(at(-100));
+            let made = ObjectMeta { creation_timestamp: Some(Time(at(-age))), ..ObjectMeta::default() };
+            index.request_heard(at(0), &made);
+            assert_eq!(index.relist().is_due(at(0)), is_read_again, "{age} s old");
+        }
     }
 }

@@ -240,10 +240,7 @@ impl Facts {
 /// A resourceVersion as a number. Kubernetes promises since 1.35 that they compare so, and the API server has always
 /// made them so from etcd's revision; one that is none counts as new.
 fn version(metadata: &ObjectMeta) -> Option<u64> {
-    match &metadata.resource_version {
-        Some(text) => Some(text.parse().unwrap_or(u64::MAX)),
-        None => None,
-    }
+    metadata.resource_version.as_ref().map(|text| text.parse().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -86,6 +86,13 @@ struct Identity<'a> {
     resource_version: &'a Option<String>,
 }
 
+/// How a write is put to the API server.
+struct Call {
+    method: Method,
+    uri: String,
+    content_type: &'static str,
+}
+
 /// Whether a write is still wanted when its turn comes.
 #[derive(Clone, Copy)]
 pub struct Still<'a> {
@@ -141,7 +148,8 @@ impl Writer {
             status,
         };
         let uri = format!("{}/status?fieldManager={}", path(object), super::FIELD_MANAGER);
-        let outcome = self.send(Method::PUT, uri, "application/json", &body, object, lane, Some(still)).await;
+        let call = Call { method: Method::PUT, uri, content_type: "application/json" };
+        let outcome = self.send(call, &body, object, lane, Some(still)).await;
         self.metrics.count_status_write(match &outcome {
             Ok(_) => "stored",
             Err(WriteError::Stale) => "stale",
@@ -197,7 +205,8 @@ impl Writer {
             },
         });
         let uri = format!("{}?fieldManager={}", path(object), super::FIELD_MANAGER);
-        self.send(Method::PATCH, uri, "application/merge-patch+json", &body, object, lane, None).await
+        let call = Call { method: Method::PATCH, uri, content_type: "application/merge-patch+json" };
+        self.send(call, &body, object, lane, None).await
     }
 
     /// Reads the object as it is now.
@@ -208,9 +217,7 @@ impl Writer {
 
     async fn send(
         &self,
-        method: Method,
-        uri: String,
-        content_type: &str,
+        call: Call,
         body: &impl Serialize,
         object: &InstanceAccess,
         lane: Lane,
@@ -240,6 +247,7 @@ impl Writer {
         }
         // Only now: a thousand bodies that wait their turn would be memory that nobody gives back.
         let body = serde_json::to_vec(body).map_err(|error| WriteError::Build(Box::new(error)))?;
+        let Call { method, uri, content_type } = call;
         let request = Request::builder().method(method).uri(uri).header("content-type", content_type).body(body);
         let request = request.map_err(|error| WriteError::Build(Box::new(error)))?;
         self.request(request, object).await

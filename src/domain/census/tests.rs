@@ -294,6 +294,6 @@ fn who_names_themselves_is_counted_as_who_they_are_without_it() {
     let without = who_gets_in(&rule, &object.spec);
     assert_eq!(without, Some(principal("alice")));
     let username = object.spec.requester.as_ref().unwrap().username.clone();
-    object.spec.subject = Some(crate::api::Subject { username });
+    object.spec.subject = Some(crate::api::SubjectName { username });
     assert_eq!(who_gets_in(&rule, &object.spec), without, "twice the places by writing one's own name");
 }

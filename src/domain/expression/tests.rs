@@ -317,7 +317,7 @@ fn the_deepest_expression_that_is_let_pass_has_stack_enough() {
                 let _ = conditions.findings(&ask().facts());
             }
         }
-        assert!(deepest >= 3 && deepest < 59, "{open}: {deepest}");
+        assert!((3..59).contains(&deepest), "{open}: {deepest}");
     }
 }
 

@@ -120,15 +120,9 @@ impl<'a> Draft<'a> {
         let os_user = parsed("spec.osUser", &spec.os_user, OsUser::parse, &mut findings);
         let target = &spec.target;
         let node = self.node();
-        let own_region = match &node {
-            NodeTarget::Found(_, instance) => Some(&instance.region),
-            NodeTarget::NotAsked | NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
-                self.world.settings.region.as_ref()
-            }
-        };
-        let region = match (&target.region, own_region) {
+        let region = match (&target.region, self.region_of(&node)) {
             (Some(region), _) => parsed("spec.target.region", region, Region::parse, &mut findings),
-            (None, Some(region)) => Some(region.clone()),
+            (None, Some(region)) => Some(region),
             (None, None) => {
                 findings.push(
                     "spec.target.region is missing, and the operator has no region of its own; name one".to_owned(),

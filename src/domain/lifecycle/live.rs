@@ -113,6 +113,10 @@ impl<'a> Draft<'a> {
         if let Err(why) = self.policy_admits(&asked, instance.as_deref(), expiration) {
             return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
+        // Nor does one leave that waits its turn: whoever said that may have meant it to stop.
+        if self.world.decisions.unreadable().is_some() && self.world.sight.push.is_under_way() {
+            self.before.push(Effect::StopPush);
+        }
         if let NodeTarget::Unheard(why) = &asked.node {
             self.keep_finalizer();
             let heard = Obstacle {

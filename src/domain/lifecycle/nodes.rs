@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::domain::cloud::Region;
 use crate::domain::condition::{ActiveReason, DenyReason};
 use crate::domain::node::{FAILURE_AGE_MAX, Node, NodeInstance};
 use crate::domain::time::{is_fresh, plus, since};
@@ -53,6 +54,21 @@ impl<'a> Draft<'a> {
                 Ok(instance) => NodeTarget::Found(node, instance),
                 Err(why) => NodeTarget::Absent(why),
             },
+        }
+    }
+
+    /// The region where the target is, if the request names none: the node's, of a grant the one that it is for, else the
+    /// operator's.
+    pub(super) fn region_of(&self, node: &NodeTarget<'_>) -> Option<Region> {
+        let own = self.world.settings.region.clone();
+        match node {
+            NodeTarget::Found(_, instance) => Some(instance.region.clone()),
+            NodeTarget::NotAsked => own,
+            NodeTarget::Unseen | NodeTarget::Unheard(_) | NodeTarget::Absent(_) => {
+                let granted = self.status.grant.as_ref().and(self.status.instance.as_ref());
+                let granted = granted.and_then(|facts| facts.region.as_deref());
+                granted.and_then(|region| Region::parse(region).ok()).or(own)
+            }
         }
     }
 

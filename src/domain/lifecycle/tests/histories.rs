@@ -45,6 +45,7 @@ pub(super) enum Turn {
     Gone(bool),
     EnforcementGone,
     EnforcementBack(bool),
+    Unreadable(bool),
 }
 
 /// How a request is made again.
@@ -145,6 +146,7 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         1 => any::<bool>().prop_map(Turn::Gone),
         1 => Just(Turn::EnforcementGone),
         2 => any::<bool>().prop_map(Turn::EnforcementBack),
+        2 => any::<bool>().prop_map(Turn::Unreadable),
     ]
 }
 
@@ -283,6 +285,10 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
             let since_time = if *gap { plus(life.now, seconds(5)) } else { at(-7200) };
             life.enforcement = Enforcement::Stands { since_time };
         }
+        Turn::Unreadable(is_there) => {
+            life.unreadable = is_there.then(|| "odd".to_owned()).into_iter().collect();
+            life.settle();
+        }
         Turn::Gone(gone) => life.instances = if *gone { Vec::new() } else { vec![Arc::new(instance())] },
     }
 }
@@ -336,6 +342,7 @@ proptest! {
             happen(&mut life, turn);
         }
         life.crash_after = None;
+        life.unreadable.clear();
         life.heals_and_ends();
     }
 }

@@ -216,7 +216,8 @@ fn without_a_word_of_nodes_those_by_node_wait_and_the_others_go_on() {
 #[test]
 fn while_nodes_are_unheard_of_what_ends_a_grant_still_ends_it() {
     let ending = "Approved=True Active=True/RevocationPending Reconciling=True";
-    let rows: [(&str, fn(&mut Life)); 5] = [
+    type Change = fn(&mut Life);
+    let rows: [(&str, Change); 5] = [
         ("no longer admits this: it allows osUsers none", |life| life.policies[0].spec.os_users.clear()),
         ("policy developers was deleted", |life| life.policies.clear()),
         ("no longer admits this: it allows at most ttlSeconds 300", |life| {
@@ -255,6 +256,20 @@ fn while_nodes_are_unheard_of_what_ends_a_grant_still_ends_it() {
     }
     life.settle();
     life.shows(GRANTED);
+}
+
+#[test]
+fn a_grant_by_node_needs_no_region_of_the_operator_while_nodes_are_unheard_of() {
+    let mut life = by_node(Some(own()));
+    life.settings.region = None;
+    let mut life = life.until(100);
+    for second in [110, 140, 171] {
+        life = life.until(second);
+        life.nodes.watch_failed(life.now);
+    }
+    life.settle();
+    life.shows(GRANTED);
+    life.until(300).shows(GRANTED);
 }
 
 #[test]

@@ -411,6 +411,13 @@ fn no_key_is_pushed_while_a_decision_cannot_be_decoded_and_the_end_goes_on() {
     life.unreadable = vec!["odd".into()];
     life.decide(&alice(), Revoke);
     life.until(400).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    // Also one that waits its turn already.
+    let mut life = world().until(30);
+    life.fate = Fate::Lands { queue: seconds(20), flight: seconds(0) };
+    let mut life = life.until(50);
+    let landed = life.landed();
+    life.unreadable = vec!["odd".into()];
+    assert_eq!(life.until(300).landed(), landed);
     let mut life = world().until(100);
     life.unreadable = vec!["odd".into()];
     life.until(600).shows("Approved=True Active=False/Expired Ended=True/Expired");

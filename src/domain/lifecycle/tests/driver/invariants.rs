@@ -8,6 +8,7 @@ impl Life {
         let status = self.status();
         let grant = status.grant.as_ref().expect("I2: a push without a grant");
         assert!(condition::is_true(&status.conditions, ConditionType::Approved), "I2: a push without approval");
+        assert!(self.unreadable.is_empty(), "I2: a push though nobody knows whether it was denied\n{}", self.log());
         assert!(status.revocation.is_none(), "I2: a push after the end was begun\n{}", self.log());
         assert!(plus(plus(self.now, PUSH_TIMEOUT), KEY_WINDOW) <= grant.expiration_time.0, "I1: too late a push");
         assert_eq!(status.instance.as_ref().map(|facts| facts.instance_id.as_str()), Some(instance_id));
@@ -174,6 +175,7 @@ impl Life {
             let what = [object.metadata.namespace.clone(), object.metadata.name.clone(), Some(digest)];
             match self.grants.insert(what, grant.id.clone()) {
                 None => {
+                    assert!(self.unreadable.is_empty(), "I4: granted though nobody knows whether it was denied");
                     self.is_approved_by_others(object);
                     self.is_within_limits(object);
                 }
