@@ -230,6 +230,7 @@ impl<'a> Draft<'a> {
         self.audit(true, record);
         self.look_again = None;
         self.wake(Deadline::Expiration, expiration);
+        self.wake_when_unheard();
         self.refresh(asked, self.world.sight.instances.seen().map(|(time, _)| time));
         self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
     }

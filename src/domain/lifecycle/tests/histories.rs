@@ -6,7 +6,7 @@ use super::*;
 
 /// Something that happens.
 #[derive(Clone, Debug)]
-enum Turn {
+pub(super) enum Turn {
     Wait(u32),
     Suspend(u32),
     Revoke,
@@ -41,7 +41,7 @@ enum Turn {
 
 /// Who decides.
 #[derive(Clone, Copy, Debug)]
-enum Who {
+pub(super) enum Who {
     Alice,
     Bob,
     Erin,
@@ -51,7 +51,7 @@ enum Who {
 
 /// What is wrong with a decision.
 #[derive(Clone, Copy, Debug)]
-enum Bend {
+pub(super) enum Bend {
     Nothing,
     OtherUid,
     OtherDigest,
@@ -87,7 +87,7 @@ fn any_fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-fn any_turn() -> impl Strategy<Value = Turn> {
+pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
     prop_oneof![
         10 => (0..90u32).prop_map(Turn::Wait),
         2 => (90..400u32).prop_map(Turn::Wait),
@@ -134,7 +134,7 @@ fn instead(life: &mut Life, change: impl FnOnce(&mut InstanceAccessPolicy)) {
     });
 }
 
-fn happen(life: &mut Life, turn: &Turn) {
+pub(super) fn happen(life: &mut Life, turn: &Turn) {
     let millis = |life: &Life, count: u64| plus(life.now, Duration::from_millis(count));
     match turn {
         Turn::Wait(seconds) => {
@@ -232,7 +232,7 @@ fn happen(life: &mut Life, turn: &Turn) {
     }
 }
 
-fn cases() -> u32 {
+pub(super) fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(768)
 }
 

@@ -1,5 +1,8 @@
 //! Requests by the name of a Kubernetes node.
 
+use proptest::prelude::*;
+
+use super::histories::{Turn, any_turn, cases, happen};
 use super::*;
 use crate::domain::node::Node;
 
@@ -205,4 +208,53 @@ fn labels_of_the_node_that_change_end_what_they_admitted() {
 
 fn selector(role: &str) -> TagSelector {
     TagSelector { match_labels: Some([("role".to_owned(), role.to_owned())].into()), match_expressions: None }
+}
+
+/// Something that happens where nodes are asked for.
+#[derive(Clone, Debug)]
+enum NodeTurn {
+    Any(Turn),
+    /// The node is this instance now, or gone.
+    Is(Option<&'static str>),
+    Unheard,
+    Heard,
+    CrashBeforeNodesAreListed,
+}
+
+fn any_node_turn() -> impl Strategy<Value = NodeTurn> {
+    let ids = vec![Some(INSTANCE), Some(INSTANCE), Some("i-0fffffffffffffff0"), None];
+    prop_oneof![
+        12 => any_turn().prop_map(NodeTurn::Any),
+        3 => prop::sample::select(ids).prop_map(NodeTurn::Is),
+        2 => Just(NodeTurn::Unheard),
+        2 => Just(NodeTurn::Heard),
+        1 => Just(NodeTurn::CrashBeforeNodesAreListed),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases() / 2, max_shrink_iters: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_to_nodes_the_invariants_hold(turns in prop::collection::vec(any_node_turn(), 1..40)) {
+        let mut life = by_node(Some(own()));
+        for turn in &turns {
+            match turn {
+                NodeTurn::Any(Turn::State(_) | Turn::Tag(_)) if life.instances.is_empty() => {}
+                NodeTurn::Any(turn) => happen(&mut life, turn),
+                NodeTurn::Is(id) => {
+                    life.has(id.map(|id| node(&format!("aws:///us-west-2a/{id}"))));
+                    life.settle();
+                }
+                NodeTurn::Unheard => life.nodes.watch_failed(life.now),
+                NodeTurn::Heard => (life.nodes.seen, life.nodes.failing) = (true, None),
+                NodeTurn::CrashBeforeNodesAreListed => {
+                    life.crash();
+                    life.nodes.seen = false;
+                }
+            }
+        }
+        life.crash_after = None;
+        life.heals_and_ends();
+    }
 }

@@ -12,6 +12,15 @@ impl Life {
         assert!(plus(plus(self.now, PUSH_TIMEOUT), KEY_WINDOW) <= grant.expiration_time.0, "I1: too late a push");
         assert_eq!(status.instance.as_ref().map(|facts| facts.instance_id.as_str()), Some(instance_id));
         assert_eq!(status.key.as_ref().map(|facts| facts.fingerprint.as_str()), Some(key.fingerprint()));
+        let asked = self.object.as_ref().and_then(|object| object.spec.target.node_name.as_deref());
+        if let Some(node) = asked.filter(|_| self.nodes.seen && self.nodes.failing.is_none()) {
+            let is_now = self.nodes.find(node).and_then(|node| node.instance().ok()).map(|instance| instance.id);
+            assert_eq!(
+                is_now.as_ref().map(InstanceId::as_str),
+                Some(instance_id),
+                "I2: the node is another instance now"
+            );
+        }
         self.redeemed += 1;
         let intended = self
             .records
@@ -201,6 +210,7 @@ impl Life {
         (self.look_failure, self.look_delay, self.pace, self.lagging, self.audit_works) =
             (None, Duration::ZERO, Duration::ZERO, false, true);
         self.policies_read = true;
+        (self.nodes.seen, self.nodes.failing) = (true, None);
         self.sync();
         self.settle();
         // Out of the audit trail's retry.
