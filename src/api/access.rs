@@ -198,7 +198,7 @@ fn extra_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SubjectName {
-    /// The user name of who gets in, for example alice@example.com. Whoever is named is in no group.
+    /// The user name of who gets in, for example alice@example.com. Of another than the requester no group counts.
     #[schemars(length(min = 1, max = 1024))]
     pub username: String,
 }
