@@ -99,6 +99,8 @@ pub struct Reading {
     pub requests: usize,
     /// Decisions that are kept, of all that there are in the cluster.
     pub decisions: usize,
+    /// Grants that the ledger knows: of requests that are there, and of deleted ones.
+    pub ledger_grants: usize,
     /// Grants that have not ended.
     pub grants_live: usize,
     /// Whether what guards the requests stands in the API server.
@@ -119,7 +121,8 @@ impl std::fmt::Debug for Rooms {
 impl Collector for Rooms {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(source) = self.0.get() else { return Ok(()) };
-        let Reading { pushes, lookups, audit, requests, decisions, grants_live, enforcement_stands } = source();
+        let Reading { pushes, lookups, audit, requests, decisions, ledger_grants, grants_live, enforcement_stands } =
+            source();
         let outcomes = [
             ("delivered", pushes.delivered),
             ("failed", pushes.failed),
@@ -173,6 +176,12 @@ impl Collector for Rooms {
         )?;
         gauge(&mut encoder, "requests", "Requests in the cluster", requests as u64)?;
         gauge(&mut encoder, "decisions_kept", "Decisions that may count, of all in the cluster", decisions as u64)?;
+        gauge(
+            &mut encoder,
+            "ledger_grants",
+            "Grants that are not given again, of requests that are there and of deleted ones",
+            ledger_grants as u64,
+        )?;
         gauge(&mut encoder, "grants_live", "Grants that have not ended", grants_live as u64)
     }
 }
@@ -272,6 +281,7 @@ impl Metrics {
             EndCause::Released => "Released",
             EndCause::Revoked => "Revoked",
             EndCause::PolicyChanged => "PolicyChanged",
+            EndCause::Consumed => "Consumed",
         };
         self.ends.get_or_create(&Cause { cause }).inc();
         self.end_lateness.observe(lateness.as_secs_f64());

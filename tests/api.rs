@@ -10,6 +10,7 @@ mod api {
     mod gitops;
     mod identity;
     mod immutable;
+    mod ledger;
     mod schema;
     mod stands;
     mod status;

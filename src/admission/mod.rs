@@ -3,7 +3,7 @@
 //! ```text
 //! create ──▶ mutating: requester and finalizer are filled in ──▶ CRD: shape ──▶ validating: requester is the caller
 //! decide ──▶ mutating: approver is filled in ──────────────────▶ CRD: shape ──▶ validating: approver is the caller
-//! status ──────────────────────────────────────────────────────────────────────▶ validating: caller is the operator
+//! status, ledger ──────────────────────────────────────────────────────────────▶ validating: caller is the operator
 //! ```
 //! They are YAML, embedded byte for byte, with one parameter: the operator's service account. Who is right is for the
 //! API server to judge; whether they stand as they are shipped, a [`Piece`] says of itself.
@@ -20,7 +20,7 @@ pub use stand::{Piece, Standing, pieces};
 
 /// Fills in `spec.requester` and the finalizer, and `spec.approver` of decisions.
 const MUTATING: &str = include_str!("mutating.yaml");
-/// Checks `spec.requester`, `spec.approver`, the finalizer, and who writes status.
+/// Checks `spec.requester`, `spec.approver`, the finalizer, and who writes status and the ledger.
 const VALIDATING: &str = include_str!("validating.yaml");
 /// What stands for the operator's namespace in both.
 const NAMESPACE_PLACE: &str = "OPERATOR_NAMESPACE";
@@ -221,8 +221,8 @@ mod tests {
         let account = ServiceAccount::new("access", "broker").unwrap();
         let yaml = yaml(&account, true);
         assert!(!yaml.contains("OPERATOR"), "{yaml}");
-        // One in the mutating policy, one for the finalizer, two for status.
-        assert_eq!(yaml.matches("system:serviceaccount:access:broker").count(), 4, "{yaml}");
+        // One in the mutating policy, one for the finalizer, two for status, and two for the ledger.
+        assert_eq!(yaml.matches("system:serviceaccount:access:broker").count(), 6, "{yaml}");
         assert!(yaml.contains(crate::api::FINALIZER));
     }
 

@@ -536,6 +536,8 @@ pub enum EndCause {
     Revoked,
     /// The policy that decided is gone or no longer admits the request, or a Deny policy now matches.
     PolicyChanged,
+    /// It never began: the same request was granted before, deleted and made again.
+    Consumed,
 }
 
 /// How access was taken back: the evidence.

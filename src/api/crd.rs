@@ -6,14 +6,15 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
-use super::{InstanceAccess, InstanceAccessDecision, InstanceAccessPolicy};
+use super::{InstanceAccess, InstanceAccessDecision, InstanceAccessLedgerEntry, InstanceAccessPolicy};
 
 /// Returns all CRDs of this project, in the order in which they are applied.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut access = InstanceAccess::crd();
     let mut policy = InstanceAccessPolicy::crd();
     let mut decision = InstanceAccessDecision::crd();
-    for crd in [&mut access, &mut policy, &mut decision] {
+    let mut entry = InstanceAccessLedgerEntry::crd();
+    for crd in [&mut access, &mut policy, &mut decision, &mut entry] {
         for version in &mut crd.spec.versions {
             if let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
                 tidy(root);
@@ -29,7 +30,8 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     }
     immutable(&mut access, &["revoke"], "delete the request and make a new one");
     immutable(&mut decision, &[], "make a new decision");
-    vec![access, policy, decision]
+    immutable(&mut entry, &[], "what was granted stays so");
+    vec![access, policy, decision, entry]
 }
 
 /// Returns all CRDs as (plural name, YAML), as each stands in `crds/` and as `instance-access crds` prints it.

@@ -9,12 +9,14 @@ mod access;
 mod condition;
 mod crd;
 mod decision;
+mod ledger;
 mod policy;
 
 pub use access::*;
 pub use condition::*;
 pub use crd::{crds, crds_yaml};
 pub use decision::*;
+pub use ledger::*;
 pub use policy::*;
 
 /// The API group of every resource of this project.

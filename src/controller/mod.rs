@@ -13,6 +13,7 @@ mod decisions;
 mod enforcement;
 mod events;
 mod kept;
+mod ledger;
 mod nodes;
 mod policies;
 mod records;
@@ -90,6 +91,7 @@ struct Shared {
     policies: RwLock<Arc<PolicySet>>,
     places: Places,
     nodes: RwLock<Arc<Nodes>>,
+    ledger: ledger::Book,
     askers: nodes::Askers,
     decisions: decisions::Index,
     slots: Slots,
@@ -111,12 +113,13 @@ struct Places {
     live: Semaphore,
     grants: Semaphore,
     words: Semaphore,
+    leaving: Semaphore,
 }
 
 impl Default for Places {
     fn default() -> Self {
         let places = || Semaphore::new(PLACES);
-        Self { ends: places(), live: places(), grants: places(), words: places() }
+        Self { ends: places(), live: places(), grants: places(), words: places(), leaving: places() }
     }
 }
 
@@ -128,6 +131,7 @@ impl Places {
             (Lane::Grant, true) => &self.live,
             (Lane::Grant, false) => &self.grants,
             (Lane::Word, _) => &self.words,
+            (Lane::Leave, _) => &self.leaving,
         }
     }
 }
@@ -160,6 +164,7 @@ pub struct Health {
     requests_listed: signal::Sender<bool>,
     policies_listed: signal::Sender<bool>,
     decisions_listed: signal::Sender<bool>,
+    ledger_listed: signal::Sender<bool>,
     beat: signal::Sender<Timestamp>,
     contact: Arc<Contact>,
     guard: Arc<Guard>,
@@ -173,6 +178,7 @@ impl Health {
             requests_listed: signal::channel(false).0,
             policies_listed: signal::channel(false).0,
             decisions_listed: signal::channel(false).0,
+            ledger_listed: signal::channel(false).0,
             beat: signal::channel(now).0,
         }
     }
@@ -181,7 +187,7 @@ impl Health {
     pub fn why_not_ready(&self, now: Timestamp) -> Option<String> {
         if !self.hears(now) {
             return Some(
-                "the lists of requests, policies and decisions have not been read yet, or the API server is not heard"
+                "the lists of requests, policies, decisions and ledger entries have not been read yet, or the API server is not heard"
                     .to_owned(),
             );
         }
@@ -198,7 +204,7 @@ impl Health {
 
     /// Whether all lists were read once (before, nothing is decided), and the API server is heard.
     pub fn hears(&self, now: Timestamp) -> bool {
-        let lists = [&self.requests_listed, &self.policies_listed, &self.decisions_listed];
+        let lists = [&self.requests_listed, &self.policies_listed, &self.decisions_listed, &self.ledger_listed];
         let listed = lists.into_iter().all(|listed| *listed.borrow());
         listed && self.contact.lost_time(now).is_none()
     }
@@ -245,6 +251,7 @@ impl Controller {
             policies: RwLock::default(),
             places: Places::default(),
             nodes: RwLock::default(),
+            ledger: ledger::Book::default(),
             askers: nodes::Askers::default(),
             decisions: decisions::Index::default(),
             slots: Slots::default(),
@@ -265,6 +272,7 @@ impl Controller {
                 audit: shared.records.stats(),
                 requests: shared.slots.len(),
                 decisions: shared.decisions.len(),
+                ledger_grants: shared.ledger.read().len(),
                 grants_live: shared.slots.live_len(),
                 enforcement_stands: shared.enforcement().stands(),
             })
@@ -290,6 +298,7 @@ impl Controller {
         tasks.spawn(nodes::watch_nodes(Arc::clone(&shared), stop.clone()));
         tasks.spawn(policies::count_grants(Arc::clone(&shared), stop.clone()));
         tasks.spawn(decisions::watch_decisions(Arc::clone(&shared), stop.clone()));
+        tasks.spawn(ledger::keep_ledger(Arc::clone(&shared), stop.clone()));
         tasks.spawn(watch::watch_requests(Arc::clone(&shared), stop.clone()));
         tasks.spawn(timers::keep_time(Arc::clone(&shared), stop.clone()));
         tasks.spawn(enforcement::keep_enforcement(Arc::clone(&shared), stop.clone()));

@@ -14,7 +14,7 @@ use crate::aws::PushError;
 use crate::domain::approvals::Decisions;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::enforcement::Enforcement;
-use crate::domain::lifecycle::{self, Effect, Plan, World};
+use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
 use crate::domain::push::PushPermit;
@@ -136,12 +136,15 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             (plan, state.kept.open(), known, state.gone, state.kept.is_live())
         };
         let queue = (plan.lane(), is_live);
-        if plan.status.is_some() && place.as_ref().is_none_or(|(held, _)| *held != queue) {
+        let is_last = was_gone && plan.look_again.is_none();
+        // Of what goes, the write is the entry.
+        let wants_place = plan.status.is_some() || queue.0 == Lane::Leave;
+        if wants_place && place.as_ref().is_none_or(|(held, _)| *held != queue) {
             drop(place.take());
             place = shared.places.of(queue).try_acquire().ok().map(|permit| (queue, permit));
         }
         // Thousands that ask at once wait here, with nothing in their hands, and are asked anew when it is their turn.
-        if plan.status.is_some() && place.is_none() {
+        if wants_place && place.is_none() {
             let stops = plan.before.contains(&Effect::StopPush);
             // Its deadlines come while it waits, too: an end then goes where ends go.
             shared.timers.set(&slot.uid, plan.look_again.map(|(_, time)| time));
@@ -166,7 +169,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
         let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan)).await;
         let mut state = slot.lock();
         match step {
-            Step::Done if was_gone => {
+            Step::Done if is_last => {
                 state.running = false;
                 shared.timers.set(&slot.uid, None);
                 shared.slots.forget(&slot.uid);
@@ -201,12 +204,13 @@ fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     sight.vouch(enforcement);
     let object = state.kept.open();
-    let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, sight };
+    let ledger = &shared.ledger.read();
+    let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, ledger, sight };
     lifecycle::next(now, &object, world)
 }
 
 fn vanished(shared: &Shared, state: &mut State) -> Plan {
-    lifecycle::vanished((shared.clock)(), &state.kept.open(), state.sight.open())
+    lifecycle::vanished((shared.clock)(), &state.kept.open(), &shared.ledger.read(), state.sight.open())
 }
 
 /// Ends the turn. The lock is held, so that whoever wakes the slot now starts another.
@@ -283,6 +287,10 @@ async fn carry_out(
     }
     for effect in plan.after {
         match effect {
+            Effect::Enter(entry) => match shared.writer.enter(&entry).await {
+                Ok(()) => shared.ledger.entered(&entry),
+                Err(error) => return unentered(&object, &error),
+            },
             Effect::RemoveFinalizer => match shared.writer.remove_finalizer(&object).await {
                 Ok(newer) if newer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) => return Step::Gone,
                 Ok(newer) => object = take_in(slot, newer),
@@ -326,7 +334,7 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
             );
             shared.events.tell(object, warning, reason, note);
         }
-        Effect::Audit { .. } | Effect::AddFinalizer | Effect::RemoveFinalizer => {
+        Effect::Audit { .. } | Effect::AddFinalizer | Effect::Enter(_) | Effect::RemoveFinalizer => {
             tracing::error!("a plan has an effect where it cannot be carried out");
         }
     }
@@ -376,6 +384,7 @@ pub fn set_gone(shared: &Shared, slot: &Slot) {
     let mut state = slot.lock();
     state.gone = true;
     stop_push(shared, &mut state);
+    state.sight.open().gone_time.get_or_insert((shared.clock)());
 }
 
 /// Asks the API server what a request is now, and believes it.
@@ -385,7 +394,7 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
         let shared = shared_;
         let known = slot.lock().kept.open();
         match shared.writer.read(&known).await {
-            Ok(newer) => believe(&slot, &known, newer),
+            Ok(newer) => believe(&shared, &slot, &known, newer),
             Err(WriteError::Gone) => set_gone(&shared, &slot),
             // The next list says it again.
             Err(error) => tracing::warn!(uid = %slot.uid, error = chain(&error), "a request could not be read again"),
@@ -470,12 +479,25 @@ fn take_in(slot: &Slot, newer: InstanceAccess) -> Arc<InstanceAccess> {
 
 /// Takes in what a read returned: the truth, also where its version is a lower number (a restored etcd), unless the watch
 /// told something else meanwhile.
-fn believe(slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
+fn believe(shared: &Shared, slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
+    shared.ledger.note(&read);
     let mut state = slot.lock();
     if state.kept.is_version(&known.metadata) || state.kept.is_older_than(&read) {
         state.kept.replace(Arc::new(read));
         state.unreadable = false;
     }
+}
+
+/// Goes on after an entry that was not written: the object stays until it is.
+fn unentered(object: &InstanceAccess, error: &WriteError) -> Step {
+    let InstanceAccess { metadata, .. } = object;
+    tracing::warn!(
+        namespace = metadata.namespace,
+        name = metadata.name,
+        error = chain(error),
+        "a ledger entry was not written, trying again; its request stays until then"
+    );
+    Step::Failed
 }
 
 /// Goes on after a failed write: a conflict is read anew at once, all else is tried again after a while.
@@ -491,7 +513,7 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
             let known = slot.lock().kept.open();
             match shared.writer.read(object).await {
                 Ok(newer) => {
-                    believe(slot, &known, newer);
+                    believe(shared, slot, &known, newer);
                     Step::Done
                 }
                 Err(WriteError::Gone) => {
@@ -519,6 +541,7 @@ fn observe(shared: &Shared, before: &InstanceAccess, after: &InstanceAccess) {
     let (Some(new), old) = (&after.status, before.status.as_ref()) else { return };
     let granted = new.grant.is_some() && old.is_none_or(|old| old.grant.is_none());
     if granted {
+        shared.ledger.note(after);
         shared.metrics.count_grant();
     }
     let ended = new.end_time.is_some() && old.is_none_or(|old| old.end_time.is_none());

@@ -94,6 +94,8 @@ fn see(shared: &Arc<Shared>, watched: Watched, listed: bool) {
         Ok(mut object) => {
             prune(&mut object);
             shared.metrics.decodable(uid);
+            // Before anybody else of its name has a turn.
+            shared.ledger.note(&object);
             // Grants that were there before us are another process'; one that comes later and is not ours is nobody's.
             let is_first_list = !*shared.health.requests_listed.borrow();
             let sight = Sight::found_at_start(shared.since_time, is_first_list.then_some(&object));

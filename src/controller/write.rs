@@ -1,18 +1,21 @@
 //! Writes to the API server: status with the resourceVersion that was decided on, and our finalizer.
 //!
-//! Three lanes: ends never queue behind grants, and neither behind a flood of refusals.
+//! Four lanes: ends never queue behind grants, neither behind a flood of refusals, and nobody behind a flood of deletions.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request};
-use kube::Client;
+use kube::api::PostParams;
 use kube::core::Status;
+use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::api::{FINALIZER, GROUP, InstanceAccess, InstanceAccessSpec, InstanceAccessStatus, VERSION};
+use crate::api::{
+    FINALIZER, GROUP, InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessSpec, InstanceAccessStatus, VERSION,
+};
 use crate::domain::lifecycle::Lane;
 use crate::telemetry::Metrics;
 
@@ -25,6 +28,10 @@ const END_WRITES_MAX: usize = 12;
 /// Writes at once that tell people no, or to wait, besides those. A third of a grant's share: whoever floods us with
 /// requests that nobody admits should wait for his answers, and nobody else.
 const WORD_WRITES_MAX: usize = 4;
+
+/// Writes at once for requests that go, besides those: their entry in the ledger, and our finalizer. A third as well:
+/// nobody gets in or stays in by them, and four clients saturate an API server on two cores.
+const LEAVE_WRITES_MAX: usize = 4;
 
 /// Why a write did not happen, or may not have.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +91,7 @@ pub struct Writer {
     grants: Semaphore,
     ends: Semaphore,
     words: Semaphore,
+    leaving: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -95,6 +103,7 @@ impl Writer {
             grants: Semaphore::new(GRANT_WRITES_MAX),
             ends: Semaphore::new(END_WRITES_MAX),
             words: Semaphore::new(WORD_WRITES_MAX),
+            leaving: Semaphore::new(LEAVE_WRITES_MAX),
             metrics,
         }
     }
@@ -145,9 +154,22 @@ impl Writer {
     pub async fn remove_finalizer(&self, object: &InstanceAccess) -> Result<InstanceAccess, WriteError> {
         let finalizers: Vec<String> =
             object.metadata.finalizers.iter().flatten().filter(|name| *name != FINALIZER).cloned().collect();
-        // Whoever makes and deletes requests that never had a grant does not fill the lane of the ends.
+        // Whoever makes and deletes requests that never had a grant does not fill the lane of those that had one.
         let had_grant = object.status.as_ref().is_some_and(|status| status.grant.is_some());
-        self.finalizers(object, &finalizers, if had_grant { Lane::End } else { Lane::Word }).await
+        self.finalizers(object, &finalizers, if had_grant { Lane::Leave } else { Lane::Word }).await
+    }
+
+    /// Writes an entry of the ledger; that it stands already is as good.
+    pub async fn enter(&self, entry: &InstanceAccessLedgerEntry) -> Result<(), WriteError> {
+        let _place = self.leaving.acquire().await.expect("the lanes are never closed");
+        let api: Api<InstanceAccessLedgerEntry> = Api::all(self.client.clone());
+        let params = PostParams { field_manager: Some(super::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        match tokio::time::timeout(WRITE_TIMEOUT, api.create(&params, entry)).await {
+            Err(_) => Err(WriteError::Timeout),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(kube::Error::Api(status))) if status.reason == "AlreadyExists" => Ok(()),
+            Ok(Err(error)) => Err(WriteError::Refused(Box::new(error))),
+        }
     }
 
     async fn finalizers(
@@ -189,6 +211,7 @@ impl Writer {
             Lane::End => (&self.ends, None),
             Lane::Grant => (&self.grants, still),
             Lane::Word => (&self.words, still),
+            Lane::Leave => (&self.leaving, None),
         };
         let Still { holds, nudged } = still.copied().unwrap_or(Still { holds: &|| true, nudged: None });
         let nudge = async {

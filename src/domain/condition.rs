@@ -52,6 +52,8 @@ pub enum ActiveReason {
     Released,
     /// Over: `spec.revoke`, or the policy's change of mind.
     Revoked,
+    /// Over before it began: the same request was granted before.
+    Consumed,
     /// Refused.
     Denied,
     /// No such instance.
@@ -82,7 +84,7 @@ pub enum ActiveReason {
 
 impl ActiveReason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::PendingApproval,
         Self::Scheduled,
         Self::Granting,
@@ -91,6 +93,7 @@ impl ActiveReason {
         Self::Expired,
         Self::Released,
         Self::Revoked,
+        Self::Consumed,
         Self::Denied,
         Self::TargetNotFound,
         Self::TargetAmbiguous,
@@ -117,6 +120,7 @@ impl ActiveReason {
             Self::Expired => "Expired",
             Self::Released => "Released",
             Self::Revoked => "Revoked",
+            Self::Consumed => "Consumed",
             Self::Denied => "Denied",
             Self::TargetNotFound => "TargetNotFound",
             Self::TargetAmbiguous => "TargetAmbiguous",
@@ -156,6 +160,8 @@ pub enum EndReason {
     Released,
     /// `spec.revoke`, or the policy's change of mind.
     Revoked,
+    /// Over before it began: the same request was granted before.
+    Consumed,
     /// Over before it began: refused.
     Denied,
 }
@@ -167,6 +173,7 @@ impl EndReason {
             Self::Expired => ActiveReason::Expired,
             Self::Released => ActiveReason::Released,
             Self::Revoked => ActiveReason::Revoked,
+            Self::Consumed => ActiveReason::Consumed,
             Self::Denied => ActiveReason::Denied,
         }
     }

@@ -34,7 +34,8 @@ fn hex_of_canonical(value: &impl Serialize) -> String {
     hex(&Sha256::digest(&canonical))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Writes bytes in lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to a String does not fail");

@@ -11,6 +11,7 @@ pub mod enforcement;
 pub mod expression;
 pub mod identity;
 pub mod key;
+pub mod ledger;
 pub mod lifecycle;
 pub mod node;
 pub mod policy;

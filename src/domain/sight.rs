@@ -44,6 +44,8 @@ pub struct Sight {
     pub audit_failed_time: Option<Timestamp>,
     /// Since when neither revocations nor policies are heard of: the API server, or its watches, are out of reach.
     pub contact_lost_time: Option<Timestamp>,
+    /// When the request was found gone.
+    pub gone_time: Option<Timestamp>,
     grant: GrantSight,
 }
 
@@ -122,6 +124,7 @@ impl Sight {
             push: PushSight::default(),
             audit_failed_time: None,
             contact_lost_time: None,
+            gone_time: None,
             grant: GrantSight::default(),
         }
     }

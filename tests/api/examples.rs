@@ -139,6 +139,7 @@ async fn explain_tells_what_to_write() {
         ("request-connection", "ia.spec.connection"),
         ("request-status", "ia.status"),
         ("decision", "iad.spec"),
+        ("ledger-entry", "iale.spec"),
         ("policy", "iap.spec"),
         ("policy-targets", "iap.spec.targets"),
     ] {

@@ -21,7 +21,7 @@ async fn the_api_server_keeps_the_policies_as_they_are_written() {
         assert_eq!(live["spec"], ours["spec"], "{kind} {name}");
         seen += 1;
     }
-    assert_eq!(seen, 10, "five policies, five bindings");
+    assert_eq!(seen, 12, "six policies, six bindings");
 }
 
 #[tokio::test]

@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::Context;
+use instance_access::domain::ledger::entry_name;
 use instance_access::{
     admission::{self, ServiceAccount},
-    api::{self, InstanceAccess, InstanceAccessDecision, InstanceAccessPolicy},
+    api::{self, InstanceAccess, InstanceAccessDecision, InstanceAccessLedgerEntry, InstanceAccessPolicy},
 };
 use kube::{
     Api, Client, Config,
@@ -78,6 +79,10 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     let forged = decision("probe").with("/spec/approver", json!({"username": "nobody"}));
     poll::until("a forged approver to be refused", BOUND, async || {
         refused_by("decisions.instanceaccess.dev", admin.dry_run().create(&forged).await)
+    })
+    .await?;
+    poll::until("the ledger to be the operator's alone", BOUND, async || {
+        refused_by("ledger.instanceaccess.dev", admin.dry_run().create(&ledger_entry("probe")).await)
     })
     .await?;
     if mutating {
@@ -180,6 +185,31 @@ pub fn decision(name: &str) -> Object {
         "spec": {
             "decision": "Approve",
             "requestRef": {"name": "web-1", "uid": "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c001", "specDigest": "0".repeat(64)},
+        },
+    }))
+}
+
+/// An entry that nothing is wrong with, for a request that never was.
+pub fn ledger_entry(request: &str) -> Object {
+    let digest = "0".repeat(64);
+    Object(json!({
+        "apiVersion": "instanceaccess.dev/v1alpha1",
+        "kind": "InstanceAccessLedgerEntry",
+        "metadata": {"name": entry_name("team", request, &digest)},
+        "spec": {
+            "request": {
+                "namespace": "team",
+                "name": request,
+                "uid": "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c001",
+                "specDigest": digest,
+            },
+            "grantId": "g-da0a142574368aceb40ae198baca56c4",
+            "subject": {"username": "alice"},
+            "instanceId": "i-0123456789abcdef0",
+            "startTime": "2026-03-01T08:00:00Z",
+            "expirationTime": "2026-03-01T09:00:00Z",
+            "endTime": "2026-03-01T08:30:00Z",
+            "keepUntilTime": "2027-04-05T08:30:00Z",
         },
     }))
 }
@@ -290,6 +320,9 @@ impl Person {
             Some("InstanceAccessDecision") => {
                 let kind = ApiResource::erase::<InstanceAccessDecision>(&());
                 Api::namespaced_with(self.client.clone(), &self.namespace, &kind)
+            }
+            Some("InstanceAccessLedgerEntry") => {
+                Api::all_with(self.client.clone(), &ApiResource::erase::<InstanceAccessLedgerEntry>(&()))
             }
             _ => Api::all_with(self.client.clone(), &ApiResource::erase::<InstanceAccessPolicy>(&())),
         }

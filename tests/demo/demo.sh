@@ -49,7 +49,7 @@ port=$(field web-1 6) # 22 for root, another for an ordinary user
 say "Install: resources, admission policies, the operator's rights"
 kube admin create namespace team >/dev/null
 "$operator" crds | kube admin apply -f - | sed 's/^/  /'
-kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev crd/instanceaccessdecisions.instanceaccess.dev >/dev/null
+kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev crd/instanceaccessdecisions.instanceaccess.dev crd/instanceaccessledgerentries.instanceaccess.dev >/dev/null
 "$operator" admission --operator-service-account instance-access/operator | kube admin apply -f - | sed 's/^/  /'
 kube admin apply -f examples/operator-rbac.yaml -f examples/user-rbac.yaml | sed 's/^/  /'
 

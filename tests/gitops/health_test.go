@@ -43,6 +43,7 @@ var rows = []row{
 	{"expired-before-grant", "over: `endTime` was past when it was created", "Healthy", "Current", "Current"},
 	{"revoked", "over: `Revoked`", "Healthy", "Current", "Current"},
 	{"released", "over: `Released`, the object about to go", "Progressing", "Terminating", "InProgress"},
+	{"consumed", "over: `Consumed`, it had its grant before and was made anew", "Healthy", "Current", "Current"},
 	{"denied-by-policy", "refused: `DeniedByPolicy`", "Degraded", "Failed", "Failed"},
 	{"denied-invalid-spec", "refused: `InvalidSpec`", "Degraded", "Failed", "Failed"},
 	{"denied-by-approver", "refused: `DeniedByApprover`", "Degraded", "Failed", "Failed"},

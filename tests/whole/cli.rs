@@ -67,7 +67,8 @@ pub async fn what_is_printed_for_kubectl_is_all_there() {
         [
             "instanceaccesses.instanceaccess.dev",
             "instanceaccesspolicies.instanceaccess.dev",
-            "instanceaccessdecisions.instanceaccess.dev"
+            "instanceaccessdecisions.instanceaccess.dev",
+            "instanceaccessledgerentries.instanceaccess.dev"
         ]
     );
     let kinds =
@@ -76,7 +77,10 @@ pub async fn what_is_printed_for_kubectl_is_all_there() {
     assert!(admission.contains("system:serviceaccount:ops:broker") && !admission.contains("OPERATOR_NAME"));
     let mutating = ["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
     let validating = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
-    assert_eq!(kinds(&admission), [&validating[..], &validating, &validating, &mutating, &mutating].concat());
+    assert_eq!(
+        kinds(&admission),
+        [&validating[..], &validating, &validating, &validating, &mutating, &mutating].concat()
+    );
     let older = said(&["admission", "--operator-service-account", "ops/broker", "--without-mutating"]).await.stdout;
-    assert_eq!(kinds(&older), [validating, validating, validating].concat());
+    assert_eq!(kinds(&older), [validating, validating, validating, validating].concat());
 }

@@ -320,9 +320,7 @@ async fn install(lab: &Lab) {
     let mut apply = vec!["apply", "--server-side"];
     apply.extend(files.iter().flat_map(|file| ["-f", *file]));
     kubectl(&apply).await;
-    let crds = ["instanceaccesses", "instanceaccesspolicies", "instanceaccessdecisions"];
-    let crds = crds.map(|name| format!("crd/{name}.instanceaccess.dev"));
-    kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", &crds[0], &crds[1], &crds[2]]).await;
+    kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", "crd", "--all"]).await;
     enforced(lab).await;
 }
 

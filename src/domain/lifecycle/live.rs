@@ -220,7 +220,8 @@ impl<'a> Draft<'a> {
                 let reason = self.request.spec.revoke.as_ref().and_then(|revoke| revoke.reason.as_deref());
                 format!("spec.revoke was set: {}", reason.unwrap_or("no reason given"))
             }
-            EndCause::PolicyChanged => "no policy stands behind it any more".to_owned(),
+            // Of a request that never had a grant.
+            EndCause::PolicyChanged | EndCause::Consumed => "no policy stands behind it any more".to_owned(),
         };
         format!(
             "{how}; no key is readable by the host since {expiration}, and no new login is possible. Sessions that were open are not cut by this version"

@@ -10,6 +10,7 @@
 //! point loses the `Sight` only; what follows from the stored status alone is then decided for the worst case.
 
 mod asked;
+mod ledger;
 mod live;
 mod nodes;
 mod pending;
@@ -22,7 +23,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{
-    AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessStatus, Revocation,
+    AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessLedgerEntry,
+    InstanceAccessStatus, Revocation,
 };
 
 use super::approvals::Decisions;
@@ -31,6 +33,7 @@ use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounde
 use super::digest::spec_digest;
 use super::enforcement::Enforcement;
 use super::identity::PrincipalRule;
+use super::ledger::Ledger;
 use super::node::Nodes;
 use super::policy::PolicySet;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
@@ -81,6 +84,8 @@ pub struct World<'a> {
     pub nodes: &'a Nodes,
     /// Whether what guards the requests stands in the API server.
     pub enforcement: &'a Enforcement,
+    /// The grants that were consumed.
+    pub ledger: &'a Ledger,
     /// What this process saw of the request.
     pub sight: &'a Sight,
 }
@@ -139,6 +144,8 @@ pub enum Effect {
     StopPush,
     /// Put our finalizer on the request, so that its deletion ends the grant first.
     AddFinalizer,
+    /// Write down that a request which goes had its grant: durable, or the rest of the plan falls.
+    Enter(Box<InstanceAccessLedgerEntry>),
     /// Let the request go.
     RemoveFinalizer,
     /// Tell the people who watch events. A hint, never the audit.
@@ -161,6 +168,9 @@ pub enum Lane {
     Grant,
     /// A word to somebody who has no grant: a refusal, or why it takes longer. It never stands before a grant.
     Word,
+    /// A request that goes: its entry in the ledger, and our finalizer. A thousand that are deleted at once keep nobody
+    /// else's access from ending.
+    Leave,
 }
 
 /// Why the shell must look again, and until when it may rest.
@@ -201,43 +211,45 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
     draft.into_plan()
 }
 
-/// Says what to do for a request that is gone although its grant lived: somebody took our finalizer off.
+/// Says what to do for a request that is gone although it had a grant: somebody took our finalizer off.
 ///
-/// Nothing is pushed any more, and the record of the end is owed; `status` has nowhere to go.
-pub fn vanished(now: Timestamp, request: &InstanceAccess, sight: &Sight) -> Plan {
-    let settings = Settings::default();
-    let (policies, decisions, nodes) = (PolicySet::default(), Decisions::default(), Nodes::default());
+/// Nothing is pushed any more, and the record of the end is owed, as is its entry in the ledger; `status` has nowhere to
+/// go. A plan that names no time to look again is the last.
+pub fn vanished(now: Timestamp, request: &InstanceAccess, ledger: &Ledger, sight: &Sight) -> Plan {
+    let settings = &Settings::default();
+    let (policies, decisions, nodes) = (&PolicySet::default(), &Decisions::default(), &Nodes::default());
     let enforcement = &Enforcement::Unseen;
-    let world =
-        World { settings: &settings, policies: &policies, decisions: &decisions, nodes: &nodes, enforcement, sight };
+    let world = World { settings, policies, decisions, nodes, enforcement, ledger, sight };
     let mut draft = Draft::new(now, request, world);
-    let has_grant = draft.status.grant.is_some();
-    let lives = has_grant && !draft.is_terminal();
-    let owes_record = has_grant && draft.is_terminal() && draft.status.audit.is_none();
-    if !lives && !owes_record {
+    if draft.status.grant.is_none() {
         return Plan::default();
     }
-    // It is over when the last key has faded, and not when the object went.
-    if let (true, Some(faded)) = (lives, draft.readable_until())
-        && faded > now
+    let lives = !draft.is_terminal();
+    let owes_record = !lives && draft.status.audit.is_none();
+    // It is over when the last key has faded, and not when the object went. Tried again, the end is the same.
+    let faded = draft.readable_until().unwrap_or(Timestamp::MIN);
+    let end_time = sight.gone_time.unwrap_or(now).max(faded);
+    if lives && faded > now {
+        draft.wake(Deadline::KeyWindowClosed, faded);
+    } else if (lives || owes_record)
+        && let Some(again) = draft.audit_retry_time()
     {
-        return Plan { look_again: Some((Deadline::KeyWindowClosed, faded)), ..Plan::default() };
-    }
-    if let Some(again) = draft.audit_retry_time() {
-        return Plan { look_again: Some((Deadline::Retry, again)), ..Plan::default() };
-    }
-    if owes_record {
+        draft.wake(Deadline::Retry, again);
+    } else if owes_record {
         let record = draft.end_record();
         draft.audit(true, record);
-        return Plan { before: draft.before, ..Plan::default() };
-    }
-    draft.end(EndCause::Released, "the request vanished from the API server while its grant lived");
-    for effect in &mut draft.before {
-        if let Effect::Audit { required, .. } = effect {
-            *required = true;
+    } else if lives {
+        draft.now = end_time.min(now);
+        draft.end(EndCause::Released, "the request vanished from the API server while its grant lived");
+        for effect in &mut draft.before {
+            if let Effect::Audit { required, .. } = effect {
+                *required = true;
+            }
         }
     }
-    Plan { before: draft.before, ..Plan::default() }
+    // At once: whoever makes it again does not wait until the key has faded.
+    let entry = draft.entry_owed(whole_second(end_time)).map(|entry| Effect::Enter(Box::new(entry)));
+    Plan { before: draft.before, after: entry.into_iter().collect(), look_again: draft.look_again, ..Plan::default() }
 }
 
 impl Plan {
@@ -250,6 +262,8 @@ impl Plan {
     pub fn lane(&self) -> Lane {
         if self.before.contains(&Effect::StopPush) {
             Lane::End
+        } else if self.after.iter().any(|effect| matches!(effect, Effect::Enter(_))) {
+            Lane::Leave
         } else if self.status.as_ref().is_none_or(|status| status.grant.is_some()) {
             Lane::Grant
         } else {
@@ -393,7 +407,7 @@ impl<'a> Draft<'a> {
         if self.is_deleted() && self.has_finalizer() {
             // It goes: that its status speaks of the generation before is not worth a write.
             self.silent = true;
-            self.after.push(Effect::RemoveFinalizer);
+            self.let_go();
         }
     }
 
@@ -550,6 +564,7 @@ pub fn end_reason(cause: EndCause) -> EndReason {
         EndCause::Expired => EndReason::Expired,
         EndCause::Released => EndReason::Released,
         EndCause::Revoked | EndCause::PolicyChanged => EndReason::Revoked,
+        EndCause::Consumed => EndReason::Consumed,
     }
 }
 

@@ -90,6 +90,9 @@ impl<'a> Draft<'a> {
         if !made.is_some_and(|made| self.world.enforcement.covers(made)) {
             return self.refuse(DenyReason::RequesterUnchecked, REQUESTER_UNCHECKED);
         }
+        if self.is_consumed() {
+            return;
+        }
         let asked = match self.asked() {
             Ok(asked) => asked,
             Err(mut findings) => {

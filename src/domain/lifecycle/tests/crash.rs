@@ -11,10 +11,20 @@ enum Turn {
     PolicyGone,
     Denied,
     AuditFails,
+    MadeAgain,
+    MadeAgainWhileNoEntryIsTaken,
 }
 
-const TURNS: [Turn; 6] =
-    [Turn::Nothing, Turn::Revoked, Turn::Deleted, Turn::PolicyGone, Turn::Denied, Turn::AuditFails];
+const TURNS: [Turn; 8] = [
+    Turn::Nothing,
+    Turn::Revoked,
+    Turn::Deleted,
+    Turn::PolicyGone,
+    Turn::Denied,
+    Turn::AuditFails,
+    Turn::MadeAgain,
+    Turn::MadeAgainWhileNoEntryIsTaken,
+];
 
 /// Lives through `turn` a minute after the request; pushes take as long as they may.
 fn live(life: &mut Life, turn: Turn) {
@@ -26,6 +36,17 @@ fn live(life: &mut Life, turn: Turn) {
         Turn::PolicyGone => life.change_policies(false, Vec::clear),
         Turn::Denied => life.change_policies(false, |policies| policies.push(policy("no", PolicyEffect::Deny))),
         Turn::AuditFails => life.audit_works = false,
+        Turn::MadeAgain | Turn::MadeAgainWhileNoEntryIsTaken => {
+            life.delete();
+            life.book.works = !matches!(turn, Turn::MadeAgainWhileNoEntryIsTaken);
+            life.run_until(at(140));
+            assert!(life.book.works || life.object.is_some(), "it went without an entry\n{}", life.log());
+            life.book.works = true;
+            life.run_until(at(145));
+            life.make_again(|_| {});
+            life.settle();
+            life.shows("Active=False/Consumed Ended=True/Consumed");
+        }
     }
     life.run_until(at(150));
     life.heals_and_ends();

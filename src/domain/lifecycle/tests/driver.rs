@@ -3,10 +3,11 @@
 //! It may crash after any step (its `Sight` and its queue are lost; what has left for AWS lands all the same), see the
 //! object late, lose a race for it, and be slow. Time is a number that only [`Life`] moves.
 
+mod again;
 mod invariants;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
@@ -101,7 +102,9 @@ pub(in super::super) struct Life {
     keys: Vec<Key>,
     redeemed: usize,
     landed: usize,
-    grants: BTreeSet<String>,
+    /// The grants that there ever were, by what was granted.
+    grants: BTreeMap<[Option<String>; 3], String>,
+    pub book: again::Book,
     promise: Option<Timestamp>,
     stuck: Vec<Condition>,
     policy_admits: bool,
@@ -117,6 +120,8 @@ enum Stop {
     Crashed,
     /// The plan falls; ask again.
     Fell,
+    /// The store said no; ask again, but not before a while.
+    Failed,
 }
 
 impl Life {
@@ -125,6 +130,7 @@ impl Life {
             // Long after the process came to lead.
             now: at(0),
             sight: Sight::found_at_start(at(-3600), Some(&object)),
+            book: again::Book::new(&object),
             view: Some(object.clone()),
             object: Some(object),
             lagging: false,
@@ -159,7 +165,7 @@ impl Life {
             keys: Vec::new(),
             redeemed: 0,
             landed: 0,
-            grants: BTreeSet::new(),
+            grants: BTreeMap::new(),
             promise: None,
             stuck: Vec::new(),
             policy_admits: true,
@@ -188,8 +194,9 @@ impl Life {
         let unread = PolicySet::default();
         let policies = if self.policies_read { &compiled.1 } else { &unread };
         let decisions = &if self.policies_read { self.decisions() } else { Decisions::default() };
-        let Self { settings, nodes, enforcement, sight, .. } = self;
-        let world = World { settings, policies, decisions, nodes, enforcement, sight };
+        let Self { settings, nodes, enforcement, sight, book, .. } = self;
+        let ledger = if book.is_read { &book.known } else { &Ledger::default() };
+        let world = World { settings, policies, decisions, nodes, enforcement, ledger, sight };
         next(self.now, self.view.as_ref().expect("something to ask about"), world)
     }
 
@@ -233,8 +240,10 @@ impl Life {
             }
         });
         if gone {
+            let was = self.view.clone();
             self.object = None;
             self.sync();
+            self.finds_gone(was);
         }
     }
 
@@ -274,6 +283,9 @@ impl Life {
     /// The watch catches up.
     pub fn sync(&mut self) {
         self.view = self.object.clone();
+        if let Some(view) = &self.view {
+            self.book.known.note(view);
+        }
     }
 
     /// The process dies and comes back: what it saw and what waited is lost; what has left, flies.
@@ -290,6 +302,7 @@ impl Life {
         self.last_record = None;
         self.look_again = None;
         self.lagging = false;
+        self.book.restarts();
         self.sync();
     }
 
@@ -323,8 +336,7 @@ impl Life {
     pub fn reconcile(&mut self) {
         for round in 0.. {
             if self.view.is_none() {
-                self.look_again = None;
-                return;
+                return self.mourn();
             }
             let asked_time = self.now;
             self.sight.vouch(&self.enforcement);
@@ -353,6 +365,10 @@ impl Life {
                 Ok(()) if self.now == asked_time && self.audit_works => self.is_at_rest(deadline),
                 Ok(()) | Err(Stop::Fell) => {}
                 Err(Stop::Crashed) => {}
+                Err(Stop::Failed) => {
+                    self.look_again = Some((Deadline::Retry, plus(self.now, seconds(1))));
+                    return;
+                }
             }
         }
     }
@@ -363,8 +379,8 @@ impl Life {
             return;
         }
         let again = self.ask();
-        let only_lets_go =
-            again.before.is_empty() && again.status.is_none() && again.after == [Effect::RemoveFinalizer];
+        let lets_go = |effect: &Effect| matches!(effect, Effect::Enter(_) | Effect::RemoveFinalizer);
+        let only_lets_go = again.before.is_empty() && again.status.is_none() && again.after.iter().all(lets_go);
         assert!(again.is_empty() || only_lets_go, "a second plan: {again:?}\n{}", self.log());
         assert_eq!(again.look_again, deadline, "another deadline on its own result\n{}", self.log());
     }
@@ -469,6 +485,7 @@ impl Life {
             Effect::AddFinalizer => self.write("finalizer added", |object| {
                 object.metadata.finalizers.get_or_insert_default().push(FINALIZER.into());
             }),
+            Effect::Enter(entry) => self.enter(*entry),
             Effect::RemoveFinalizer => self.write("finalizer removed", |object| object.metadata.finalizers = None),
             Effect::Event { reason, note, .. } => {
                 assert!(note.len() <= 1024 && !note.is_empty(), "{note}");
@@ -495,6 +512,7 @@ impl Life {
                     && object.metadata.finalizers.iter().flatten().count() == 0;
                 if is_gone {
                     self.object = None;
+                    self.lets_go();
                 }
                 self.sync();
                 self.step(name)

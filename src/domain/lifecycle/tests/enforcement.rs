@@ -174,6 +174,7 @@ fn an_end_that_somebody_moved_later_ends_the_grant_at_once() {
         decisions: &Decisions::none(),
         nodes: &Nodes::default(),
         enforcement: &stands(-60),
+        ledger: &Ledger::default(),
         sight: &sight,
     };
     let plan = next(at(100), object, world);
@@ -230,6 +231,7 @@ fn a_grant_of_another_requests_id_is_ended() {
         decisions: &Decisions::none(),
         nodes: &life.nodes,
         enforcement: &stands(-60),
+        ledger: &Ledger::default(),
         sight: &sight,
     };
     let plan = next(at(10), &other, world);

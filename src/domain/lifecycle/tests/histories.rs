@@ -11,6 +11,10 @@ pub(super) enum Turn {
     Suspend(u32),
     Revoke,
     Delete,
+    MakeAgain(Again),
+    Ledger(bool),
+    CrashBeforeTheLedgerIsRead,
+    LedgerRead,
     Label,
     Lag,
     Crash,
@@ -36,6 +40,14 @@ pub(super) enum Turn {
     Gone(bool),
     EnforcementGone,
     EnforcementBack(bool),
+}
+
+/// How a request is made again.
+#[derive(Clone, Copy, Debug)]
+enum Again {
+    Same,
+    /// For another reason, each time the same one.
+    Other,
 }
 
 /// Who decides.
@@ -90,7 +102,11 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         2 => (90..400u32).prop_map(Turn::Wait),
         2 => (0..200u32).prop_map(Turn::Suspend),
         2 => Just(Turn::Revoke),
-        2 => Just(Turn::Delete),
+        3 => Just(Turn::Delete),
+        8 => prop::sample::select(vec![Again::Same, Again::Same, Again::Other]).prop_map(Turn::MakeAgain),
+        1 => any::<bool>().prop_map(Turn::Ledger),
+        1 => Just(Turn::CrashBeforeTheLedgerIsRead),
+        1 => Just(Turn::LedgerRead),
         2 => Just(Turn::Label),
         1 => Just(Turn::Lag),
         2 => Just(Turn::Crash),
@@ -143,6 +159,21 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
         }
         Turn::Revoke => life.revoke(),
         Turn::Delete => life.delete(),
+        // What comes at once has tests of its own: here, keys of the one before would be taken for the new one's.
+        Turn::MakeAgain(again) => {
+            if life.is_still() {
+                life.make_again(|request| match again {
+                    Again::Same => {}
+                    Again::Other => request.spec.reason = Some("the disk is full again".into()),
+                });
+            }
+        }
+        Turn::Ledger(works) => life.book.works = *works,
+        Turn::CrashBeforeTheLedgerIsRead => {
+            life.crash();
+            life.book.is_read = false;
+        }
+        Turn::LedgerRead => life.book.is_read = true,
         Turn::Label => life.label(),
         Turn::Lag => life.lagging = true,
         Turn::Crash => life.crash(),

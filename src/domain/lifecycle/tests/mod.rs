@@ -9,6 +9,7 @@ mod driver;
 mod enforcement;
 mod histories;
 mod hostile;
+mod ledger;
 mod live;
 mod nodes;
 mod objects;
@@ -199,6 +200,7 @@ impl Life {
     /// Changes the request before anybody has seen it.
     pub fn with(mut self, change: impl FnOnce(&mut InstanceAccess)) -> Self {
         change(self.object.as_mut().expect("nothing has happened yet"));
+        self.book.first = self.object.clone().expect("as above");
         self.sync();
         self
     }

@@ -116,6 +116,12 @@ fn objects() -> Vec<Object> {
     assert_eq!(deleting.object, None);
     released.status.clone_from(&deleting.last_status);
 
+    let mut consumed = world().until(100);
+    consumed.delete();
+    consumed.run_until(at(300));
+    consumed.make_again(|_| {});
+    let consumed = consumed.settled();
+
     let over = world().until(600);
     let too_late = world().with(|request| request.spec.end_time = Some(Time(at(-1)))).settled();
     let refused = world().under(|policy| policy.subjects.clear()).settled();
@@ -153,6 +159,7 @@ fn objects() -> Vec<Object> {
         made("expired-before-grant", &too_late),
         made("revoked", &revoked),
         stored("released", &released),
+        made("consumed", &consumed),
         made("denied-by-policy", &refused),
         made("denied-invalid-spec", &invalid),
         made("denied-by-approver", &denied),
@@ -222,6 +229,7 @@ fn every_row_of_the_table_of_conditions_has_its_object() {
         "expired-before-grant: Active=False/Expired Ended=True/Expired",
         "revoked: Approved=True/AdmittedByPolicy Active=False/Revoked Ended=True/Revoked",
         "released: Approved=True/AdmittedByPolicy Active=False/Released Ended=True/Released",
+        "consumed: Active=False/Consumed Ended=True/Consumed",
         "denied-by-policy: Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True/Denied",
         "denied-invalid-spec: Denied=True/InvalidSpec Active=False/Denied Ended=True/Denied Stalled=True/Denied",
         "denied-by-approver: Active=False/Denied Denied=True/DeniedByApprover Ended=True/Denied Stalled=True/Denied",

@@ -7,7 +7,10 @@ fn plan(request: &InstanceAccess, sight: &Sight) -> Plan {
     let settings = &Settings { region, ..Settings::default() };
     let enforcement = &Enforcement::Stands { since_time: at(-60) };
     let (policies, decisions, nodes) = (&PolicySet::default(), &Decisions::default(), &Nodes::default());
-    next(at(5), request, World { settings, policies, decisions, nodes, enforcement, sight })
+    let mut ledger = Ledger::default();
+    ledger.set_seen();
+    let ledger = &ledger;
+    next(at(5), request, World { settings, policies, decisions, nodes, enforcement, ledger, sight })
 }
 
 #[test]
@@ -41,24 +44,4 @@ fn before_the_policies_were_read_a_grant_is_neither_pushed_nor_taken_back_and_it
     life.settle();
     life.shows("Approved=True Active=True/RevocationPending Reconciling=True");
     assert_eq!(life.until(170).object, None);
-}
-
-#[test]
-fn a_request_that_vanished_while_its_grant_lived_owes_the_record_of_its_end() {
-    let mut life = world().until(100);
-    let object = life.object.clone().unwrap();
-    let plan = vanished(at(100), &object, &Sight::new(at(0)));
-    assert!(
-        matches!(&plan.before[..], [Effect::StopPush, Effect::Audit { required: true, record }] if record.kind == RecordKind::Ended)
-    );
-    assert!(plan.status.is_none() && plan.after.is_empty());
-    let mut failing = Sight::new(at(0));
-    failing.audit_failed_time = Some(at(98));
-    let wait = vanished(at(100), &object, &failing);
-    assert!(wait.is_empty() && wait.look_again == Some((Deadline::Retry, at(103))));
-    // Of a clock that was stepped back.
-    failing.audit_failed_time = Some(at(4000));
-    assert!(!vanished(at(100), &object, &failing).is_empty());
-    life = life.until(700);
-    assert!(vanished(at(700), life.object.as_ref().unwrap(), &Sight::new(at(0))).is_empty());
 }

@@ -1,0 +1,229 @@
+//! The ledger of consumed grants, as the API server keeps it and as memory has it.
+//!
+//! ```text
+//! requests with a grant ──┐
+//! our own entries ────────┼─▶ Book ─▶ asked before every grant
+//! the watch over entries ─┘     └─▶ chores: entries whose time is over go, those that somebody else deleted come back
+//! ```
+//! Memory is never behind our own writes, and forgets only what it was told to let go: a list that is read again adds to
+//! it. What follows from it is decided in `domain`.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::{DeleteParams, Preconditions};
+use kube::core::{ApiResource, DynamicObject};
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{InstanceAccess, InstanceAccessLedgerEntry};
+use crate::domain::ledger::{Ledger, is_past, is_sound};
+use crate::telemetry::chain;
+
+use super::Shared;
+use super::turn::wake_all;
+use super::watch::config;
+use super::write::WRITE_TIMEOUT;
+
+/// Entries a page: each is a twentieth of a request.
+const PAGE_SIZE: u32 = 500;
+/// How often the list is read again, to find entries whose time is over. They are kept for months: a day more is nothing.
+const LIST_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// The same, while there were more of them than are dealt with at once.
+const LIST_INTERVAL_BEHIND: Duration = Duration::from_secs(600);
+/// Entries that wait to go, or to come back. Of those that go, the next list has what found no room.
+const CHORES_MAX: usize = 1000;
+/// Gap between two chores: five writes a second are little over one in a hundred of those that an API server on two cores
+/// does, and nobody waits for them.
+const GAP: Duration = Duration::from_millis(200);
+/// Gap after a chore that failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The ledger in memory.
+#[derive(Default)]
+pub struct Book(RwLock<Ledger>);
+
+impl Book {
+    /// The ledger as it is now.
+    pub fn read(&self) -> RwLockReadGuard<'_, Ledger> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Ledger> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a request: if it has a grant, nobody else gets that.
+    pub fn note(&self, request: &InstanceAccess) {
+        if request.status.as_ref().is_some_and(|status| status.grant.is_some()) {
+            self.write().note(request);
+        }
+    }
+
+    /// Takes in an entry that stands.
+    pub fn entered(&self, entry: &InstanceAccessLedgerEntry) {
+        let InstanceAccessLedgerEntry { metadata, spec } = entry;
+        let name = metadata.name.as_deref().unwrap_or_default();
+        self.write().enter(name, Some(&spec.request.uid), Some(spec.end_time.0));
+    }
+}
+
+/// Something that nobody waits for.
+enum Chore {
+    /// The time of an entry is over: it goes.
+    Prune { name: String, uid: Option<String> },
+    /// Somebody else deleted it: it comes back.
+    Restore(Box<InstanceAccessLedgerEntry>),
+}
+
+/// Takes in what happens to entries, and keeps them as long as they should be, until it is stopped.
+pub async fn keep_ledger(shared: Arc<Shared>, stop: CancellationToken) {
+    let (queue, waiting) = mpsc::channel(CHORES_MAX);
+    tokio::join!(watch(&shared, queue, &stop), work(&shared, waiting, &stop));
+}
+
+async fn watch(shared: &Arc<Shared>, chores: Sender<Chore>, stop: &CancellationToken) {
+    let kind = ApiResource::erase::<InstanceAccessLedgerEntry>(&());
+    loop {
+        // Untyped, so that one that does not decode counts by its name.
+        let api: Api<DynamicObject> = Api::all_with(shared.client.clone(), &kind);
+        let stream = watcher(api, config().page_size(PAGE_SIZE));
+        let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+        let mut is_behind = false;
+        let began = tokio::time::Instant::now();
+        loop {
+            let again = began + if is_behind { LIST_INTERVAL_BEHIND } else { LIST_INTERVAL };
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(again) => break,
+                event = stream.next() => event,
+            };
+            match event {
+                Some(Ok(Event::Init)) => {}
+                Some(Ok(Event::InitApply(object))) => {
+                    let Some(Read { name, keep_until_time, .. }) = take_in(shared, &object) else { continue };
+                    if keep_until_time.is_some_and(|time| is_past((shared.clock)(), time)) {
+                        let prune = Chore::Prune { name, uid: object.metadata.uid };
+                        is_behind |= chores.try_send(prune).is_err();
+                    }
+                }
+                Some(Ok(Event::InitDone)) => {
+                    shared.ledger.write().set_seen();
+                    if !shared.health.ledger_listed.send_replace(true) {
+                        wake_all(shared);
+                    }
+                }
+                Some(Ok(Event::Apply(object))) => drop(take_in(shared, &object)),
+                Some(Ok(Event::Delete(object))) => deleted(shared, &chores, &object),
+                Some(Err(error)) => {
+                    shared.metrics.count_watch_error("instanceaccessledgerentries");
+                    tracing::warn!(error = chain(&error), "the watch over ledger entries broke, trying again");
+                }
+                None => return,
+            }
+        }
+    }
+}
+
+/// An entry, as far as it is of use here.
+struct Read {
+    name: String,
+    uid: Option<String>,
+    end_time: Option<Timestamp>,
+    keep_until_time: Option<Timestamp>,
+}
+
+/// Reads an entry; none, if it is one that the operator never writes.
+fn read(object: &DynamicObject) -> Option<Read> {
+    let name = object.metadata.name.clone()?;
+    let Ok(entry) = object.clone().try_parse::<InstanceAccessLedgerEntry>() else {
+        return Some(Read { name, uid: None, end_time: None, keep_until_time: None });
+    };
+    if !is_sound(&entry) {
+        tracing::warn!(name, "a ledger entry does not bear the name of what it is about, and does not count");
+        return None;
+    }
+    let InstanceAccessLedgerEntry { spec, .. } = entry;
+    Some(Read {
+        name,
+        uid: Some(spec.request.uid),
+        end_time: Some(spec.end_time.0),
+        keep_until_time: Some(spec.keep_until_time.0),
+    })
+}
+
+fn take_in(shared: &Shared, object: &DynamicObject) -> Option<Read> {
+    let read = read(object)?;
+    shared.ledger.write().enter(&read.name, read.uid.as_deref(), read.end_time).then_some(read)
+}
+
+/// An entry is gone: because its time was over, or because somebody took it away.
+fn deleted(shared: &Shared, chores: &Sender<Chore>, object: &DynamicObject) {
+    let Some(Read { name, keep_until_time, .. }) = read(object) else { return };
+    if keep_until_time.is_some_and(|time| is_past((shared.clock)(), time)) {
+        return shared.ledger.write().forget(&name);
+    }
+    tracing::error!(
+        name,
+        "somebody deleted a ledger entry; its grant is not given again while this process runs, and the entry is written again"
+    );
+    if let Ok(InstanceAccessLedgerEntry { spec, .. }) = object.clone().try_parse() {
+        let restore = Chore::Restore(Box::new(InstanceAccessLedgerEntry::new(&name, spec)));
+        if chores.try_send(restore).is_err() {
+            tracing::error!(name, "more ledger entries were deleted than can be written again");
+        }
+    }
+}
+
+/// Does one chore after the other, at leisure.
+async fn work(shared: &Shared, mut waiting: Receiver<Chore>, stop: &CancellationToken) {
+    let mut undone = None;
+    loop {
+        let chore = match undone.take() {
+            Some(chore) => chore,
+            None => tokio::select! {
+                () = stop.cancelled() => return,
+                chore = waiting.recv() => match chore {
+                    Some(chore) => chore,
+                    None => return,
+                },
+            },
+        };
+        let rest = match done(shared, &chore).await {
+            Ok(()) => GAP,
+            Err(error) => {
+                tracing::warn!(error = chain(&*error), "the ledger could not be put in order, trying again");
+                undone = Some(chore);
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(rest) => {}
+        }
+    }
+}
+
+async fn done(shared: &Shared, chore: &Chore) -> Result<(), Box<dyn std::error::Error>> {
+    match chore {
+        Chore::Restore(entry) => Ok(shared.writer.enter(entry).await?),
+        Chore::Prune { name, uid } => {
+            let api: Api<InstanceAccessLedgerEntry> = Api::all(shared.client.clone());
+            let this = Preconditions { uid: uid.clone(), ..Preconditions::default() };
+            let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
+            match tokio::time::timeout(WRITE_TIMEOUT, api.delete(name, &params)).await? {
+                Ok(_) => {}
+                // Gone already, or another one by now.
+                Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+                Err(error) => return Err(error.into()),
+            }
+            shared.ledger.write().forget(name);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The ledger of consumed grants: what keeps a request that was deleted and made again from being granted twice.
+//!
+//! ```text
+//! granted ──────▶ its status is the record ──▶ deleted: an entry is written, then the object goes
+//!    └──────────────▶ Ledger, in memory ◀──────────┘
+//!                          └─▶ the same namespace, name and spec again: Consumed
+//! ```
+//! A grant is consumed by the first request that had it; the key is namespace, name and spec digest. So a grant costs no
+//! write here, and a request that never had one leaves nothing behind. When an entry is owed is judged in `lifecycle`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use sha2::{Digest, Sha256};
+
+use super::digest::{hex, spec_digest};
+use super::time::{plus, whole_second_up};
+use crate::api::{
+    Grant, InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessLedgerEntrySpec, InstanceAccessStatus,
+    LedgerRequest, LedgerSubject,
+};
+
+/// How long an entry outlives the `endTime` of its request. From `endTime` on, whoever makes the request again finds it
+/// over at once; a day more bears with clocks, and with an operator that was away.
+const KEPT_AFTER_END_TIME: Duration = Duration::from_secs(24 * 3600);
+/// How long an entry is kept at most, from the end of access on: a year, which is how long people keep backups that they
+/// restore from, and a month in which they notice.
+const KEPT_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+
+/// Namespace, name and spec digest of a request, as one short text: half of SHA-256 over the three. Two that are the
+/// same by chance do not happen, and whoever makes two on purpose makes only the second of their own wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key([u8; 16]);
+
+/// Whose the grant was, small: a hundred thousand of them lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Consumer {
+    /// The request's uid; zero, if it is none that Kubernetes makes.
+    uid: [u8; 16],
+    /// When its access ended, in seconds since 1970; zero, while it lives or if that is not known.
+    end_second: u32,
+    /// Whether its entry stands, so that the request may go.
+    is_entered: bool,
+}
+
+/// The grants that were consumed, and by whom.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    seen: bool,
+    consumed: HashMap<Key, Consumer>,
+}
+
+/// What the ledger says of a request without a grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody has read it yet.
+    Unseen,
+    /// The request may have its grant.
+    Free,
+    /// Another request had it.
+    Consumed {
+        /// The uid of that one, if it is known.
+        uid: Option<String>,
+        /// When its access ended, if that is known, and it did.
+        end_time: Option<Timestamp>,
+    },
+}
+
+impl Ledger {
+    /// All entries were read.
+    pub fn set_seen(&mut self) {
+        self.seen = true;
+    }
+
+    /// How many grants are known.
+    pub fn len(&self) -> usize {
+        self.consumed.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.consumed.is_empty()
+    }
+
+    /// Takes in a request that may have its grant: from then on nobody else gets it, whatever becomes of the object.
+    pub fn note(&mut self, request: &InstanceAccess) {
+        let Some(status) = request.status.as_ref().filter(|status| status.grant.is_some()) else { return };
+        let key = key_of_name(&name_of(request, status));
+        let end_second = status.end_time.as_ref().map_or(0, |time| second(time.0));
+        let uid = uid_bytes(request.metadata.uid.as_deref().unwrap_or_default());
+        // The first one had it; that it ended is news, that there is another is not.
+        let consumer = self.consumed.entry(key).or_insert(Consumer { uid, end_second, is_entered: false });
+        if consumer.uid == uid {
+            consumer.end_second = consumer.end_second.max(end_second);
+        }
+    }
+
+    /// Takes in an entry, by its own name; what cannot be read of it is not known, and it counts all the same. False, if
+    /// it is none of ours: its name is no key.
+    pub fn enter(&mut self, name: &str, uid: Option<&str>, end_time: Option<Timestamp>) -> bool {
+        if !is_key(name) {
+            return false;
+        }
+        let consumer = Consumer {
+            uid: uid_bytes(uid.unwrap_or_default()),
+            end_second: end_time.map_or(0, second),
+            is_entered: true,
+        };
+        self.consumed.insert(key_of_name(name), consumer);
+        true
+    }
+
+    /// An entry went whose time was over.
+    pub fn forget(&mut self, name: &str) {
+        if is_key(name) {
+            self.consumed.remove(&key_of_name(name));
+        }
+    }
+
+    /// Whether an entry for the same grant stands, or one did.
+    pub fn has(&self, entry: &InstanceAccessLedgerEntry) -> bool {
+        let name = entry.metadata.name.as_deref().unwrap_or_default();
+        self.consumed.get(&key_of_name(name)).is_some_and(|consumer| consumer.is_entered)
+    }
+
+    /// Says whether a request that has no grant may have one.
+    pub fn standing(&self, request: &InstanceAccess) -> Standing {
+        if !self.seen {
+            return Standing::Unseen;
+        }
+        let metadata = &request.metadata;
+        let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
+        let name = entry_name(namespace.unwrap_or_default(), name.unwrap_or_default(), &spec_digest(&request.spec));
+        let Some(consumer) = self.consumed.get(&key_of_name(&name)) else { return Standing::Free };
+        let own = uid_bytes(metadata.uid.as_deref().unwrap_or_default());
+        if consumer.uid == own && own != UNKNOWN {
+            return Standing::Free;
+        }
+        Standing::Consumed {
+            uid: uid_text(consumer.uid),
+            end_time: Some(consumer.end_second)
+                .filter(|second| *second > 0)
+                .and_then(|second| Timestamp::from_second(second.into()).ok()),
+        }
+    }
+}
+
+/// What is written down of a request that goes; none, if it never had a grant. `end_time` is when its access ends, for a
+/// status that does not say.
+///
+/// The same request leaves the same entry, however often that is tried.
+pub fn entry(
+    request: &InstanceAccess,
+    status: &InstanceAccessStatus,
+    end_time: Timestamp,
+) -> Option<InstanceAccessLedgerEntry> {
+    let Grant { id, start_time, expiration_time } = status.grant.clone()?;
+    let metadata = &request.metadata;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let end_time = status.end_time.clone().unwrap_or(Time(end_time));
+    let (subject, requester) = (&request.spec.subject, &request.spec.requester);
+    let username = subject.as_ref().map(|subject| &subject.username);
+    let username = username.or(requester.as_ref().map(|requester| &requester.username)).cloned().unwrap_or_default();
+    let spec = InstanceAccessLedgerEntrySpec {
+        request: LedgerRequest {
+            namespace: text(&metadata.namespace),
+            name: text(&metadata.name),
+            uid: text(&metadata.uid),
+            spec_digest: granted_digest(request, status),
+        },
+        grant_id: id,
+        subject: LedgerSubject { username },
+        instance_id: status.instance.as_ref().map(|instance| instance.instance_id.clone()),
+        start_time,
+        expiration_time,
+        keep_until_time: Time(keep_until_time(end_time.0, request.spec.end_time.as_ref().map(|time| time.0))),
+        end_time,
+    };
+    Some(InstanceAccessLedgerEntry::new(&name_of(request, status), spec))
+}
+
+/// Whether an entry bears the name of what it is about.
+pub fn is_sound(entry: &InstanceAccessLedgerEntry) -> bool {
+    let LedgerRequest { namespace, name, uid: _, spec_digest } = &entry.spec.request;
+    entry.metadata.name.as_ref() == Some(&entry_name(namespace, name, spec_digest))
+}
+
+/// When an entry may go: from then on the request is over by itself, or nobody restores it any more.
+fn keep_until_time(end_time: Timestamp, asked_until: Option<Timestamp>) -> Timestamp {
+    let most = plus(end_time, KEPT_MAX);
+    whole_second_up(asked_until.map_or(most, |asked| plus(asked, KEPT_AFTER_END_TIME).min(most)))
+}
+
+/// Whether an entry that may go from then on may go now.
+pub fn is_past(now: Timestamp, keep_until_time: Timestamp) -> bool {
+    keep_until_time <= now
+}
+
+/// The name of the entry for a request: SHA-256 over namespace, name and spec digest, in lower-case hex. Neither of the
+/// first two has a slash in it.
+pub fn entry_name(namespace: &str, name: &str, spec_digest: &str) -> String {
+    let mut hasher = Sha256::new();
+    for part in [namespace, "/", name, "/", spec_digest] {
+        hasher.update(part.as_bytes());
+    }
+    hex(&hasher.finalize())
+}
+
+fn name_of(request: &InstanceAccess, status: &InstanceAccessStatus) -> String {
+    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+    let metadata = &request.metadata;
+    entry_name(&part(&metadata.namespace), &part(&metadata.name), &granted_digest(request, status))
+}
+
+/// The digest of what was granted: status has it, and it is the spec's, which is immutable.
+fn granted_digest(request: &InstanceAccess, status: &InstanceAccessStatus) -> String {
+    status.spec_digest.clone().unwrap_or_else(|| spec_digest(&request.spec))
+}
+
+/// A uid that is not known is nobody's.
+const UNKNOWN: [u8; 16] = [0; 16];
+
+fn is_key(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn key_of_name(name: &str) -> Key {
+    Key(hex_bytes(name.bytes()).unwrap_or_default())
+}
+
+/// Reads the first 32 hex digits.
+fn hex_bytes(digits: impl Iterator<Item = u8>) -> Option<[u8; 16]> {
+    let mut digits = digits.map(|byte| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
+    let mut bytes = [0; 16];
+    for byte in &mut bytes {
+        *byte = digits.next()?? << 4 | digits.next()??;
+    }
+    Some(bytes)
+}
+
+/// Reads a uid as Kubernetes makes them.
+fn uid_bytes(uid: &str) -> [u8; 16] {
+    let bytes = hex_bytes(uid.bytes().filter(|byte| *byte != b'-')).unwrap_or(UNKNOWN);
+    if uid_text(bytes).as_deref() == Some(uid) { bytes } else { UNKNOWN }
+}
+
+fn uid_text(bytes: [u8; 16]) -> Option<String> {
+    let hex = hex(&bytes);
+    let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    (bytes != UNKNOWN).then_some(text)
+}
+
+fn second(time: Timestamp) -> u32 {
+    u32::try_from(time.as_second()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;
