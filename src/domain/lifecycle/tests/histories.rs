@@ -44,7 +44,7 @@ pub(super) enum Turn {
 
 /// How a request is made again.
 #[derive(Clone, Copy, Debug)]
-enum Again {
+pub(super) enum Again {
     Same,
     /// For another reason, each time the same one.
     Other,
