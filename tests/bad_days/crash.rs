@@ -5,6 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
     days![
         a_controller_that_slept_over_an_end_tells_it_when_it_wakes_and_pushes_nothing_late,
         fifty_requests_survive_a_kill_in_the_middle_each_granted_once,
+        five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over_a_kill,
     ]
 }
 
@@ -103,5 +105,52 @@ async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outc
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().contains("torn"));
     anyhow::ensure!(torn.count() >= 1, "the torn end was not set aside");
+    Ok(())
+}
+
+/// Where the ledger is.
+const LEDGER: &str = "/apis/instanceaccess.dev/v1alpha1/instanceaccessledgerentries";
+/// How many requests are deleted at once.
+const DELETED: usize = 500;
+
+async fn five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over_a_kill() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let id = stand.running();
+    let made =
+        futures::stream::iter(0..DELETED).map(|number| stand.ask(Ask::new(&format!("many-{number}")).instance(&id)));
+    made.buffer_unordered(16).try_collect::<Vec<_>>().await?;
+    let uids = async || {
+        let objects = stand.list().await.map_err(|error| format!("{error:#}"))?;
+        let granted = objects.iter().filter(|object| expiration(object).is_ok());
+        let uids: BTreeSet<String> = granted.filter_map(|object| object.metadata.uid.clone()).collect();
+        if uids.len() == DELETED { Ok(uids) } else { Err(format!("{} are granted", uids.len())) }
+    };
+    let uids = lab::poll::until("all to be granted", SOON + SOON, uids).await?;
+    let entered = async || -> anyhow::Result<BTreeSet<String>> {
+        let list: Value = serde_json::from_str(&stand.read(LEDGER).await?)?;
+        let items = list["items"].as_array().context("items")?;
+        Ok(items.iter().filter_map(|entry| Some(entry["spec"]["request"]["uid"].as_str()?.to_owned())).collect())
+    };
+    stand.delete_all("alice").await?;
+    // All of them wait for their last key to fade, and then come at once.
+    lab::poll::until("a hundred entries", SOON + SOON, async || match entered().await {
+        Ok(some) if some.len() >= 100 => Ok(()),
+        other => Err(format!("{:?}", other.map(|some| some.len()))),
+    })
+    .await?;
+    stand.controller.kill();
+    stand.controller.start()?;
+    lab::poll::until("all to go", SOON + SOON, async || match stand.list().await {
+        Ok(left) if left.is_empty() => Ok(()),
+        other => Err(format!("{:?}", other.map(|left| left.len()))),
+    })
+    .await?;
+    anyhow::ensure!(entered().await? == uids, "the ledger has {} of {DELETED}", entered().await?.len());
+    let ended: BTreeSet<String> = records(&stand, "Ended").into_iter().map(|(uid, _)| uid).collect();
+    anyhow::ensure!(ended == uids, "{} ends are on record", ended.len());
+    let restless = stand.controller.metric("instance_access_restless_turns_total").await?;
+    anyhow::ensure!(restless == 0.0, "{restless} turns came to no rest");
+    let known = stand.controller.metric("instance_access_ledger_grants").await?;
+    anyhow::ensure!(known >= 500.0, "{known} are known");
     Ok(())
 }

@@ -18,6 +18,7 @@ mod enforcement;
 mod gitops;
 mod history;
 mod instance;
+mod ledger;
 mod login;
 mod outage;
 mod policy;
@@ -62,8 +63,13 @@ fn main() -> std::process::ExitCode {
             what_was_never_granted_is_deleted_at_once,
             a_request_revoked_before_its_grant_never_has_one,
             a_revocation_can_neither_be_taken_back_nor_forgotten_by_an_apply,
-            a_request_made_again_under_its_old_name_is_a_request_of_its_own,
+            a_request_made_again_under_its_old_name_with_another_spec_is_a_request_of_its_own,
             a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again,
+        }
+        ledger {
+            a_request_that_comes_back_as_it_was_is_granted_no_second_time_whatever_way_it_came,
+            killed_between_the_entry_and_the_release_of_a_request_it_lets_it_go_and_grants_no_second,
+            a_service_account_that_deletes_and_applies_again_and_again_gets_one_grant,
         }
         gitops {
             a_request_that_git_makes_anew_after_its_end_time_is_over_at_once_and_never_pushed,

@@ -143,14 +143,15 @@ pub async fn a_spec_cannot_be_edited_and_a_re_applied_one_is_not_granted_again()
     request.keeps_its_promises().await;
 }
 
-pub async fn a_request_made_again_under_its_old_name_is_a_request_of_its_own() {
+pub async fn a_request_made_again_under_its_old_name_with_another_spec_is_a_request_of_its_own() {
     let stand = shared().await;
     let first = stand.request("alice", "again").applied().await;
     let granted = first.becomes("Granted").await;
     first.delete().await;
     first.goes().await;
     let pushes = first.pushes().len();
-    let second = stand.request("alice", "again").applied().await;
+    let other = json!({"reason": "INC-4712: look at the logs again"});
+    let second = stand.request("alice", "again").with(other).applied().await;
     assert_ne!(first.uid, second.uid);
     let anew = second.becomes("Granted").await;
     assert_ne!(text(&granted, "/status/grant/id"), text(&anew, "/status/grant/id"));

@@ -132,6 +132,12 @@ impl Stand {
         self.send(who, Method::DELETE, uri, "application/json", vec![]).await.map(drop)
     }
 
+    /// Deletes every request of the namespace.
+    pub async fn delete_all(&self, who: &str) -> anyhow::Result<()> {
+        let uri = format!("{RESOURCES}/{NAMESPACE}/instanceaccesses");
+        self.send(who, Method::DELETE, uri, "application/json", vec![]).await.map(drop)
+    }
+
     /// Reads anything, as it is.
     pub async fn read(&self, uri: &str) -> anyhow::Result<String> {
         self.send("admin", Method::GET, uri.to_owned(), "application/json", vec![]).await

@@ -94,13 +94,13 @@ impl Life {
     /// The shell let the object go.
     pub(super) fn lets_go(&mut self) {
         self.book.gone = None;
-        let had_grant = self.last_status.as_ref().is_some_and(|status| status.grant.is_some());
-        let metadata = self.view.as_ref().map(|view| view.metadata.clone()).unwrap_or_default();
+        let InstanceAccess { metadata, status, .. } = self.view.clone().expect("it was there a moment ago");
+        let status = status.unwrap_or_default();
+        let had_grant = status.grant.is_some();
         let part = |text: Option<String>| text.unwrap_or_default();
-        let digest = self.last_status.as_ref().and_then(|status| status.spec_digest.clone());
-        let name = digest.map(|digest| entry_name(&part(metadata.namespace), &part(metadata.name), &digest));
+        let name = entry_name(&part(metadata.namespace), &part(metadata.name), &part(status.spec_digest));
         assert!(
-            !had_grant || name.is_some_and(|name| self.book.entries.contains_key(&name)),
+            !had_grant || self.book.entries.contains_key(&name),
             "a request that had its grant went without an entry\n{}",
             self.log()
         );
