@@ -178,12 +178,12 @@ async fn what_this_version_cannot_enforce_admits_nothing() -> Outcome {
     let stand = shared().await?;
     let id = stand.running();
     let rest = "  effect: Allow\n  targets: {instanceIds: ['*']}\n  osUsers: [dba]\n  \
-                ttl: {defaultSeconds: 600, maxSeconds: 600}\n  limits: {activePerSubject: 1}\n";
+                ttl: {defaultSeconds: 600, maxSeconds: 600}\n  delegates: [{serviceAccount: {namespace: a, name: b}, maxWindowSeconds: 120}]\n";
     apply(&stand.lab, &policy("limited", rest)).await?;
     let (reason, message) = ready(&stand, "limited", "False").await?;
-    anyhow::ensure!(reason == "NotEnforced" && message.contains("spec.limits"), "{reason}: {message}");
+    anyhow::ensure!(reason == "NotEnforced" && message.contains("spec.delegates"), "{reason}: {message}");
     stand.create("carol", &Ask::new("by-limited").instance(&id).with("osUser", json!("dba"))).await?;
-    stand.until_denied("by-limited", "DeniedByPolicy", &["limited, which has a mistake", "spec.limits"]).await?;
+    stand.until_denied("by-limited", "DeniedByPolicy", &["limited, which has a mistake", "spec.delegates"]).await?;
     let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
     let _ = policies.delete("limited", &DeleteParams::default()).await?;
     Ok(())
