@@ -15,7 +15,6 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on,
         a_condition_that_could_burn_a_core_is_told_and_the_others_go_on,
         without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_others_served,
-        what_this_version_cannot_enforce_admits_nothing,
         a_policy_that_names_no_such_policy_is_told,
     ]
 }
@@ -171,21 +170,6 @@ async fn without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_other
     apply(&stand.lab, &node).await?;
     apply(&stand.lab, include_str!("../../examples/operator-rbac.yaml")).await?;
     stand.until_granted("by-node").await?;
-    Ok(())
-}
-
-async fn what_this_version_cannot_enforce_admits_nothing() -> Outcome {
-    let stand = shared().await?;
-    let id = stand.running();
-    let rest = "  effect: Allow\n  targets: {instanceIds: ['*']}\n  osUsers: [dba]\n  \
-                ttl: {defaultSeconds: 600, maxSeconds: 600}\n  limits: {activePerSubject: 1}\n";
-    apply(&stand.lab, &policy("limited", rest)).await?;
-    let (reason, message) = ready(&stand, "limited", "False").await?;
-    anyhow::ensure!(reason == "NotEnforced" && message.contains("spec.limits"), "{reason}: {message}");
-    stand.create("carol", &Ask::new("by-limited").instance(&id).with("osUser", json!("dba"))).await?;
-    stand.until_denied("by-limited", "DeniedByPolicy", &["limited, which has a mistake", "spec.limits"]).await?;
-    let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
-    let _ = policies.delete("limited", &DeleteParams::default()).await?;
     Ok(())
 }
 

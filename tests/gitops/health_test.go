@@ -48,6 +48,7 @@ var rows = []row{
 	{"denied-invalid-spec", "refused: `InvalidSpec`", "Degraded", "Failed", "Failed"},
 	{"denied-by-approver", "refused: `DeniedByApprover`", "Degraded", "Failed", "Failed"},
 	{"denied-approval-timeout", "refused: `ApprovalTimeout`", "Degraded", "Failed", "Failed"},
+	{"denied-limit-reached", "refused: `LimitReached`", "Degraded", "Failed", "Failed"},
 	{"requester-unchecked", "refused: `RequesterUnchecked`", "Degraded", "Failed", "Failed"},
 	{"instance-not-running", "cannot be served, may heal: `InstanceNotRunning`", "Progressing", "InProgress", "InProgress"},
 	{"target-not-found-yet", "cannot be served, may heal: `TargetNotFound`", "Progressing", "InProgress", "InProgress"},

@@ -19,6 +19,7 @@ mod gitops;
 mod history;
 mod instance;
 mod ledger;
+mod limits;
 mod login;
 mod outage;
 mod policy;
@@ -91,6 +92,9 @@ fn main() -> std::process::ExitCode {
             a_no_is_final,
             nothing_but_two_others_words_on_this_very_request_lets_alice_in,
             a_flood_of_junk_is_neither_kept_nor_in_anybodys_way,
+        }
+        limits {
+            of_hundreds_at_once_as_many_as_the_limit_are_granted_also_through_a_kill,
         }
         instance {
             a_stopped_instance_is_told_and_served_again_once_it_runs,

@@ -58,6 +58,11 @@ impl Life {
     }
 }
 
+/// Alice's one place is taken.
+pub(super) fn full() -> Life {
+    world().limited(limits(Some(1), None, None)).with_others(1).settled()
+}
+
 #[test]
 fn below_its_limits_a_request_is_granted_and_they_end_nothing() {
     let mut life = world().limited(limits(Some(3), Some(3), Some(3))).with_others(2).until(100);
