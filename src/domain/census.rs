@@ -237,7 +237,8 @@ impl Census {
         let subject = Some(Mark::of([claim.subject.as_str()]));
         let before = self.requests.get(&key).copied().unwrap_or(Entry { subject, hold: Hold::No, admitted: None });
         let hold = match before.hold {
-            Hold::No if claim.is_grant => Hold::Claimed(Some(claim.instance.0)),
+            // Tried again, it may be for another instance.
+            Hold::No | Hold::Claimed(_) if claim.is_grant => Hold::Claimed(Some(claim.instance.0)),
             held => held,
         };
         let admitted = before.admitted.or(claim.is_new.then(|| second(claim.time)));
@@ -275,8 +276,8 @@ impl Census {
             let admitted = u32::try_from(counting.clone().count()).unwrap_or(u32::MAX);
             if is_reached(admitted, limit) {
                 // So many must leave the hour first.
-                let surplus =
-                    usize::try_from(admitted).unwrap_or_default() - usize::try_from(limit.max(1)).unwrap_or(1);
+                let surplus = admitted.saturating_sub(u32::try_from(limit).unwrap_or_default().max(1));
+                let surplus = usize::try_from(surplus).unwrap_or_default();
                 let free_time = counting.nth(surplus).map_or(now, |(time, _)| plus(timestamp(*time), HOUR));
                 full.push(Full::Hour { admitted, free_time });
             }

@@ -120,6 +120,26 @@ fn what_was_never_claimed_counts_when_it_is_seen_to_live() {
 }
 
 #[test]
+fn a_claim_that_is_tried_again_for_another_instance_takes_the_place_there() {
+    let mut census = Census::default();
+    let one = limits(None, Some(1), None);
+    for instance in ["i-1", "i-2"] {
+        assert_eq!(census.claim(at(0), &claim("1", "alice", instance, one, 0)), Ok(()));
+    }
+    assert_eq!(census.room(at(0), &claim("2", "bob", "i-2", one, 0)), Err(vec![Full::Instance { live: 1 }]));
+    assert_eq!(census.room(at(0), &claim("2", "bob", "i-1", one, 0)), Ok(()));
+}
+
+#[test]
+fn a_limit_that_only_a_bent_crd_lets_through_admits_nobody() {
+    for limit in [0, -1, i32::MIN] {
+        let all = limits(Some(limit), Some(limit), Some(limit));
+        let full = Census::default().claim(at(0), &claim("1", "alice", "i-1", all, 0)).unwrap_err();
+        assert_eq!(full.len(), 3, "{limit}");
+    }
+}
+
+#[test]
 fn an_instance_of_the_same_id_elsewhere_is_another() {
     let mark = |account, region| InstanceMark(Mark::of([account, region, "i-1"]));
     assert_ne!(mark("1", "us-west-2"), mark("2", "us-west-2"));

@@ -489,6 +489,26 @@ fn of_a_thousand_that_all_read_that_there_is_room_three_are_granted() {
     assert_eq!((crowd.live(), crowd.denied("LimitReached")), (3, 999));
 }
 
+#[test]
+fn a_place_stays_taken_while_a_status_that_was_sent_may_be_stored_yet() {
+    let mut crowd = Crowd::new(2, 1);
+    let is_sent = |plan: &Plan| plan.before.is_empty() && plan.status.is_some();
+    while !crowd.members[0].plan.as_ref().is_some_and(is_sent) {
+        assert!(crowd.step(0, Write::Stored));
+    }
+    crowd.step(0, Write::Late);
+    // The look at the instance is too old for a grant now: no grant is planned.
+    crowd.now = at(40);
+    crowd.step(0, Write::Stored);
+    let plan = crowd.members[0].plan.as_ref().unwrap();
+    assert!(plan.status.is_none() && matches!(plan.after[..], [Effect::LookUpInstance { .. }]), "{plan:?}");
+    crowd.step(0, Write::Stored);
+    while crowd.step(1, Write::Stored) {}
+    crowd.arrives(0);
+    crowd.settle();
+    assert_eq!((crowd.live(), crowd.denied("LimitReached")), (1, 1));
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Turn {
     Step(usize, Write),
