@@ -476,6 +476,8 @@ impl Life {
         for effect in plan.after {
             self.effect(effect)?;
         }
+        // As the controller does: acted on, the same one to the letter is another event.
+        self.last_record = None;
         Ok(())
     }
 

@@ -57,7 +57,8 @@ impl Life {
                 None => policy.spec.subjects.iter().any(by_name),
                 Some(all) => all.iter().any(|one| one == "*" || *one == subject.username),
             };
-            let latest = at(i64::from(delegate.max_window_seconds));
+            let made = object.metadata.creation_timestamp.as_ref().expect("the API server says when it was made").0;
+            let latest = plus(made, seconds(u64::try_from(delegate.max_window_seconds).unwrap()));
             asserts
                 && requester.username == format!("system:serviceaccount:{}:{}", account.namespace, account.name)
                 && spec.end_time.as_ref().is_some_and(|end| end.0 <= latest)
