@@ -68,7 +68,6 @@ fn main() -> std::process::ExitCode {
         ledger {
             a_request_that_comes_back_as_it_was_is_granted_no_second_time_whatever_way_it_came,
             a_service_account_that_deletes_and_applies_again_and_again_gets_one_grant,
-            an_entry_goes_when_its_time_is_over_and_comes_back_when_somebody_takes_it_away,
         }
         gitops {
             a_request_that_git_makes_anew_after_its_end_time_is_over_at_once_and_never_pushed,
