@@ -30,7 +30,7 @@ use super::turn::wake_all;
 use super::watch::config;
 use super::write::WRITE_TIMEOUT;
 
-/// Entries a page: each is a twentieth of a request.
+/// Entries a page, ten times as many as requests: an entry is a fraction of one, and nothing is granted before all came in.
 const PAGE_SIZE: u32 = 500;
 /// How often the list is read again, to find entries whose time is over. They are kept for months: a day more is nothing.
 const LIST_INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -198,7 +198,8 @@ async fn work(shared: &Shared, mut waiting: Receiver<Chore>, stop: &Cancellation
             Ok(()) => GAP,
             Err(error) => {
                 tracing::warn!(error = chain(&*error), "the ledger could not be put in order, trying again");
-                undone = Some(chore);
+                // What is to go, the next list has again.
+                undone = matches!(chore, Chore::Restore(_)).then_some(chore);
                 RETRY
             }
         };
@@ -217,12 +218,11 @@ async fn done(shared: &Shared, chore: &Chore) -> Result<(), Box<dyn std::error::
             let this = Preconditions { uid: uid.clone(), ..Preconditions::default() };
             let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
             match tokio::time::timeout(WRITE_TIMEOUT, api.delete(name, &params)).await? {
-                Ok(_) => {}
-                // Gone already, or another one by now.
+                Ok(_) => shared.ledger.write().forget(name),
+                // Gone already, which the watch tells; or another one by now, which stays.
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
                 Err(error) => return Err(error.into()),
             }
-            shared.ledger.write().forget(name);
             Ok(())
         }
     }

@@ -112,10 +112,11 @@ impl Ledger {
         true
     }
 
-    /// An entry went whose time was over.
+    /// An entry went whose time was over. A request that is there keeps its grant for itself.
     pub fn forget(&mut self, name: &str) {
-        if is_key(name) {
-            self.consumed.remove(&key_of_name(name));
+        let key = key_of_name(name);
+        if is_key(name) && self.consumed.get(&key).is_some_and(|consumer| consumer.is_entered) {
+            self.consumed.remove(&key);
         }
     }
 

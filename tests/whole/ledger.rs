@@ -5,10 +5,11 @@ use std::fs;
 use lab::standin::Api;
 use lab::{poll, ssh};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::history::{condition, stage, text};
+use crate::history::{condition, text};
 use crate::request::Request;
-use crate::stand::{BOUND, OPERATOR_RBAC, Stand, breakable, kinds, policy, shared};
+use crate::stand::{BOUND, Stand, kinds, policy, shared};
 
 /// The manifest, applied again; returns the new object's uid.
 async fn applied_again<'a>(request: &Request<'a>, file: &str) -> Request<'a> {
@@ -28,7 +29,7 @@ async fn applied_again<'a>(request: &Request<'a>, file: &str) -> Request<'a> {
 }
 
 /// The entries about requests of a name.
-async fn entries(stand: &Stand, name: &str) -> Vec<Value> {
+pub async fn entries(stand: &Stand, name: &str) -> Vec<Value> {
     let list = stand.kubectl_ok("admin", &["get", "instanceaccessledgerentries", "-o", "json"]).await;
     let mut list: Value = serde_json::from_str(&list).unwrap();
     let mut items: Vec<Value> = serde_json::from_value(list["items"].take()).unwrap();
@@ -39,13 +40,11 @@ async fn entries(stand: &Stand, name: &str) -> Vec<Value> {
 /// Granted, deleted and gone; what was saved of it on the way, as a backup tool does: with its status, and without what
 /// names this very object.
 async fn consumed<'a>(stand: &'a Stand, name: &str) -> (Request<'a>, String) {
-    let guard = stand.breaking().await;
     let host = stand.instance(name).await;
     let request = stand.request("alice", name).on(&host).applied().await;
     let mut saved = request.becomes("Granted").await;
     assert!(entries(stand, name).await.is_empty(), "while it is there, its status is the record");
     request.delete().await;
-    drop(guard);
     for field in ["uid", "resourceVersion", "generation", "creationTimestamp", "finalizers"] {
         saved["metadata"].as_object_mut().unwrap().remove(field);
     }
@@ -58,13 +57,12 @@ async fn consumed<'a>(stand: &'a Stand, name: &str) -> (Request<'a>, String) {
 }
 
 pub async fn a_request_that_comes_back_as_it_was_is_granted_no_second_time_whatever_way_it_came() {
-    let (stand, guard) = breakable().await;
-    drop(guard);
+    // Of its own: others take rights away from the operator, without which nothing goes.
+    let stand = &Stand::start("ledger").await;
     let (request, backup) = consumed(stand, "consumed").await;
     let (manifest, pushes) = (stand.manifest(&request.manifest), request.pushes().len());
     let grant_id = request.versions().iter().map(|version| text(&version.object, "/status/grant/id").to_owned()).max();
 
-    let guard = stand.breaking().await;
     let entry = entries(stand, "consumed").await.pop().expect("an entry stands when the object is gone");
     assert_eq!(text(&entry, "/spec/request/uid"), request.uid);
     assert_eq!(text(&entry, "/spec/subject/username"), "alice");
@@ -100,40 +98,18 @@ pub async fn a_request_that_comes_back_as_it_was_is_granted_no_second_time_whate
     stand.start_controller().await;
     again.ends("Consumed").await;
     assert_eq!((request.pushes().len(), entries(stand, "consumed").await.len()), (pushes, 1));
-    drop(guard);
     for request in [healed, restored, again] {
         assert!(request.versions().iter().all(|version| version.object.pointer("/status/grant").is_none()));
         assert_eq!(kinds(&request.records()), [""; 0]);
     }
+    an_entry_goes_when_its_time_is_over_and_comes_back_when_somebody_takes_it_away(stand).await;
 }
 
-pub async fn killed_between_the_entry_and_the_release_of_a_request_it_lets_it_go_and_grants_no_second() {
-    let (stand, guard) = breakable().await;
-    let host = stand.instance("entered").await;
-    let request = stand.request("alice", "entered").on(&host).applied().await;
-    request.becomes("Granted").await;
-    // Without this right it may write the entry, and not let the request go.
-    let patch = r#"[{"op": "replace", "path": "/rules/0/verbs", "value": ["get", "list", "watch"]}]"#;
-    stand
-        .kubectl_ok("admin", &["patch", "clusterrole", "instance-access-operator", "--type", "json", "-p", patch])
-        .await;
-    request.delete().await;
-    poll::until("the entry of a request that may not go", BOUND + BOUND, || async {
-        if entries(stand, "entered").await.is_empty() { Err(stage(&request.newest()).to_owned()) } else { Ok(()) }
-    })
-    .await
-    .unwrap();
-    stand.kill_controller().await;
-    assert!(request.versions().last().is_some_and(|version| !version.gone), "it went without the right to let it go");
-    stand.kubectl_ok("admin", &["apply", "--server-side", "--force-conflicts", "-f", OPERATOR_RBAC]).await;
-    stand.start_controller().await;
-    request.goes().await;
-    let again = applied_again(&request, &stand.manifest(&request.manifest)).await;
+/// Made again as it was, a request that is gone finds its one entry, and is over.
+pub async fn comes_back_consumed(request: &Request<'_>) {
+    assert_eq!(entries(request.stand, &request.name).await.len(), 1);
+    let again = applied_again(request, &request.stand.manifest(&request.manifest)).await;
     again.ends("Consumed").await;
-    assert_eq!(entries(stand, "entered").await.len(), 1);
-    drop(guard);
-    assert_eq!(kinds(&request.records()).iter().filter(|kind| **kind == "Ended").count(), 1);
-    request.keeps_its_promises().await;
 }
 
 pub async fn a_service_account_that_deletes_and_applies_again_and_again_gets_one_grant() {
@@ -187,4 +163,66 @@ pub async fn a_service_account_that_deletes_and_applies_again_and_again_gets_one
         }
     }
     assert_eq!((pushes(), entries(stand, "looped").await.len()), (first, 1));
+}
+
+/// An entry, kept until then, as the operator writes it.
+fn entry(name: &str, keep_until: &str) -> Value {
+    let digest = "0".repeat(64);
+    let key = Sha256::digest(format!("team/{name}/{digest}"));
+    let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({
+        "apiVersion": "instanceaccess.dev/v1alpha1",
+        "kind": "InstanceAccessLedgerEntry",
+        "metadata": {"name": key},
+        "spec": {
+            "request": {"namespace": "team", "name": name, "uid": "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c001", "specDigest": digest},
+            "grantId": "g-da0a142574368aceb40ae198baca56c4",
+            "subject": {"username": "alice"},
+            "startTime": "2020-03-01T08:00:00Z",
+            "expirationTime": "2020-03-01T09:00:00Z",
+            "endTime": "2020-03-01T08:30:00Z",
+            "keepUntilTime": keep_until,
+        },
+    })
+}
+
+/// On a stand that is of no use afterwards.
+async fn an_entry_goes_when_its_time_is_over_and_comes_back_when_somebody_takes_it_away(stand: &Stand) {
+    stand.kill_controller().await;
+    let operator = stand.lab.kubeconfig_for_service_account("instance-access", "operator").await.unwrap();
+    for (name, keep_until) in [("past", "2021-04-05T08:30:00Z"), ("kept", "9998-04-05T08:30:00Z")] {
+        let mut kubectl = tokio::process::Command::new(stand.programs().join("kubectl"));
+        let file = stand.manifest(&entry(name, keep_until));
+        let created = ssh::run(kubectl.env("KUBECONFIG", &operator).args(["create", "-f", &file])).await.unwrap();
+        assert!(created.success(), "{created:?}");
+    }
+    stand.start_controller().await;
+    let until = async |what: &str, name: &str, is: &dyn Fn(&[Value]) -> bool| {
+        let seen = poll::until(what, BOUND, || async {
+            let entries = entries(stand, name).await;
+            if is(&entries) { Ok(entries) } else { Err(format!("{entries:?}")) }
+        });
+        seen.await.unwrap()
+    };
+    until("the entry of the past to go", "past", &|entries| entries.is_empty()).await;
+    let kept = until("the other to stay", "kept", &|entries| entries.len() == 1).await;
+    // Nobody may take it away, so an attacker takes away what says so.
+    let name = text(&kept[0], "/metadata/name");
+    let delete = ["delete", "instanceaccessledgerentry", name];
+    let refused = stand.kubectl("admin", &delete).await;
+    assert!(refused.stderr.contains("may write the ledger"), "{refused:?}");
+    let binding = ["delete", "validatingadmissionpolicybinding", "ledger.instanceaccess.dev"];
+    stand.kubectl_ok("admin", &binding).await;
+    poll::until("the entry to be deleted", BOUND, || async {
+        let done = stand.kubectl("admin", &delete).await;
+        if done.success() { Ok(()) } else { Err(done.stderr) }
+    })
+    .await
+    .unwrap();
+    let uid = |entries: &[Value]| entries.first().map(|entry| text(entry, "/metadata/uid").to_owned());
+    let before = uid(&kept);
+    let back = until("the entry to come back", "kept", &|entries| entries.len() == 1 && uid(entries) != before).await;
+    assert_eq!(back[0]["spec"], kept[0]["spec"]);
+    let (status, body) = stand.readiness().await;
+    assert!(status == 503 && body.contains("ledger.instanceaccess.dev is missing"), "{status}: {body}");
 }

@@ -69,7 +69,6 @@ fn main() -> std::process::ExitCode {
         }
         ledger {
             a_request_that_comes_back_as_it_was_is_granted_no_second_time_whatever_way_it_came,
-            killed_between_the_entry_and_the_release_of_a_request_it_lets_it_go_and_grants_no_second,
             a_service_account_that_deletes_and_applies_again_and_again_gets_one_grant,
         }
         gitops {
@@ -113,7 +112,7 @@ fn main() -> std::process::ExitCode {
             killed_between_the_push_and_its_answer_it_grants_on,
             killed_while_granted_it_pushes_on_and_says_nothing_new,
             killed_while_a_revocation_is_pending_it_pushes_no_more_and_ends,
-            killed_between_the_end_of_a_deleted_request_and_its_release_it_lets_it_go,
+            killed_between_the_entry_of_a_deleted_request_and_its_release_it_lets_it_go_and_grants_no_second,
             told_to_stop_it_ends_at_once_and_pushes_nothing_more,
         }
         outage {

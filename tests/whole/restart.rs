@@ -11,6 +11,7 @@ use lab::{Instance, poll};
 use tokio::sync::MutexGuard;
 
 use crate::history::{condition, stage, text, time};
+use crate::ledger;
 use crate::request::{EXPIRATION, Request};
 use crate::stand::{BOUND, END_BOUND, OPERATOR_RBAC, Stand, breakable, kinds};
 
@@ -112,11 +113,11 @@ pub async fn killed_while_a_revocation_is_pending_it_pushes_no_more_and_ends() {
     request.keeps_its_promises().await;
 }
 
-pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets_it_go() {
+pub async fn killed_between_the_entry_of_a_deleted_request_and_its_release_it_lets_it_go_and_grants_no_second() {
     let (stand, guard) = breakable().await;
     let (_, request) = asked(stand, "released", None).await;
     request.becomes("Granted").await;
-    // Without this right it may end the request, and not let it go.
+    // Without this right it may end the request and write its entry, and not let it go.
     let patch = r#"[{"op": "replace", "path": "/rules/0/verbs", "value": ["get", "list", "watch"]}]"#;
     stand
         .kubectl_ok("admin", &["patch", "clusterrole", "instance-access-operator", "--type", "json", "-p", patch])
@@ -136,6 +137,12 @@ pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets
     request.until("is released", END_BOUND, is_ended).await;
 
     let guard = stand.breaking().await;
+    poll::until("the entry of a request that may not go", BOUND, || async {
+        let entered = ledger::entries(stand, "released").await.len();
+        if entered == 1 { Ok(()) } else { Err(entered) }
+    })
+    .await
+    .unwrap();
     stand.kill_controller().await;
     assert!(request.versions().last().is_some_and(|version| !version.gone), "it went without the right to let it go");
     stand.kubectl_ok("admin", &["apply", "--server-side", "--force-conflicts", "-f", OPERATOR_RBAC]).await;
@@ -144,6 +151,9 @@ pub async fn killed_between_the_end_of_a_deleted_request_and_its_release_it_lets
     request.goes().await;
     assert!(!request.is_key_active());
     assert_eq!(kinds(&request.records()).iter().filter(|kind| **kind == "Ended").count(), 1);
+    let guard = stand.breaking().await;
+    ledger::comes_back_consumed(&request).await;
+    drop(guard);
     request.keeps_its_promises().await;
 }
 

@@ -138,6 +138,8 @@ fn whoever_had_the_grant_first_has_it_for_good() {
     let entry = entry_of(&request());
     assert!(!ledger.has(&entry), "that a request has it is no entry");
     let name = entry.metadata.name.as_deref().unwrap();
+    ledger.forget(name);
+    assert_eq!(ledger.standing(&again()), ended, "an entry of before went, and the request is there");
     assert!(ledger.enter(name, Some(UID), Some(entry.spec.end_time.0)) && ledger.has(&entry));
     ledger.note(&live);
     assert!(ledger.has(&entry));

@@ -225,7 +225,7 @@ impl<'a> Draft<'a> {
                 let reason = self.request.spec.revoke.as_ref().and_then(|revoke| revoke.reason.as_deref());
                 format!("spec.revoke was set: {}", reason.unwrap_or("no reason given"))
             }
-            // Of a request that never had a grant.
+            // No grant ends as `Consumed`: it is the end of a request that never had one.
             EndCause::PolicyChanged | EndCause::Consumed => "no policy stands behind it any more".to_owned(),
         };
         format!(
