@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use clap::Parser;
 use instance_access::audit::{self, Expectation};
-use instance_access::config::{AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, ReadyArgs, VerifyArgs};
+use instance_access::config::{
+    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, ReadyArgs, VerifyArgs,
+};
 use instance_access::{admission, api, ready};
 
 #[global_allocator]

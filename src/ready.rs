@@ -107,7 +107,8 @@ mod tests {
     }
 
     const READY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nready";
-    const UNREADY: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\nEnforcementMissing: status.instanceaccess.dev is missing";
+    const UNREADY: &str =
+        "HTTP/1.1 503 Service Unavailable\r\n\r\nEnforcementMissing: status.instanceaccess.dev is missing";
 
     #[test]
     fn a_controller_that_becomes_ready_is_waited_for() {
@@ -123,7 +124,9 @@ mod tests {
 
     #[test]
     fn what_is_no_controller_is_not_taken_for_a_ready_one() {
-        for answer in [&["SSH-2.0-OpenSSH_9.2\r\n\r\n"][..], &["HTTP/1.1 302 Found\r\n\r\n"], &[""], &["HTTP/1.1 2000 OK"]] {
+        for answer in
+            [&["SSH-2.0-OpenSSH_9.2\r\n\r\n"][..], &["HTTP/1.1 302 Found\r\n\r\n"], &[""], &["HTTP/1.1 2000 OK"]]
+        {
             ask(&answering(answer), Duration::ZERO).unwrap_err();
         }
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
