@@ -283,3 +283,50 @@ fn what_helm_test_asks_is_asked_where_the_service_is() {
     assert_eq!(names(&objects, "Service"), [format!("{}-metrics", "access-instance-access")]);
     assert_eq!(container(&objects)["ports"][0]["name"], service["spec"]["ports"][0]["targetPort"]);
 }
+
+#[test]
+fn the_pods_hold_no_more_than_they_need() {
+    let objects = rendered(&[]);
+    for (kind, wants_token) in [("Deployment", true), ("Job", false)] {
+        let pod = &the(&objects, kind)["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], wants_token, "{kind}");
+        // A Service called instance-access-… in the namespace would otherwise make variables that look like settings.
+        assert_eq!(pod["enableServiceLinks"], false, "{kind}");
+        for field in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
+            assert!(pod[field].is_null(), "{kind}: {field}");
+        }
+        let [container] = &pod["containers"].as_array().unwrap()[..] else { panic!("{kind}: one container") };
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "{kind}");
+        assert!(container["resources"]["limits"]["memory"].is_string(), "{kind}");
+    }
+    assert_eq!(the(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
+}
+
+#[test]
+fn the_deployment_is_as_it_was_reviewed() {
+    insta::assert_snapshot!(template(&["--set", IMAGE, "--show-only", "templates/deployment.yaml"]).unwrap());
+}
+
+/// What a release prints, without a cluster.
+fn notes(arguments: &[&str]) -> String {
+    let chart = chart();
+    let mut all =
+        vec!["install", "access", chart.to_str().unwrap(), "--dry-run=client", "--namespace", "ops", "--set", IMAGE];
+    all.extend(arguments);
+    let done = run(&all);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = String::from_utf8(done.stdout).unwrap();
+    text.split_once("\nNOTES:\n").expect("a release has notes").1.to_owned()
+}
+
+#[test]
+fn a_release_says_what_comes_next() {
+    insta::assert_snapshot!(notes(&["--set", "aws.region=us-west-2"]));
+}
+
+#[test]
+fn a_release_says_what_is_missing() {
+    let stdout =
+        "settings.auditFile=,settings.auditStdout=true,audit.persistence.enabled=false,admission.mutating=Never";
+    insta::assert_snapshot!(notes(&["--set", stdout, "--set", "userRoles.create=false"]));
+}

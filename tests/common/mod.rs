@@ -31,19 +31,19 @@ const FIELD_MANAGER: &str = "test";
 pub const PUBLIC_KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIInStMRqROkTDl0mY88lWxAMlcGJXz3IjvFhijzUrfeX alice@laptop";
 
-/// Any verb for the operator, on our own resources: what is refused here is refused by a CRD or by an admission policy, as
-/// it would be whatever rights somebody gave the account. That its own rights are enough, `tests/chart` sees to.
-const ANY_VERB: &str = r#"
+/// More rights on our resources than the operator has: what tests see refused is then refused by a CRD or by an admission
+/// policy, as it would be if somebody gave the account too much. That its own rights are enough, `tests/chart` sees to.
+const WIDER_RIGHTS: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
-metadata: {name: any-verb}
+metadata: {name: wider-rights}
 rules:
-- {apiGroups: [instanceaccess.dev], resources: ["*"], verbs: ["*"]}
+- {apiGroups: [instanceaccess.dev], resources: ["*"], verbs: [get, list, watch, update, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
-metadata: {name: any-verb}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: any-verb}
+metadata: {name: wider-rights}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: wider-rights}
 subjects: [{kind: ServiceAccount, name: operator, namespace: instance-access}]
 "#;
 
@@ -68,7 +68,7 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     for path in ["examples/operator-rbac.yaml", "examples/user-rbac.yaml"] {
         all.push(std::fs::read_to_string(file(path)).with_context(|| path.to_owned())?);
     }
-    all.push(ANY_VERB.to_owned());
+    all.push(WIDER_RIGHTS.to_owned());
     kubectl_with(lab, "admin", &["apply", "--server-side", "-f", "-"], &all.join("---\n")).await?;
     let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
     kubectl(lab, "admin", &established).await?;
