@@ -1,8 +1,9 @@
 # make demo   shows the main job on a lab of this machine's own
 # make test   runs all tests
 # make gitops asks Argo CD's and Flux's own code what they make of our objects
+# make chart  writes the chart's copies of CRDs, admission policies and rules anew
 # make bench  measures, as ratios in one run; ARGS=--quick for a tenth of it, ARGS=--json for machines
-.PHONY: demo test gitops bench build setup crds lint
+.PHONY: demo test gitops bench build setup crds chart lint
 
 # One feature set for every target: aws-sdk-ec2 takes minutes, and another set of features would compile it again.
 CARGO_BUILD = cargo build --workspace --all-targets
@@ -24,6 +25,7 @@ test:
 	@$(MAKE) --no-print-directory build
 	@tests/lab/setup-aws-cli.sh >/dev/null
 	@tests/lab/setup-moto.sh >/dev/null
+	@tests/lab/setup-helm.sh >/dev/null
 	@cargo test --workspace
 	@$(MAKE) --no-print-directory gitops
 
@@ -34,6 +36,10 @@ gitops:
 
 bench: setup
 	@cargo bench --bench grants -- $(ARGS)
+
+# What the chart has of elsewhere, and the table in its README.
+chart:
+	@UPDATE_CHART=1 cargo test --test chart -- the_charts_copies the_table_of_values
 
 crds:
 	@UPDATE_CRDS=1 cargo test --test api the_files_in_crds

@@ -36,6 +36,8 @@ pub enum Command {
     Crds,
     /// Print the admission policies, for kubectl apply.
     Admission(AdmissionArgs),
+    /// Ask a running controller whether it can do its work, and wait for it a while.
+    Ready(ReadyArgs),
     /// Look at an audit trail.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -81,6 +83,17 @@ pub struct AdmissionArgs {
     /// spec.requester themselves, and the same checks hold.
     #[arg(long, env = "INSTANCE_ACCESS_WITHOUT_MUTATING")]
     pub without_mutating: bool,
+}
+
+/// Ask a running controller whether it can do its work, and wait for it a while.
+#[derive(Debug, Args)]
+pub struct ReadyArgs {
+    /// Where it listens: its Service for metrics, for example.
+    #[arg(value_name = "HOST:PORT")]
+    pub at: String,
+    /// How long to wait for it, in seconds.
+    #[arg(long, value_name = "0..3600", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub wait_seconds: u64,
 }
 
 /// Look at an audit trail.

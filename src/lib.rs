@@ -12,5 +12,6 @@ pub mod config;
 pub mod controller;
 pub mod domain;
 pub mod kubernetes;
+pub mod ready;
 pub mod server;
 pub mod telemetry;

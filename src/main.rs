@@ -1,4 +1,4 @@
-//! The operator's command line: controller, crds, admission, audit.
+//! The operator's command line: controller, crds, admission, ready, audit.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use clap::Parser;
 use instance_access::audit::{self, Expectation};
-use instance_access::config::{AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, VerifyArgs};
-use instance_access::{admission, api};
+use instance_access::config::{
+    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, ReadyArgs, VerifyArgs,
+};
+use instance_access::{admission, api, ready};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
         Command::Admission(AdmissionArgs { operator_service_account, without_mutating }) => {
             print(admission::yaml(&operator_service_account, !without_mutating))
         }
+        Command::Ready(ReadyArgs { at, wait_seconds }) => ready::ask(&at, std::time::Duration::from_secs(wait_seconds))
+            .map_err(Into::into)
+            .and_then(|said| print(format!("{at}: {said}\n"))),
         Command::Audit(AuditCommand::Verify(args)) => verify(args),
     };
     match outcome {

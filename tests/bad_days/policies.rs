@@ -159,7 +159,7 @@ async fn without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_other
     let stand = Stand::own(Special { rbac: Some(rbac), ..Special::default() }).await?;
     let id = stand.running();
     stand.ask(Ask::new("by-node").with("target", json!({"nodeName": "node-1"}))).await?;
-    let words = ["the operator does not hear of nodes", "let it get, list and watch them"];
+    let words = ["the operator does not hear of nodes", "let it list and watch them"];
     stand.until("by-node", "ContactLost", &words).await?;
     stand.ask(Ask::new("by-id").instance(&id)).await?;
     stand.until_granted("by-id").await?;

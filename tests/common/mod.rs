@@ -32,6 +32,22 @@ const FIELD_MANAGER: &str = "test";
 pub const PUBLIC_KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIInStMRqROkTDl0mY88lWxAMlcGJXz3IjvFhijzUrfeX alice@laptop";
 
+/// More rights on our resources than the operator has: what tests see refused is then refused by a CRD or by an admission
+/// policy, as it would be if somebody gave the account too much. That its own rights are enough, `tests/chart` sees to.
+const WIDER_RIGHTS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: wider-rights}
+rules:
+- {apiGroups: [instanceaccess.dev], resources: ["*"], verbs: [get, list, watch, update, patch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: wider-rights}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: wider-rights}
+subjects: [{kind: ServiceAccount, name: operator, namespace: instance-access}]
+"#;
+
 /// The operator's service account, as `examples/operator-rbac.yaml` makes it.
 pub fn operator_account() -> ServiceAccount {
     ServiceAccount::new("instance-access", "operator").expect("both are names")
@@ -53,6 +69,7 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     for path in ["examples/operator-rbac.yaml", "examples/user-rbac.yaml"] {
         all.push(std::fs::read_to_string(file(path)).with_context(|| path.to_owned())?);
     }
+    all.push(WIDER_RIGHTS.to_owned());
     kubectl_with(lab, "admin", &["apply", "--server-side", "-f", "-"], &all.join("---\n")).await?;
     let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
     kubectl(lab, "admin", &established).await?;

@@ -175,7 +175,8 @@ fn table_of_flags(command: &clap::Command) -> String {
         let value = if takes && !values.is_empty() { format!(" {}", values.join(" ")) } else { String::new() };
         let flag = match arg.get_long() {
             Some(long) => format!("--{long}{value}"),
-            None => format!("{}…", value.trim()),
+            None if matches!(arg.get_action(), clap::ArgAction::Append) => format!("{}…", value.trim()),
+            None => value.trim().to_owned(),
         };
         let env = arg.get_env().map_or_else(String::new, |env| format!("`{}`", env.to_string_lossy()));
         let mut default: Vec<String> = arg

@@ -26,6 +26,7 @@ pub async fn help_says_what_there_is_and_where_settings_come_from() {
       controller  Run the controller
       crds        Print the CustomResourceDefinitions, for kubectl apply
       admission   Print the admission policies, for kubectl apply
+      ready       Ask a running controller whether it can do its work, and wait for it a while
       audit       Look at an audit trail
       help        Print this message or the help of the given subcommand(s)
 
@@ -51,6 +52,7 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
         (&["controller", "--audit-file", "a", "--listen", "nowhere"], "--listen <ADDRESS:PORT>"),
         (&["controller", "--audit-file", "a", "--principal", "usr.username"], "Undeclared reference to 'usr'"),
         (&["admission", "--operator-service-account", "no-slash"], "no-slash"),
+        (&["ready", "--wait-seconds", "0", "127.0.0.1:1"], "controller at 127.0.0.1:1 does not answer"),
         (&["audit", "verify", "--head", "1:abc", "f"], "SEQUENCE:DIGEST"),
         (&["audit", "verify", "/no/such/trail"], "/no/such/trail"),
     ] {

@@ -14,7 +14,7 @@ use super::asked::Asked;
 use super::{ABSENCE_GRACE, ABSENCE_RETRY, CONTACT_GRACE, Deadline, Draft, STALLED_RETRY};
 
 /// How it reads that nodes are not heard of. The log has the error, which speaks of the operator's own account.
-const UNHEARD: &str = "the operator does not hear of nodes, so it would not hear that one is another instance now; let it get, list and watch them, as examples/operator-rbac.yaml does, or use spec.target.instanceId";
+const UNHEARD: &str = "the operator does not hear of nodes, so it would not hear that one is another instance now; let it list and watch them, as examples/operator-rbac.yaml does, or use spec.target.instanceId";
 
 /// What is known of the node that is asked for.
 #[derive(Clone, Debug)]

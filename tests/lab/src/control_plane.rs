@@ -36,6 +36,16 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a service account's token lives: longer than any test, and less than the API server's maximum.
 const TOKEN_SECONDS: u32 = 8 * 3600;
 
+/// What the API server writes down where it is to: who asked for what, of service accounts; no bodies.
+const AUDIT_POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, userGroups: ["system:serviceaccounts"]}
+- {level: None}
+"#;
+
 /// The Kubernetes version that `setup.sh` builds unless told otherwise.
 ///
 /// It stands in one place, the `go.mod` that it is built from.
@@ -56,6 +66,7 @@ pub(crate) struct ControlPlane {
     dir: PathBuf,
     bin: PathBuf,
     log: PathBuf,
+    audit_log: Option<PathBuf>,
     address: SocketAddr,
     etcd_url: String,
     tokens: BTreeMap<String, String>,
@@ -65,7 +76,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     /// Starts etcd and the API server; returns when the API server says that it is ready.
-    pub async fn start(workspace: &Workspace, version: Option<&str>) -> anyhow::Result<Self> {
+    pub async fn start(workspace: &Workspace, version: Option<&str>, audit_log: bool) -> anyhow::Result<Self> {
         let bin = binaries(version)?;
         let ip = workspace.address(1);
         let dir = workspace.dir.join("control-plane");
@@ -88,6 +99,7 @@ impl ControlPlane {
             etcd_url: format!("http://{ip}:2379"),
             address: SocketAddr::new(ip, 6443),
             log: workspace.log("kube-apiserver"),
+            audit_log: audit_log.then(|| workspace.log("kube-apiserver-audit")),
             dir,
             bin,
             tokens,
@@ -139,6 +151,11 @@ impl ControlPlane {
             ("disable-admission-plugins", "ServiceAccount"),
         ] {
             command.arg(format!("--{flag}={value}"));
+        }
+        if let Some(log) = &self.audit_log {
+            fs::write(self.dir.join("audit-policy.yaml"), AUDIT_POLICY)?;
+            command.arg(format!("--audit-policy-file={}", path("audit-policy.yaml")));
+            command.arg(format!("--audit-log-path={}", log.display()));
         }
         {
             let mut api_server = lock(&self.api_server);

@@ -76,6 +76,8 @@ pub struct Options {
     pub control_plane: bool,
     /// Another Kubernetes version than `setup.sh` builds by default, such as `1.34.4`, and than `KUBEBUILDER_ASSETS`.
     pub kubernetes_version: Option<String>,
+    /// Whether the API server writes down what service accounts ask of it, in the log `kube-apiserver-audit`.
+    pub audit_log: bool,
     /// How AWS behaves; `None`: there is no AWS, and no instance.
     pub aws: Option<standin::Config>,
     /// What instances there are at the start.
@@ -90,6 +92,7 @@ impl Default for Options {
             dir: None,
             control_plane: true,
             kubernetes_version: None,
+            audit_log: false,
             aws: Some(standin::Config::default()),
             instances: vec![
                 Launch::new("web-1").tag("env", "dev"),
@@ -121,10 +124,10 @@ impl Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dir, control_plane, kubernetes_version, aws, instances, progress: _ } = self;
+        let Self { dir, control_plane, kubernetes_version, audit_log, aws, instances, progress: _ } = self;
         let mut it = f.debug_struct("Options");
         it.field("dir", dir).field("control_plane", control_plane).field("kubernetes_version", kubernetes_version);
-        it.field("aws", aws).field("instances", instances).finish_non_exhaustive()
+        it.field("audit_log", audit_log).field("aws", aws).field("instances", instances).finish_non_exhaustive()
     }
 }
 
@@ -150,7 +153,7 @@ impl Lab {
     /// # Errors
     /// If something is missing (the error says what to do), or does not come up.
     pub async fn start(options: Options) -> anyhow::Result<Lab> {
-        let Options { dir, control_plane, kubernetes_version, aws, instances, progress } = options;
+        let Options { dir, control_plane, kubernetes_version, audit_log, aws, instances, progress } = options;
         let start = Instant::now();
         let say = |line: String| {
             if let Some(progress) = &progress {
@@ -165,7 +168,7 @@ impl Lab {
             if !control_plane {
                 return Ok(None);
             }
-            let started = ControlPlane::start(&workspace, kubernetes_version.as_deref()).await?;
+            let started = ControlPlane::start(&workspace, kubernetes_version.as_deref(), audit_log).await?;
             say(format!("API server ready at {}", started.url("")));
             anyhow::Ok(Some(started))
         };

@@ -189,7 +189,7 @@ fn without_a_word_of_nodes_those_by_node_wait_and_the_others_go_on() {
     unheard(&mut life, false);
     life.settle();
     life.shows("Active=False/ContactLost Stalled=True");
-    life.says(ConditionType::Active, "let it get, list and watch them");
+    life.says(ConditionType::Active, "let it list and watch them");
     let mut others = world();
     unheard(&mut others, false);
     others.settled().shows(GRANTED);

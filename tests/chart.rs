@@ -1,0 +1,14 @@
+//! The Helm chart, held to the code, rendered for every Kubernetes it is for, and installed into a real API server; and
+//! the image's recipe.
+//!
+//! `UPDATE_CHART=1 cargo test --test chart` (`make chart`) writes anew what is made from elsewhere: the chart's copies of
+//! CRDs, admission policies and rules, and the table of values in its README.
+
+mod chart {
+    mod files;
+    mod helm;
+    mod image;
+    mod render;
+    mod values;
+    mod whole;
+}

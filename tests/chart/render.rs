@@ -1,0 +1,332 @@
+//! What is rendered: for each Kubernetes that is supported, the same twice, and the same as the program prints.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::helm::{
+    IMAGE, chart, container, names, objects, of_kind, read, rendered, run, template, template_in, the, variable,
+};
+
+/// What Helm and Argo CD ask a cluster for, and tell the chart: each version with its kinds.
+const SERVED: &str = "v1,v1/Pod,apps/v1,apps/v1/Deployment,admissionregistration.k8s.io/v1";
+const MUTATING: &str = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
+
+fn printed(arguments: &[&str]) -> Vec<Value> {
+    let done = Command::new(env!("CARGO_BIN_EXE_instance-access")).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    objects(&String::from_utf8(done.stdout).unwrap())
+}
+
+/// In an order that both sides share.
+fn sorted(mut objects: Vec<Value>) -> Vec<Value> {
+    objects.sort_by_key(|object| (object["kind"].to_string(), object["metadata"]["name"].to_string()));
+    objects
+}
+
+#[test]
+fn admission_policies_and_crds_are_those_that_the_program_prints() {
+    for (namespace, account, mutating) in
+        [("instance-access", "operator", "Always"), ("ops", "broker.v1-2", "Always"), ("ops", "broker", "Never")]
+    {
+        let account_value = format!("serviceAccount.name={account}");
+        let mode = format!("admission.mutating={mutating}");
+        let yaml = template_in(namespace, &["--set", IMAGE, "--set", &account_value, "--set", &mode]).unwrap();
+        let ours = objects(&yaml);
+        let policies = |object: &Value| object["apiVersion"] == "admissionregistration.k8s.io/v1";
+        let full_name = format!("{namespace}/{account}");
+        let mut admission = vec!["admission", "--operator-service-account", &full_name];
+        if mutating == "Never" {
+            admission.push("--without-mutating");
+        }
+        let of_chart = sorted(ours.iter().filter(|object| policies(object)).cloned().collect());
+        assert!(of_chart == sorted(printed(&admission)), "{full_name}: {of_chart:#?}");
+
+        let mut crds: Vec<Value> = of_kind(&ours, "CustomResourceDefinition").into_iter().cloned().collect();
+        for crd in &mut crds {
+            let kept = crd["metadata"].as_object_mut().unwrap().remove("annotations").unwrap();
+            assert_eq!(kept["helm.sh/resource-policy"], "keep");
+            assert_eq!(kept["argocd.argoproj.io/sync-options"], "Prune=false,Delete=false");
+        }
+        assert!(sorted(crds) == sorted(printed(&["crds"])), "CRDs differ");
+    }
+}
+
+#[test]
+fn who_asks_is_filled_in_wherever_the_cluster_serves_it() {
+    for minor in 32..=37 {
+        let version = format!("1.{minor}.0");
+        let of_cluster = if minor >= 36 { format!("{SERVED},{MUTATING}") } else { SERVED.to_owned() };
+        for arguments in
+            [&["--kube-version", &version, "--api-versions", &of_cluster][..], &["--kube-version", &version]]
+        {
+            let objects = rendered(arguments);
+            let filled_in = !of_kind(&objects, "MutatingAdmissionPolicy").is_empty();
+            assert_eq!(filled_in, minor >= 36, "{arguments:?}");
+            assert_eq!(of_kind(&objects, "MutatingAdmissionPolicyBinding").is_empty(), !filled_in, "{arguments:?}");
+            assert!(!of_kind(&objects, "ValidatingAdmissionPolicy").is_empty(), "{arguments:?}");
+            assert_eq!(container(&objects)["args"], json!(["controller"]), "{arguments:?}");
+        }
+    }
+    // A cluster that could, and whose administrator switched it off.
+    let off = rendered(&["--kube-version", "1.36.0", "--api-versions", SERVED]);
+    assert!(of_kind(&off, "MutatingAdmissionPolicy").is_empty());
+    let refused = template(&["--set", IMAGE, "--kube-version", "1.31.9"]).unwrap_err();
+    assert!(refused.contains("incompatible with Kubernetes v1.31.9"), "{refused}");
+}
+
+#[test]
+fn rendering_twice_is_identical_and_asks_neither_chance_nor_clock_nor_cluster() {
+    let once = template(&["--set", IMAGE]).unwrap();
+    assert!(once == template(&["--set", IMAGE]).unwrap());
+    for entry in walk("charts/instance-access/templates") {
+        let text = read(&entry);
+        for word in ["lookup ", "rand", "uuidv4", "now ", "genCA", "genSelfSigned", "genPrivateKey", "getHostByName"] {
+            let calls = text.split("{{").skip(1).filter_map(|rest| rest.split("}}").next());
+            for call in calls.filter(|call| !call.starts_with("/*") && !call.starts_with("- /*")) {
+                assert!(!call.contains(word), "{entry}: {word}in {call}");
+            }
+        }
+    }
+}
+
+fn walk(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(super::helm::file(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.path().is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    assert!(!found.is_empty(), "{folder}");
+    found
+}
+
+#[test]
+fn the_chart_passes_helms_own_lint() {
+    let linted = run(&["lint", "--strict", chart().to_str().unwrap(), "--set", IMAGE]);
+    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
+}
+
+#[test]
+fn the_operators_rights_are_those_of_the_example() {
+    let ours = rendered(&[]);
+    let example = objects(&read("examples/operator-rbac.yaml"));
+    let role = format!("{}-operator", "access-instance-access");
+    let operators = |objects: &[Value]| -> Value {
+        of_kind(objects, "ClusterRole")
+            .into_iter()
+            .find(|it| it["metadata"]["name"].as_str().unwrap().ends_with("-operator"))
+            .unwrap()["rules"]
+            .clone()
+    };
+    assert_eq!(operators(&ours), operators(&example));
+    let binding = the(&ours, "ClusterRoleBinding");
+    assert_eq!(binding["roleRef"]["name"], role);
+    assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "operator", "namespace": "ops"}]));
+    for rule in operators(&ours).as_array().unwrap() {
+        let all =
+            |field: &str| rule[field].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect::<Vec<_>>();
+        for verb in all("verbs") {
+            assert!(!["*", "escalate", "bind", "impersonate", "deletecollection"].contains(&verb), "{rule}");
+        }
+        for resource in all("resources").into_iter().chain(all("apiGroups")) {
+            assert!(!resource.contains('*') && !resource.starts_with("secrets"), "{rule}");
+        }
+    }
+}
+
+#[test]
+fn peoples_roles_are_those_of_the_example_and_part_of_nothing_unless_asked() {
+    let example: Vec<Value> =
+        of_kind(&objects(&read("examples/user-rbac.yaml")), "ClusterRole").into_iter().cloned().collect();
+    assert!(example.len() >= 4);
+    for theirs in &example {
+        let name = theirs["metadata"]["name"].as_str().unwrap();
+        let key = format!("userRoles.aggregateTo.{}={{edit,admin}}", name.strip_prefix("instance-access-").unwrap());
+        for (arguments, aggregated) in [(&[][..], false), (&["--set", key.as_str()], true)] {
+            let ours = rendered(arguments);
+            let ours =
+                of_kind(&ours, "ClusterRole").into_iter().find(|it| it["metadata"]["name"] == name).unwrap().clone();
+            assert_eq!(ours["rules"], theirs["rules"], "{name}");
+            let labels = ours["metadata"]["labels"].as_object().unwrap();
+            let aggregate = labels.iter().filter(|(key, _)| key.contains("aggregate-to"));
+            assert_eq!(aggregate.count(), if aggregated { 2 } else { 0 }, "{name}: {labels:?}");
+        }
+    }
+}
+
+#[test]
+fn one_replica_is_replaced_by_stopping_it_first() {
+    let objects = rendered(&[]);
+    let spec = &the(&objects, "Deployment")["spec"];
+    assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&json!(1), &json!("Recreate")));
+    let refused = template(&["--set", IMAGE, "--set", "replicaCount=2"]).unwrap_err();
+    assert!(refused.contains("replicaCount"), "{refused}");
+}
+
+#[test]
+fn the_trail_is_on_a_volume_that_outlives_an_uninstall_or_somebody_said_otherwise() {
+    let objects = rendered(&[]);
+    let claim = the(&objects, "PersistentVolumeClaim");
+    assert_eq!(claim["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    let pod = &the(&objects, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["volumes"][0]["persistentVolumeClaim"]["claimName"], claim["metadata"]["name"]);
+    let file = variable(&objects, "INSTANCE_ACCESS_AUDIT_FILE").unwrap();
+    assert_eq!(container(&objects)["volumeMounts"][0]["mountPath"].as_str(), file.rsplit_once('/').map(|it| it.0));
+
+    let existing = rendered(&["--set", "audit.persistence.existingClaim=trail"]);
+    assert!(of_kind(&existing, "PersistentVolumeClaim").is_empty());
+    let pod = &the(&existing, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["volumes"][0]["persistentVolumeClaim"]["claimName"], "trail");
+
+    for (values, words) in [
+        (&["audit.persistence.enabled=false"][..], "audit.persistence.enabled is false"),
+        (&["settings.auditFile="], "settings.auditFile is empty"),
+    ] {
+        let mut arguments = vec!["--set", IMAGE];
+        arguments.extend(values.iter().flat_map(|value| ["--set", *value]));
+        let refused = template(&arguments).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
+    let stdout = [
+        "--set",
+        "settings.auditFile=",
+        "--set",
+        "settings.auditStdout=true",
+        "--set",
+        "audit.persistence.enabled=false",
+    ];
+    let stdout = rendered(&stdout);
+    assert_eq!(variable(&stdout, "INSTANCE_ACCESS_AUDIT_FILE"), None);
+    assert_eq!(variable(&stdout, "INSTANCE_ACCESS_AUDIT_STDOUT").as_deref(), Some("true"));
+    let pod = &the(&stdout, "Deployment")["spec"]["template"]["spec"];
+    assert!(pod["volumes"].is_null() && of_kind(&stdout, "PersistentVolumeClaim").is_empty());
+}
+
+#[test]
+fn an_image_that_nobody_named_is_never_fetched() {
+    let refused = template(&[]).unwrap_err();
+    assert!(refused.contains("image.repository is empty: no image is published yet"), "{refused}");
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let pinned = rendered(&["--set", &format!("image.digest={digest}"), "--set", "image.tag=ignored"]);
+    assert_eq!(container(&pinned)["image"], format!("registry.example/instance-access@{digest}"));
+    let by_version = format!("registry.example/instance-access:{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(container(&rendered(&[]))["image"], by_version);
+}
+
+#[test]
+fn a_name_that_would_break_out_of_cel_is_refused() {
+    for namespace in ["a' || true || '", "a\"b", "A", "a/b", "a.b", ""] {
+        let refused = template_in(namespace, &["--set", IMAGE]);
+        // helm itself makes an empty one `default`.
+        assert!(refused.is_err() || namespace.is_empty(), "{namespace:?} was taken");
+    }
+    for name in ["a' || true || '", "A", "a/b", "a:b", "-a", "a..b", "", "a\nb"] {
+        let values = json!({"serviceAccount": {"name": name}}).to_string();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), values).unwrap();
+        for skipping in [&[][..], &["--skip-schema-validation"]] {
+            let mut arguments = vec!["--set", IMAGE, "--values", file.path().to_str().unwrap()];
+            arguments.extend(skipping);
+            let refused = template(&arguments).expect_err(name);
+            assert!(refused.contains("serviceAccount.name") || refused.contains("/serviceAccount/name"), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
+    let off = rendered(&[]);
+    let on = rendered(&[
+        "--set=podDisruptionBudget.enabled=true,networkPolicy.enabled=true,serviceMonitor.enabled=true",
+        "--set=serviceMonitor.labels.release=prometheus,priorityClassName=system-cluster-critical",
+        "--set=serviceAccount.annotations.eks\\.amazonaws\\.com/role-arn=arn:aws:iam::123456789012:role/instance-access",
+        "--set-json=topologySpreadConstraints=[{\"maxSkew\":1,\"topologyKey\":\"topology.kubernetes.io/zone\",\"whenUnsatisfiable\":\"ScheduleAnyway\"}]",
+        "--set-json=networkPolicy.metricsFrom=[{\"namespaceSelector\":{\"matchLabels\":{\"kubernetes.io/metadata.name\":\"monitoring\"}}}]",
+    ]);
+    for kind in ["PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor"] {
+        assert!(of_kind(&off, kind).is_empty(), "{kind}");
+        the(&on, kind);
+    }
+    let selector = &the(&on, "Deployment")["spec"]["selector"]["matchLabels"];
+    assert_eq!(the(&on, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"], *selector);
+    assert_eq!(the(&on, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"], *selector);
+    assert_eq!(the(&on, "Service")["spec"]["selector"], *selector);
+    let labels = the(&on, "Service")["metadata"]["labels"].as_object().unwrap();
+    let monitored = the(&on, "ServiceMonitor")["spec"]["selector"]["matchLabels"].as_object().unwrap();
+    assert!(monitored.iter().all(|(name, value)| labels.get(name) == Some(value)), "{monitored:?} {labels:?}");
+    let account = the(&on, "ServiceAccount");
+    let role = "arn:aws:iam::123456789012:role/instance-access";
+    assert_eq!(account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"], role);
+    let pod = &the(&on, "Deployment")["spec"]["template"]["spec"];
+    assert_eq!(pod["priorityClassName"], "system-cluster-critical");
+    assert_eq!(pod["topologySpreadConstraints"][0]["maxSkew"], 1);
+
+    let bare = rendered(&[
+        "--set=crds.install=false,admission.install=false,rbac.create=false,userRoles.create=false,serviceAccount.create=false",
+    ]);
+    let mut kinds: Vec<&str> = bare.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["Deployment", "Job", "PersistentVolumeClaim", "Service"]);
+}
+
+#[test]
+fn what_helm_test_asks_is_asked_where_the_service_is() {
+    let objects = rendered(&[]);
+    let job = the(&objects, "Job");
+    assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"], "test");
+    let asked = &job["spec"]["template"]["spec"]["containers"][0];
+    let service = the(&objects, "Service");
+    let at =
+        format!("{}.ops.svc:{}", service["metadata"]["name"].as_str().unwrap(), service["spec"]["ports"][0]["port"]);
+    assert_eq!(asked["args"], json!(["ready", "--wait-seconds", "120", at]));
+    assert_eq!(names(&objects, "Service"), [format!("{}-metrics", "access-instance-access")]);
+    assert_eq!(container(&objects)["ports"][0]["name"], service["spec"]["ports"][0]["targetPort"]);
+}
+
+#[test]
+fn the_pods_hold_no_more_than_they_need() {
+    let objects = rendered(&[]);
+    for (kind, wants_token) in [("Deployment", true), ("Job", false)] {
+        let pod = &the(&objects, kind)["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], wants_token, "{kind}");
+        // A Service called instance-access-… in the namespace would otherwise make variables that look like settings.
+        assert_eq!(pod["enableServiceLinks"], false, "{kind}");
+        for field in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
+            assert!(pod[field].is_null(), "{kind}: {field}");
+        }
+        let [container] = &pod["containers"].as_array().unwrap()[..] else { panic!("{kind}: one container") };
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true, "{kind}");
+        assert!(container["resources"]["limits"]["memory"].is_string(), "{kind}");
+    }
+    assert_eq!(the(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
+}
+
+#[test]
+fn the_deployment_is_as_it_was_reviewed() {
+    insta::assert_snapshot!(template(&["--set", IMAGE, "--show-only", "templates/deployment.yaml"]).unwrap());
+}
+
+/// What a release prints, without a cluster.
+fn notes(arguments: &[&str]) -> String {
+    let chart = chart();
+    let mut all =
+        vec!["install", "access", chart.to_str().unwrap(), "--dry-run=client", "--namespace", "ops", "--set", IMAGE];
+    all.extend(arguments);
+    let done = run(&all);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = String::from_utf8(done.stdout).unwrap();
+    text.split_once("\nNOTES:\n").expect("a release has notes").1.to_owned()
+}
+
+#[test]
+fn a_release_says_what_comes_next() {
+    insta::assert_snapshot!(notes(&["--set", "aws.region=us-west-2"]));
+}
+
+#[test]
+fn a_release_says_what_is_missing() {
+    let stdout =
+        "settings.auditFile=,settings.auditStdout=true,audit.persistence.enabled=false,admission.mutating=Never";
+    insta::assert_snapshot!(notes(&["--set", stdout, "--set", "userRoles.create=false"]));
+}
