@@ -220,7 +220,7 @@ pub async fn serve(shared: Arc<Shared>, socket: TcpStream, source: SocketAddr, l
     let running = match tokio::time::timeout_at(login_time_max, started).await {
         Ok(Ok(running)) => running,
         Ok(Err(_)) => return shared.metrics.count_connection("no_ssh"),
-        Err(_) => return shared.metrics.count_connection("no_login_in_time"),
+        Err(_) => return shared.metrics.count_connection("no_login"),
     };
     look_after(&shared, &connection, running, login_time_max).await;
 }
@@ -253,7 +253,7 @@ async fn look_after(
         let is_idle = connection.sessions.load(Ordering::Acquire) == 0;
         match connection.key.get() {
             None if Instant::now() >= login_time_max => {
-                shared.metrics.count_connection("no_login_in_time");
+                shared.metrics.count_connection("no_login");
                 break format!("no login within {} s", shared.limits.login.as_secs());
             }
             None => {}

@@ -81,7 +81,7 @@ fn every_finding_of_audit_verify_has_a_heading_in_the_runbook() {
 /// The reasons for which a policy is not in force.
 fn policy_problems() -> Vec<String> {
     let reason = Regex::new(r#"reason: "([A-Za-z]+)","#).unwrap();
-    reason.captures_iter(&read("src/domain/policy.rs")).map(|found| found[1].to_owned()).collect()
+    reason.captures_iter(&read("src/domain/policy/compile.rs")).map(|found| found[1].to_owned()).collect()
 }
 
 #[test]
@@ -93,7 +93,10 @@ fn every_reason_for_a_policy_that_is_not_ready_has_a_heading_in_the_runbook() {
 fn every_kind_of_audit_record_has_a_heading() {
     has(
         "docs/audit.md",
-        variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]),
+        variants("src/domain/record.rs", "RecordKind")
+            .into_iter()
+            .chain(variants("src/domain/session/record.rs", "SessionRecordKind"))
+            .chain(["SegmentOpened".to_owned()]),
     );
 }
 
