@@ -113,6 +113,11 @@ pub struct GatewayArgs {
         default_value = "127.0.0.0/8,::1/128"
     )]
     pub never_dial: Vec<Network>,
+    /// Ports that are dialled, those of your instances' sshd; several with commas. A request names its port: what is not
+    /// here stays out of reach, whatever a requester asks for.
+    #[arg(long, env = "INSTANCE_ACCESS_PORTS", value_name = "PORT", value_delimiter = ',', default_value = "22",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
     /// How long the API server may be silent, in seconds, before no new session is opened: a revocation would not be
     /// heard. Open sessions go on to their end.
     #[arg(long, env = "INSTANCE_ACCESS_API_SILENCE_SECONDS", value_name = "5..3600", default_value_t = 60,

@@ -22,8 +22,13 @@ pub fn watch_config() -> watcher::Config {
 
 /// Makes a client as kubectl would: from KUBECONFIG, ~/.kube/config, or the pod's service account.
 pub async fn client() -> Result<Client, ClientError> {
+    client_with(READ_TIMEOUT).await
+}
+
+/// The same, for watches that end more often.
+pub async fn client_with(read_timeout: Duration) -> Result<Client, ClientError> {
     let mut config = Config::infer().await.map_err(|error| ClientError::Infer(Box::new(error)))?;
-    config.read_timeout = Some(READ_TIMEOUT);
+    config.read_timeout = Some(read_timeout);
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     Client::try_from(config).map_err(|error| ClientError::Build(Box::new(error)))
 }

@@ -173,8 +173,8 @@ fn gateway(args: GatewayArgs) -> Outcome {
 async fn run_gateway(args: GatewayArgs) -> Outcome {
     use instance_access::audit::{Begin, Limits, Sinks, Trail};
     use instance_access::clock;
-    use instance_access::domain::session::Networks;
-    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts};
+    use instance_access::domain::session::{Dialling, Networks};
+    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, READ_TIMEOUT};
     use instance_access::server::Pages;
     use std::time::Duration;
     use tokio::signal::unix::{SignalKind, signal};
@@ -188,6 +188,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         ssh_listen,
         listen,
         never_dial,
+        ports,
         api_silence_seconds,
         login_seconds,
         connections_max,
@@ -218,7 +219,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     let known_hosts = host_key.known_hosts_line("GATEWAY");
     tracing::info!(fingerprint = host_key.fingerprint(), known_hosts, "read the host key");
     let gateway = Gateway::new(GatewayParts {
-        client: instance_access::kubernetes::client().await?,
+        client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
         trail,
         clock,
         name,
@@ -232,7 +233,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             silence_max: seconds(api_silence_seconds),
             drain: seconds(drain_seconds),
         },
-        never: Networks::new(never_dial),
+        dialling: Dialling { never: Networks::new(never_dial), ports },
         metrics: Arc::clone(&metrics),
     });
     let health = gateway.health();

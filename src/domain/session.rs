@@ -273,6 +273,16 @@ impl DialPermit {
     }
 }
 
+/// What the operators of a gateway let it dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dialling {
+    /// Networks that are never dialled.
+    pub never: Networks,
+    /// The ports that are. A requester chooses the port of a request: without this, whoever may log in to an instance
+    /// reaches whatever else listens there.
+    pub ports: Vec<u16>,
+}
+
 /// Why no session is opened; the text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -320,6 +330,18 @@ pub enum Refusal {
         /// The request.
         request: String,
     },
+    /// The grant's port is none that this gateway dials.
+    #[error(
+        "{request} asks for port {port}, and this gateway dials {served} only; reach it without the gateway, or ask the operators for --ports"
+    )]
+    PortNotServed {
+        /// The request.
+        request: String,
+        /// Its port.
+        port: u16,
+        /// The gateway's.
+        served: String,
+    },
     /// Status names an address that no instance has.
     #[error(
         "status of {request} names an address that the gateway never dials; tell the operators, who may look at --never-dial"
@@ -339,6 +361,7 @@ impl Refusal {
             Self::Over { .. } => "Over",
             Self::NotNow { .. } => "NotNow",
             Self::Endpoint { .. } => "Endpoint",
+            Self::PortNotServed { .. } => "PortNotServed",
             Self::NeverDialled { .. } => "NeverDialled",
         }
     }
@@ -360,7 +383,7 @@ pub fn permit(
     others: impl FnOnce(&InstanceId) -> Vec<Arc<SessionGrant>>,
     host: &str,
     port: u32,
-    never: &Networks,
+    dialling: &Dialling,
 ) -> Result<DialPermit, Refusal> {
     let named: Vec<_> = of_key.iter().filter(|grant| is_named(grant, host)).collect();
     let Some(newest) = named.iter().max_by_key(|grant| grant.expiration_time) else {
@@ -390,7 +413,15 @@ pub fn permit(
             request: request_name(&grant.request),
         });
     };
-    if never.has(address) {
+    if !dialling.ports.contains(&grant.port) {
+        let served: Vec<String> = dialling.ports.iter().map(ToString::to_string).collect();
+        return Err(Refusal::PortNotServed {
+            request: request_name(&grant.request),
+            port: grant.port,
+            served: served.join(", "),
+        });
+    }
+    if dialling.never.has(address) {
         return Err(Refusal::NeverDialled { request: request_name(&grant.request) });
     }
     let holds = holds(now, grant, &others(&grant.instance_id));

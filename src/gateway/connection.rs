@@ -27,6 +27,8 @@ use super::stream::CutStream;
 
 /// Sessions of one connection, opening ones included: a `ControlMaster` on the jump host shares one among its clients.
 const SESSIONS_MAX: usize = 64;
+/// Sessions that a connection may ask for in vain: who asks for more is trying doors, at a line of the log each.
+const REFUSALS_MAX: usize = 100;
 /// How often a connection is looked at: whether a login came in time, and whether its key still has a grant.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a disconnect message may take to reach the client.
@@ -62,6 +64,7 @@ pub struct Connection {
     pub source: SocketAddr,
     key: OnceLock<ProvedKey>,
     sessions: AtomicUsize,
+    refusals: AtomicUsize,
     farewell: watch::Sender<Option<String>>,
     login: Mutex<Option<Place<std::net::IpAddr>>>,
 }
@@ -89,6 +92,7 @@ impl Connection {
             source,
             key: OnceLock::new(),
             sessions: AtomicUsize::new(0),
+            refusals: AtomicUsize::new(0),
             farewell: watch::Sender::new(None),
             login: Mutex::new(Some(login)),
         }
@@ -98,6 +102,13 @@ impl Connection {
         let one_more = |sessions| (sessions < SESSIONS_MAX).then_some(sessions + 1);
         self.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
         Some(Seat(Arc::clone(self)))
+    }
+
+    /// Counts a session that was refused; with too many the connection ends, and whatever is open on it.
+    pub fn count_refusal(&self) {
+        if self.refusals.fetch_add(1, Ordering::AcqRel) + 1 >= REFUSALS_MAX {
+            self.farewell.send_replace(Some(format!("{REFUSALS_MAX} sessions were refused; connect again")));
+        }
     }
 
     /// Has the connection ended with these words, if this session is its last one; others go on. Returns whether it ends:
@@ -151,6 +162,7 @@ impl Handler for Door {
             return Ok(Auth::reject());
         }
         self.shared.metrics.count_key("proved");
+        tracing::info!(source = %self.connection.source, key_fingerprint = key.fingerprint(), "let a key in");
         // Once a connection: SSH knows no second login.
         if self.connection.key.set(key).is_err() {
             return Ok(Auth::reject());
@@ -190,6 +202,7 @@ impl Handler for Door {
         _: &mut Session,
     ) -> Result<(), russh::Error> {
         self.shared.metrics.count_refusal("NoShell");
+        self.connection.count_refusal();
         reply.reject(no(JUMP_ONLY)).await;
         Ok(())
     }
@@ -202,6 +215,7 @@ impl Handler for Door {
         _: &mut Session,
     ) -> Result<(), russh::Error> {
         self.shared.metrics.count_refusal("NoSocket");
+        self.connection.count_refusal();
         reply.reject(no(JUMP_ONLY)).await;
         Ok(())
     }

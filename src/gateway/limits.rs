@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// How many places each of many has, and all together.
 #[derive(Debug)]
@@ -59,6 +62,33 @@ impl<K: Eq + Hash + Clone> Drop for Place<K> {
     }
 }
 
+/// Sessions that one grant opens at once without waiting: an ansible play with fifty forks.
+const BURST: u32 = 50;
+/// Gap between two after those: ten a second, 14 KB of records.
+const GAP: Duration = Duration::from_millis(100);
+/// Grants of which it is remembered; beyond that, those that rest are forgotten, which loses nothing.
+const REMEMBERED_MAX: usize = 1024;
+
+/// How fast each grant opens sessions.
+#[derive(Debug, Default)]
+pub struct Pace {
+    // When each has used nothing of its burst; at most as many as asked within the last five seconds, and a few.
+    rests_from: Mutex<HashMap<String, Instant>>,
+}
+
+impl Pace {
+    /// How long the next session of this grant has to wait.
+    pub fn turn(&self, grant: &str, now: Instant) -> Duration {
+        let mut rests_from = self.rests_from.lock().unwrap_or_else(PoisonError::into_inner);
+        if rests_from.len() >= REMEMBERED_MAX {
+            rests_from.retain(|_, rests_from| *rests_from > now);
+        }
+        let next = rests_from.get(grant).copied().unwrap_or(now).max(now) + GAP;
+        rests_from.insert(grant.to_owned(), next);
+        next.saturating_duration_since(now + GAP * BURST)
+    }
+}
+
 /// Who counts as one source: an IPv4 address, or an IPv6 network of 64 bits, of which one machine has all addresses.
 pub fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -83,6 +113,22 @@ mod tests {
         drop((one, other));
         let taken = places.taken.lock().unwrap();
         assert_eq!((taken.all, taken.by_key.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_grant_opens_its_burst_at_once_and_then_ten_a_second_and_others_do_not_wait_for_it() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        for _ in 0..BURST {
+            assert_eq!(pace.turn("a", now), Duration::ZERO);
+        }
+        assert_eq!(pace.turn("a", now), GAP);
+        assert_eq!(pace.turn("a", now), GAP * 2);
+        assert_eq!(pace.turn("b", now), Duration::ZERO);
+        assert_eq!(pace.turn("a", now + GAP * 3), Duration::ZERO, "what was waited for is given back");
+        for number in 0..2 * REMEMBERED_MAX {
+            pace.turn(&number.to_string(), now + GAP * 100 * u32::try_from(number).unwrap());
+        }
+        assert!(pace.rests_from.lock().unwrap().len() <= REMEMBERED_MAX, "it grows without end");
     }
 
     #[test]

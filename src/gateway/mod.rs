@@ -39,13 +39,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::Trail;
 use crate::clock::Clock;
-use crate::domain::session::Networks;
+use crate::domain::session::Dialling;
 
 use grants::Grants;
 pub use host_key::{HostKey, HostKeyError};
-use limits::{Place, Places, source};
+use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
 use watch::Contact;
+pub use watch::READ_TIMEOUT;
 
 /// Keys that one connection may offer in vain. An agent that holds two dozen is served; who guesses needs a connection for
 /// every sixty.
@@ -96,8 +97,8 @@ pub struct GatewayParts {
     pub host_key: HostKey,
     /// Bounds.
     pub limits: GatewayLimits,
-    /// What is never dialled.
-    pub never: Networks,
+    /// What may be dialled at all.
+    pub dialling: Dialling,
     /// Counters.
     pub metrics: Arc<GatewayMetrics>,
 }
@@ -110,13 +111,14 @@ struct Shared {
     name: String,
     ssh: Arc<russh::server::Config>,
     limits: GatewayLimits,
-    never: Networks,
+    dialling: Dialling,
     metrics: Arc<GatewayMetrics>,
     grants: Grants,
     contact: Contact,
     connections: Arc<Places<()>>,
     logins: Arc<Places<IpAddr>>,
     sessions: Arc<Places<String>>,
+    pace: Pace,
     tasks: TaskTracker,
     /// No connection and no session is opened any more.
     stop: CancellationToken,
@@ -148,7 +150,7 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, trail, clock, name, host_key, limits, never, metrics } = parts;
+        let GatewayParts { client, trail, clock, name, host_key, limits, dialling, metrics } = parts;
         let shared = Shared {
             client,
             trail,
@@ -156,13 +158,14 @@ impl Gateway {
             name,
             ssh: Arc::new(ssh_config(host_key.private())),
             limits,
-            never,
+            dialling,
             metrics,
             grants: Grants::default(),
             contact: Contact::new(limits.silence_max),
             connections: Places::new(limits.connections_max, limits.connections_max),
             logins: Places::new(limits.logins_per_source_max, limits.logins_max),
             sessions: Places::new(limits.sessions_per_grant_max, usize::MAX),
+            pace: Pace::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             cut_all: CancellationToken::new(),

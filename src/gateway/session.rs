@@ -16,6 +16,7 @@ use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::audit::AppendError;
 use crate::domain::session::{
@@ -78,6 +79,7 @@ pub async fn open(
                 reason,
                 "refused a session"
             );
+            seat.connection().count_refusal();
             return reply.reject(failure).await;
         }
     };
@@ -87,6 +89,11 @@ pub async fn open(
         let text = format!("{} has as many sessions as one grant may; close one", request_name(&grant.request));
         return reply.reject(not_now(text)).await;
     };
+    // Each writes two records to a disk: whoever opens and closes without end must not fill it.
+    let wait = shared.pace.turn(&grant.request.uid, Instant::now());
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+    }
     let mut followed = Vec::new();
     for hold in permit.holds() {
         // One that has just ended: the next try is told why.
@@ -160,7 +167,7 @@ fn judge(shared: &Shared, key: &ProvedKey, asked: &Asked) -> Result<DialPermit, 
     shared.contact.is_sure(now).map_err(|unsure| ("ContactLost", not_now(unsure.to_string())))?;
     let of_key = shared.grants.of_key(key.fingerprint());
     let others = |instance_id: &_| shared.grants.on_instance(instance_id);
-    permit(now, &of_key, others, &asked.host, asked.port, &shared.never)
+    permit(now, &of_key, others, &asked.host, asked.port, &shared.dialling)
         .map_err(|refusal| (refusal.as_str(), no(refusal.to_string())))
 }
 

@@ -26,9 +26,11 @@ use super::grants::Uid;
 
 /// The longest gap between two questions, whatever the limit of silence.
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// After how many seconds the API server ends the watch: far less than for the controller's, whose silence costs a key of
-/// 60 s; here it would cost a session.
-const WATCH_SECONDS: u32 = 60;
+/// After how many seconds the API server ends the watch: far less than for the controller's. A watch whose connection
+/// alone is dead looks like a quiet cluster until then, and a revocation is late by that.
+const WATCH_SECONDS: u32 = 30;
+/// The longest silence on a connection to the API server: a watch, and a little.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
 /// Since when the API server is heard.
 #[derive(Debug)]

@@ -1,10 +1,14 @@
 //! A session ends with its grant: cut from outside, with the reason on the terminal.
 
+use std::fs::File;
+use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lab::poll;
+use lab::{poll, ssh};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
 
 use crate::client::{Client, is_empty};
 use crate::history::time;
@@ -108,6 +112,63 @@ pub async fn a_session_is_cut_when_its_policy_goes_and_others_go_on() {
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "PolicyChanged");
     goes_on.echoes().await;
     assert!(client.typed(&["-O", "exit", "gateway"]).await.success());
+}
+
+pub async fn a_client_that_stands_still_is_cut_all_the_same() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("stalled").await;
+    let request = stand.request("alice", "stalled").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    // The instance talks without end; the client, and its own client of the jump host, take nothing from one moment on.
+    let mut command = client.ssh();
+    command.args([&instance.id, "yes"]).process_group(0).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let group = format!("-{}", child.id().expect("it runs"));
+    let mut first = [0; 2];
+    child.stdout.as_mut().expect("it is piped").read_exact(&mut first).await.unwrap();
+    let signal = async |name: &str| {
+        let sent = ssh::run(Command::new("kill").args([name, "--", &group])).await.unwrap();
+        assert!(sent.success(), "{sent:?}");
+    };
+    signal("-STOP").await;
+    request.revoke("done").await;
+    let revoked_time = Timestamp::now();
+    is_empty(stand, &instance).await;
+    let late = seconds(revoked_time, Timestamp::now());
+    assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
+    signal("-CONT").await;
+    signal("-KILL").await;
+}
+
+pub async fn a_session_with_an_instance_that_stands_still_is_cut_all_the_same() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("frozen").await;
+    let request = stand.request("alice", "frozen").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    // The client sends without end; the instance takes nothing from one moment on.
+    let mut command = client.ssh();
+    command.args([&instance.id, "cat >/dev/null"]).stdin(File::open("/dev/zero").unwrap());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let alive = poll::until_ok("a session", BOUND, || match stand.lab.sessions_alive("frozen") {
+        0 => Err("none"),
+        _ => Ok(()),
+    });
+    alive.await.unwrap();
+    stand.lab.freeze_instance("frozen").unwrap();
+    request.revoke("done").await;
+    let revoked_time = Timestamp::now();
+    let said = tokio::time::timeout(BOUND, child.wait_with_output()).await.expect("it was not cut").unwrap();
+    let late = seconds(revoked_time, Timestamp::now());
+    assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("the grant of frozen.team has ended: it was revoked"), "{said}");
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
+    stand.lab.thaw_instance("frozen").unwrap();
+    is_empty(stand, &instance).await;
 }
 
 pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_comes_on_time() {

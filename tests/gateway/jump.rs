@@ -66,7 +66,8 @@ impl Jump {
         command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit);
         command.arg("--host-key-file").arg(&host_key).args(["--listen", "127.0.0.1:0", "--ssh-listen", "127.0.0.1:0"]);
         // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
-        command.args(["--never-dial", "127.0.0.1/32,::1/128"]).args(more);
+        command.args(["--never-dial", "127.0.0.1/32,::1/128"]);
+        command.args(["--ports", &lab.ssh_port().to_string()]).args(more);
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let known_hosts = dir.join("known_hosts");

@@ -60,10 +60,13 @@ fn main() -> std::process::ExitCode {
             a_session_is_cut_when_its_grant_is_revoked,
             a_session_is_cut_when_its_request_is_deleted,
             a_session_is_cut_when_its_policy_goes_and_others_go_on,
+            a_client_that_stands_still_is_cut_all_the_same,
+            a_session_with_an_instance_that_stands_still_is_cut_all_the_same,
             without_api_server_and_controller_nobody_new_comes_in_and_the_end_comes_on_time,
         }
         refused {
             nothing_is_reached_but_the_grants_own_instance_and_port,
+            whoever_tries_doors_is_shown_out,
             a_jump_host_is_no_shell_and_forwards_nothing_else,
             a_key_without_a_live_grant_is_not_let_in,
             a_private_instance_is_refused_with_the_way_that_there_is,

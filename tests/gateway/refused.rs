@@ -1,6 +1,7 @@
 //! What the gateway refuses, each with what to do instead.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::Duration;
 
 use lab::poll;
@@ -47,6 +48,32 @@ pub async fn nothing_is_reached_but_the_grants_own_instance_and_port() {
     }
     assert_eq!(jump.records(&request.uid, "SessionOpened").len(), 0, "something was dialled");
     client.gets_in(&[&web.id]).await;
+}
+
+pub async fn whoever_tries_doors_is_shown_out() {
+    let (stand, jump) = both().await;
+    let request = stand.request("alice", "doors").with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    // Many doors over one connection, as a scanner would try them.
+    let socket = stand.lab.dir().join("cm-doors").display().to_string();
+    let mut master = client.ssh();
+    master.args(["-M", "-N", "-S", &socket, "gateway"]).stderr(Stdio::piped());
+    let master = master.spawn().unwrap();
+    let is_there =
+        poll::until("a master", BOUND, async || match client.typed(&["-S", &socket, "-O", "check", "gateway"]).await {
+            check if check.success() => Ok(()),
+            check => Err(check.stderr),
+        });
+    is_there.await.unwrap();
+    for door in 1..=100 {
+        let said = client.typed(&["-S", &socket, "-W", "10.0.0.1:22", "gateway"]).await;
+        assert!(!said.success() && said.stdout.is_empty(), "door {door}: {said:?}");
+        assert!(door == 100 || said.stderr.contains("refused by peer"), "door {door}: {said:?}");
+    }
+    let said = tokio::time::timeout(BOUND, master.wait_with_output()).await.expect("it may go on for ever").unwrap();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("100 sessions were refused"), "{said}");
 }
 
 pub async fn a_jump_host_is_no_shell_and_forwards_nothing_else() {

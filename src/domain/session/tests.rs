@@ -81,11 +81,16 @@ fn arcs(grants: &[SessionGrant]) -> Vec<Arc<SessionGrant>> {
     grants.iter().cloned().map(Arc::new).collect()
 }
 
+/// No loopback, and two ports.
+fn dialling() -> Dialling {
+    Dialling { never: Networks::new(vec!["127.0.0.0/8".parse().unwrap()]), ports: vec![22, 2222] }
+}
+
 /// Asks for a session with the key of all these grants.
 fn asked(grants: &[SessionGrant], host: &str, port: u32) -> Result<DialPermit, Refusal> {
     let all = arcs(grants);
     let on = |id: &InstanceId| all.iter().filter(|grant| grant.instance_id == *id).cloned().collect();
-    permit(now(), &all, on, host, port, &Networks::new(vec!["127.0.0.0/8".parse().unwrap()]))
+    permit(now(), &all, on, host, port, &dialling())
 }
 
 #[track_caller]
@@ -217,6 +222,14 @@ fn another_port_is_refused_and_the_granted_one_is_told() {
 }
 
 #[test]
+fn a_port_that_the_requester_chose_and_the_gateway_does_not_dial_is_refused() {
+    for port in [1, 21, 443, 5432, 65535] {
+        let told = refused(&[SessionGrant { port, ..grant() }], INSTANCE, port.into(), "PortNotServed");
+        assert!(told.contains(&port.to_string()) && told.contains("22, 2222"), "{told}");
+    }
+}
+
+#[test]
 fn an_ended_grant_is_refused_to_the_second_and_says_when_it_ended() {
     let ends = |time| SessionGrant { expiration_time: time, ..grant() };
     let told = refused(&[ends(now())], INSTANCE, 22, "Over");
@@ -306,8 +319,7 @@ fn a_session_outlives_no_other_login_that_its_client_has_there() {
         (bobs, &["g-plain"]),
     ] {
         let others = |_: &InstanceId| arcs(&[plain.clone(), on_instance]);
-        let permit =
-            permit(now(), &arcs(std::slice::from_ref(&plain)), others, INSTANCE, 22, &Networks::default()).unwrap();
+        let permit = permit(now(), &arcs(std::slice::from_ref(&plain)), others, INSTANCE, 22, &dialling()).unwrap();
         assert_eq!(held(&permit), expected);
     }
 }
