@@ -140,6 +140,10 @@ pub struct GatewayArgs {
     #[arg(long, env = "INSTANCE_ACCESS_LOGINS_PER_SOURCE_MAX", value_name = "1..2000", default_value_t = 40,
           value_parser = clap::value_parser!(u16).range(1..=2000))]
     pub logins_per_source_max: u16,
+    /// Connections at once of one key, at most; further ones are turned away.
+    #[arg(long, env = "INSTANCE_ACCESS_CONNECTIONS_PER_KEY_MAX", value_name = "1..1000", default_value_t = 100,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub connections_per_key_max: u16,
     /// Sessions at once under one grant, at most; further ones are refused.
     #[arg(long, env = "INSTANCE_ACCESS_SESSIONS_PER_GRANT_MAX", value_name = "1..1000", default_value_t = 50,
           value_parser = clap::value_parser!(u16).range(1..=1000))]

@@ -42,6 +42,8 @@ pub struct SessionGrant {
     pub request: RequestRef,
     /// Who asked, by user name.
     pub requester: String,
+    /// Who gets in, by user name: the requester, unless a delegate asked for somebody.
+    pub subject: String,
     /// The grant's id.
     pub grant_id: String,
     /// The key that lets in, `SHA256:…`.
@@ -201,6 +203,7 @@ fn live(
         ConnectionMethod::Endpoint => Way::Endpoint,
         ConnectionMethod::Auto => return None,
     };
+    let requester = request.spec.requester.as_ref()?.username.clone();
     let active = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Active);
     let not_now = match active {
         Some(active) if active.status == ConditionStatus::True && active.reason == ActiveReason::Granted.as_str() => {
@@ -215,7 +218,8 @@ fn live(
             name: metadata.name.clone()?,
             uid: metadata.uid.clone()?,
         },
-        requester: request.spec.requester.as_ref()?.username.clone(),
+        requester: requester.clone(),
+        subject: request.spec.subject.as_ref().map_or(requester, |subject| subject.username.clone()),
         grant_id: grant.id.clone(),
         key_fingerprint,
         instance_id: InstanceId::parse(&status.instance.as_ref()?.instance_id).ok()?,
@@ -372,7 +376,7 @@ impl Refusal {
 /// `of_key` are the grants of the key that the client proved to have; `others` gives all grants on an instance. Of several
 /// grants that fit, the one that lasts longest is taken, a request's own name picks that request.
 ///
-/// The session is held to the grant, and for every other login that the same key or the same requester has there to the one
+/// The session is held to the grant, and for every other login that the same key or the same subject has there to the one
 /// that lasts longest: the inner SSH may be any of them, and must outlive none.
 ///
 /// # Errors
@@ -439,7 +443,7 @@ fn is_named(grant: &SessionGrant, host: &str) -> bool {
 fn holds(now: Timestamp, grant: &SessionGrant, on_instance: &[Arc<SessionGrant>]) -> Vec<Hold> {
     let mut longest: Vec<&SessionGrant> = vec![grant];
     let is_same_client =
-        |other: &SessionGrant| other.key_fingerprint == grant.key_fingerprint || other.requester == grant.requester;
+        |other: &SessionGrant| other.key_fingerprint == grant.key_fingerprint || other.subject == grant.subject;
     let others = on_instance.iter().filter(|other| other.instance_id == grant.instance_id && is_same_client(other));
     for other in others.filter(|other| now < other.expiration_time) {
         match longest.iter_mut().skip(1).find(|held| held.os_user == other.os_user) {

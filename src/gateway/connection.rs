@@ -62,7 +62,7 @@ impl ProvedKey {
 pub struct Connection {
     /// Where it came from.
     pub source: SocketAddr,
-    key: OnceLock<ProvedKey>,
+    key: OnceLock<(ProvedKey, Place<String>)>,
     sessions: AtomicUsize,
     refusals: AtomicUsize,
     farewell: watch::Sender<Option<String>>,
@@ -107,8 +107,13 @@ impl Connection {
     /// Counts a session that was refused; with too many the connection ends, and whatever is open on it.
     pub fn count_refusal(&self) {
         if self.refusals.fetch_add(1, Ordering::AcqRel) + 1 >= REFUSALS_MAX {
-            self.farewell.send_replace(Some(format!("{REFUSALS_MAX} sessions were refused; connect again")));
+            self.dismiss(format!("{REFUSALS_MAX} sessions were refused; connect again"));
         }
+    }
+
+    /// Has the connection ended with these words.
+    fn dismiss(&self, text: String) {
+        self.farewell.send_replace(Some(text));
     }
 
     /// Has the connection ended with these words, if this session is its last one; others go on. Returns whether it ends:
@@ -116,7 +121,7 @@ impl Connection {
     pub fn dismiss_if_last(&self, text: &str) -> bool {
         let is_last = self.sessions.load(Ordering::Acquire) <= 1;
         if is_last {
-            self.farewell.send_replace(Some(text.to_owned()));
+            self.dismiss(text.to_owned());
         }
         is_last
     }
@@ -161,10 +166,15 @@ impl Handler for Door {
         if !self.lets_in(key.fingerprint()) {
             return Ok(Auth::reject());
         }
+        let Some(place) = self.shared.keys.take(key.fingerprint().to_owned()) else {
+            self.shared.metrics.count_key("too_many");
+            self.connection.dismiss("your key has as many connections as one may; close one".to_owned());
+            return Ok(Auth::reject());
+        };
         self.shared.metrics.count_key("proved");
         tracing::info!(source = %self.connection.source, key_fingerprint = key.fingerprint(), "let a key in");
         // Once a connection: SSH knows no second login.
-        if self.connection.key.set(key).is_err() {
+        if self.connection.key.set((key, place)).is_err() {
             return Ok(Auth::reject());
         }
         drop(self.connection.login.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -182,7 +192,7 @@ impl Handler for Door {
         client: &mut Session,
     ) -> Result<(), russh::Error> {
         // Without a proved key there is no way here; should there be one some day, it is closed.
-        let Some(key) = self.connection.key.get() else { return Ok(()) };
+        let Some((key, _)) = self.connection.key.get() else { return Ok(()) };
         let Some(seat) = self.connection.seat() else {
             reply.reject(not_now(format!("at most {SESSIONS_MAX} sessions share a connection; open another"))).await;
             return Ok(());
@@ -271,7 +281,7 @@ async fn look_after(
                 break format!("no login within {} s", shared.limits.login.as_secs());
             }
             None => {}
-            Some(key) if is_idle && !lets_in((shared.clock)(), &shared.grants.of_key(key.fingerprint())) => {
+            Some((key, _)) if is_idle && !lets_in((shared.clock)(), &shared.grants.of_key(key.fingerprint())) => {
                 shared.metrics.count_connection("no_grant");
                 break "no grant of your key is live any more".to_owned();
             }

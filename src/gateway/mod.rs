@@ -75,6 +75,8 @@ pub struct GatewayLimits {
     pub logins_per_source_max: usize,
     /// How long a login may take.
     pub login: Duration,
+    /// Connections of one key.
+    pub connections_per_key_max: usize,
     /// Sessions of one grant.
     pub sessions_per_grant_max: usize,
     /// Silence of the API server after which no session is opened.
@@ -117,6 +119,7 @@ struct Shared {
     contact: Contact,
     connections: Arc<Places<()>>,
     logins: Arc<Places<IpAddr>>,
+    keys: Arc<Places<String>>,
     sessions: Arc<Places<String>>,
     pace: Pace,
     tasks: TaskTracker,
@@ -164,6 +167,7 @@ impl Gateway {
             contact: Contact::new(limits.silence_max),
             connections: Places::new(limits.connections_max, limits.connections_max),
             logins: Places::new(limits.logins_per_source_max, limits.logins_max),
+            keys: Places::new(limits.connections_per_key_max, usize::MAX),
             sessions: Places::new(limits.sessions_per_grant_max, usize::MAX),
             pace: Pace::default(),
             tasks: TaskTracker::new(),

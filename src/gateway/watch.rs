@@ -156,7 +156,7 @@ pub async fn keep_contact(shared: Arc<Shared>) {
     let gap = (shared.contact.silence_max / 3).min(INTERVAL_MAX);
     let mut interval = tokio::time::interval(gap);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut was_sure = true;
+    let mut was_sure = false;
     loop {
         interval.tick().await;
         // A list, since that is the right which a watch needs; of one, and by a quorum, since that is the truth. It counts

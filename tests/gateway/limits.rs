@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use lab::poll;
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -66,4 +67,43 @@ pub async fn whoever_does_not_log_in_takes_few_places_and_not_for_long() {
     for live in &mut open {
         live.echoes().await;
     }
+}
+
+pub async fn one_key_has_so_many_connections_and_one_grant_so_many_sessions() {
+    let (stand, _) = both().await;
+    let limits = ["--connections-per-key-max", "2", "--sessions-per-grant-max", "2"];
+    let jump = Jump::start(stand, "gateway-bounds", &limits).await;
+    let instance = stand.instance("bounded").await;
+    let request = stand.request("alice", "bounded").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, &jump);
+    let mut open = vec![client.stays(&instance.id).await, client.stays(&instance.id).await];
+    let said = client.typed(&[&instance.id, "id"]).await;
+    assert!(!said.success() && said.stderr.contains("as many connections as one may"), "{said:?}");
+    drop(open.pop());
+    poll::until("a place that is given back", BOUND, async || {
+        let shell = client.typed(&[&instance.id, "id -un"]).await;
+        if shell.success() { Ok(()) } else { Err(shell.stderr) }
+    })
+    .await
+    .unwrap();
+    // Two sessions over one connection, and a third.
+    drop(open);
+    let socket = stand.lab.dir().join("cm-bounds");
+    let master = format!("  ControlMaster auto\n  ControlPath {}\n  ControlPersist 60", socket.display());
+    let shared = Client::with(&request, &jump, &master, "");
+    poll::until("an empty gateway", BOUND, async || match jump.metric("instance_access_gateway_sessions_open").await {
+        none if none < 1.0 => Ok(()),
+        some => Err(format!("{some}")),
+    })
+    .await
+    .unwrap();
+    let mut open = vec![shared.stays(&instance.id).await, shared.stays(&instance.id).await];
+    let third = shared.typed(&[&instance.id, "id"]).await;
+    assert!(!third.success(), "{third:?}");
+    assert!(jump.metric("instance_access_gateway_refusals_total{reason=\"TooManySessions\"}").await > 0.0);
+    for live in &mut open {
+        live.echoes().await;
+    }
+    assert!(shared.typed(&["-O", "exit", "gateway"]).await.success());
 }

@@ -74,6 +74,7 @@ fn main() -> std::process::ExitCode {
         }
         limits {
             a_gateway_that_stops_lets_sessions_go_on_for_a_while_and_then_cuts_them,
+            one_key_has_so_many_connections_and_one_grant_so_many_sessions,
             whoever_does_not_log_in_takes_few_places_and_not_for_long,
         }
         strangers {

@@ -33,6 +33,8 @@ pub struct SessionRecord {
     pub request: RequestRef,
     /// Who asked, by user name.
     pub requester: String,
+    /// Who gets in, by user name.
+    pub subject: String,
     /// The grant that the session was opened under.
     pub grant_id: String,
     /// All grants that it is held to: it ends with the first of them.
@@ -87,6 +89,7 @@ impl SessionRecord {
             gateway: gateway.to_owned(),
             request: grant.request.clone(),
             requester: bounded(grant.requester.clone(), USERNAME_LENGTH_MAX),
+            subject: bounded(grant.subject.clone(), USERNAME_LENGTH_MAX),
             grant_id: grant.grant_id.clone(),
             held_to: holds.iter().map(|hold| hold.grant_id.clone()).collect(),
             key_fingerprint: grant.key_fingerprint.clone(),

@@ -129,6 +129,19 @@ fn a_request_counts_while_its_grant_lives_and_whatever_speaks_of_an_end_counts_a
 }
 
 #[test]
+fn a_delegate_is_not_who_gets_in() {
+    let of = |subject: &str| match standing(&bent("/spec/subject", json!({"username": subject}))) {
+        Standing::Live(grant) => SessionGrant { key_fingerprint: subject.into(), ..(*grant).clone() },
+        other => panic!("{other:?}"),
+    };
+    let (carol, dave) = (of("carol"), SessionGrant { os_user: "root".into(), grant_id: "g2".into(), ..of("dave") });
+    assert_eq!((carol.requester.as_str(), carol.subject.as_str()), ("alice", "carol"));
+    let others = |_: &InstanceId| arcs(&[carol.clone(), dave]);
+    let permit = permit(now(), &arcs(std::slice::from_ref(&carol)), others, INSTANCE, 22, &dialling()).unwrap();
+    assert_eq!(held(&permit), ["g1"], "two people of one delegate are two");
+}
+
+#[test]
 fn only_what_is_granted_now_opens_a_session() {
     for (status, reason) in [
         ("False", "Granting"),
@@ -311,7 +324,7 @@ fn a_session_outlives_no_other_login_that_its_client_has_there() {
     let own_other_key = SessionGrant { key_fingerprint: "SHA256:other".into(), ..root.clone() };
     let elsewhere = SessionGrant { instance_id: InstanceId::parse(OTHER_INSTANCE).unwrap(), ..root.clone() };
     let over = SessionGrant { expiration_time: now(), ..root.clone() };
-    let bobs = SessionGrant { requester: "bob".into(), ..own_other_key.clone() };
+    let bobs = SessionGrant { subject: "bob".into(), ..own_other_key.clone() };
     for (on_instance, expected) in [
         (own_other_key, &["g-plain", "g-root"][..]),
         (elsewhere, &["g-plain"]),
@@ -386,7 +399,7 @@ fn the_records_of_a_session_name_who_and_where_and_what_passed() {
     );
     assert_eq!(opened.expiration_time, Time("2026-03-01T09:10:00Z".parse().unwrap()));
     let ended = opened.clone().ended(7, (1, u64::MAX), SessionEnd::Revoked, now());
-    insta::assert_snapshot!(serde_json::to_string(&opened).unwrap(), @r#"{"kind":"SessionOpened","gateway":"gateway-0","request":{"namespace":"team","name":"web-1","uid":"u1"},"requester":"alice","grantId":"g1","heldTo":["g1"],"keyFingerprint":"SHA256:+mVxjKne3xLrTNMqF9E3VUFQ1I7XmcajmMqwnrQqH4I","instanceId":"i-0123456789abcdef0","osUser":"ec2-user","source":"192.0.2.7:50000","asked":"web-1.team:22","destination":"203.0.113.17:22","expirationTime":"2026-03-01T09:10:00Z"}"#);
+    insta::assert_snapshot!(serde_json::to_string(&opened).unwrap(), @r#"{"kind":"SessionOpened","gateway":"gateway-0","request":{"namespace":"team","name":"web-1","uid":"u1"},"requester":"alice","subject":"alice","grantId":"g1","heldTo":["g1"],"keyFingerprint":"SHA256:+mVxjKne3xLrTNMqF9E3VUFQ1I7XmcajmMqwnrQqH4I","instanceId":"i-0123456789abcdef0","osUser":"ec2-user","source":"192.0.2.7:50000","asked":"web-1.team:22","destination":"203.0.113.17:22","expirationTime":"2026-03-01T09:10:00Z"}"#);
     let ended = serde_json::to_value(&ended).unwrap();
     assert_eq!(ended["openedSequence"], 7);
     assert_eq!((&ended["bytesToInstance"], &ended["bytesFromInstance"]), (&json!(1), &json!((1_u64 << 53) - 1)));
