@@ -66,6 +66,8 @@ pub struct Connection {
     sessions: AtomicUsize,
     refusals: AtomicUsize,
     farewell: watch::Sender<Option<String>>,
+    /// The client is gone, or is shown out: nothing is relayed any more.
+    pub gone: CancellationToken,
     login: Mutex<Option<Place<std::net::IpAddr>>>,
 }
 
@@ -87,13 +89,14 @@ impl Drop for Seat {
 }
 
 impl Connection {
-    fn new(source: SocketAddr, login: Place<std::net::IpAddr>) -> Self {
+    fn new(source: SocketAddr, login: Place<std::net::IpAddr>, gone: CancellationToken) -> Self {
         Self {
             source,
             key: OnceLock::new(),
             sessions: AtomicUsize::new(0),
             refusals: AtomicUsize::new(0),
             farewell: watch::Sender::new(None),
+            gone,
             login: Mutex::new(Some(login)),
         }
     }
@@ -167,9 +170,9 @@ impl Handler for Door {
             return Ok(Auth::reject());
         }
         let Some(place) = self.shared.keys.take(key.fingerprint().to_owned()) else {
+            // Let in to be told why: without its key the connection opens nothing, and ends when a login is due.
             self.shared.metrics.count_key("too_many");
-            self.connection.dismiss("your key has as many connections as one may; close one".to_owned());
-            return Ok(Auth::reject());
+            return Ok(Auth::Accept);
         };
         self.shared.metrics.count_key("proved");
         tracing::info!(source = %self.connection.source, key_fingerprint = key.fingerprint(), "let a key in");
@@ -191,8 +194,12 @@ impl Handler for Door {
         reply: ChannelOpenHandle,
         client: &mut Session,
     ) -> Result<(), russh::Error> {
-        // Without a proved key there is no way here; should there be one some day, it is closed.
-        let Some((key, _)) = self.connection.key.get() else { return Ok(()) };
+        let Some((key, _)) = self.connection.key.get() else {
+            self.shared.metrics.count_refusal("TooManyConnections");
+            self.connection.count_refusal();
+            reply.reject(not_now("your key has as many connections as one may; close one")).await;
+            return Ok(());
+        };
         let Some(seat) = self.connection.seat() else {
             reply.reject(not_now(format!("at most {SESSIONS_MAX} sessions share a connection; open another"))).await;
             return Ok(());
@@ -235,9 +242,9 @@ impl Handler for Door {
 pub async fn serve(shared: Arc<Shared>, socket: TcpStream, source: SocketAddr, login: Place<std::net::IpAddr>) {
     let _ = socket.set_nodelay(true); // a socket that takes no options is one that is gone
     let cut = CancellationToken::new();
-    // Whichever way this function is left, the stream ends, and with it russh's own task.
+    // Whichever way this function is left, the stream ends, and with it russh's own task, and the sessions.
     let _cut = cut.clone().drop_guard();
-    let connection = Arc::new(Connection::new(source, login));
+    let connection = Arc::new(Connection::new(source, login, cut.clone()));
     let door = Door { shared: Arc::clone(&shared), connection: Arc::clone(&connection) };
     let login_time_max = Instant::now() + shared.limits.login;
     let started = russh::server::run_stream(Arc::clone(&shared.ssh), CutStream::new(socket, &cut), door);

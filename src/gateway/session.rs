@@ -128,6 +128,8 @@ pub async fn open(
             cut_by = hold;
             cause
         }
+        // russh does not tell while the instance takes nothing.
+        () = seat.connection().gone.cancelled() => SessionEnd::ClientLeft,
         end = carry(address, channel, reply, &bytes) => end,
     };
     // The byte path is closed: what was dialled went with `carry`.

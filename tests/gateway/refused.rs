@@ -68,7 +68,8 @@ pub async fn whoever_tries_doors_is_shown_out() {
     is_there.await.unwrap();
     for door in 1..=100 {
         let said = client.typed(&["-S", &socket, "-W", "10.0.0.1:22", "gateway"]).await;
-        assert!(!said.success() && said.stdout.is_empty(), "door {door}: {said:?}");
+        assert!(said.stdout.is_empty(), "door {door}: {said:?}");
+        // With the last one the master goes; which of both OpenSSH tells first is its own affair.
         assert!(door == 100 || said.stderr.contains("refused by peer"), "door {door}: {said:?}");
     }
     let said = tokio::time::timeout(BOUND, master.wait_with_output()).await.expect("it may go on for ever").unwrap();
