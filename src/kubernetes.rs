@@ -5,8 +5,8 @@ use std::time::Duration;
 use kube::runtime::watcher;
 use kube::{Client, Config};
 
-/// Longest silence on a connection. Watches are ended by the API server after 240 s at the latest ([`watch_config`]); a silence
-/// longer than that is a dead peer, which the client would otherwise wait for without end.
+/// Longest silence on a connection. Watches are ended by the API server after 240 s at the latest ([`watch_config`]); a
+/// silence longer than that is a dead peer, which the client would otherwise wait for without end.
 const READ_TIMEOUT: Duration = Duration::from_secs(270);
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
