@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::admission::ServiceAccount;
 use crate::audit::Receipt;
 use crate::domain::identity::PrincipalRule;
+use crate::domain::session::Network;
 use crate::telemetry::LogFormat;
 
 /// Declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
@@ -32,6 +33,13 @@ pub enum Command {
     /// AWS_PROFILE, IRSA, Pod Identity, AWS_ENDPOINT_URL_…, AWS_USE_FIPS_ENDPOINT, AWS_USE_DUALSTACK_ENDPOINT). The log
     /// goes to standard error; RUST_LOG sets its level.
     Controller(ControllerArgs),
+    /// Run the gateway: an SSH jump host that ends sessions with their grants.
+    ///
+    /// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. It needs no AWS
+    /// credentials. The log goes to standard error; RUST_LOG sets its level.
+    Gateway(GatewayArgs),
+    /// Print the gateway's host key as a line for known_hosts; make the key, if its file is not there.
+    HostKey(HostKeyArgs),
     /// Print the CustomResourceDefinitions, for kubectl apply.
     Crds,
     /// Print the admission policies, for kubectl apply.
@@ -71,6 +79,95 @@ pub struct ControllerArgs {
     /// How log lines look.
     #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// What the gateway runs with.
+#[derive(Debug, Args)]
+pub struct GatewayArgs {
+    /// The file of the gateway's host key, an ED25519 key without passphrase that not everybody may read. Made, for the
+    /// owner alone, if it is not there.
+    #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH")]
+    pub host_key_file: PathBuf,
+    /// The gateway's name in its audit trail, another one for each replica.
+    #[arg(long, env = "INSTANCE_ACCESS_NAME", value_name = "NAME", default_value = "gateway")]
+    pub name: String,
+    /// The file that the audit trail of sessions is written to, the gateway's own, on a volume that outlives the process. No
+    /// session is opened without a durable record.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE", value_name = "PATH", required_unless_present = "audit_stdout")]
+    pub audit_file: Option<PathBuf>,
+    /// Write the audit trail to standard output: beside the file as a copy, or alone, and then a record is durable once
+    /// it is written there.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_STDOUT")]
+    pub audit_stdout: bool,
+    /// Where clients connect.
+    #[arg(long, env = "INSTANCE_ACCESS_SSH_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:2222")]
+    pub ssh_listen: SocketAddr,
+    /// Where to serve /livez, /readyz and /metrics.
+    #[arg(long, env = "INSTANCE_ACCESS_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Networks that are never dialled, whatever status says; several with commas. Add the cluster's own, of pods and
+    /// services, if no instance is in them. Link-local, multicast and metadata addresses are never dialled anyway.
+    #[arg(
+        long,
+        env = "INSTANCE_ACCESS_NEVER_DIAL",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "127.0.0.0/8,::1/128"
+    )]
+    pub never_dial: Vec<Network>,
+    /// Ports that are dialled, those of your instances' sshd; several with commas. A request names its port: what is not
+    /// here stays out of reach, whatever a requester asks for.
+    #[arg(long, env = "INSTANCE_ACCESS_PORTS", value_name = "PORT", value_delimiter = ',', default_value = "22",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
+    /// How long the API server may be silent, in seconds, before no new session is opened: a revocation would not be
+    /// heard. Open sessions go on to their end.
+    #[arg(long, env = "INSTANCE_ACCESS_API_SILENCE_SECONDS", value_name = "5..3600", default_value_t = 60,
+          value_parser = clap::value_parser!(u16).range(5..=3600))]
+    pub api_silence_seconds: u16,
+    /// How long a client may take to log in, in seconds. An agent that offers many keys takes 0.1 s for each.
+    #[arg(long, env = "INSTANCE_ACCESS_LOGIN_SECONDS", value_name = "5..600", default_value_t = 60,
+          value_parser = clap::value_parser!(u16).range(5..=600))]
+    pub login_seconds: u16,
+    /// Connections at once, at most; further ones are closed.
+    #[arg(long, env = "INSTANCE_ACCESS_CONNECTIONS_MAX", value_name = "1..20000", default_value_t = 2000,
+          value_parser = clap::value_parser!(u16).range(1..=20000))]
+    pub connections_max: u16,
+    /// Connections at once that have not logged in yet, at most; further ones are closed.
+    #[arg(long, env = "INSTANCE_ACCESS_LOGINS_MAX", value_name = "1..2000", default_value_t = 200,
+          value_parser = clap::value_parser!(u16).range(1..=2000))]
+    pub logins_max: u16,
+    /// Of these, from one source, at most: one IPv4 address, or one IPv6 network of 64 bits. Behind a load balancer that
+    /// hides its clients' addresses they are all one source: then make it as large as --logins-max.
+    #[arg(long, env = "INSTANCE_ACCESS_LOGINS_PER_SOURCE_MAX", value_name = "1..2000", default_value_t = 40,
+          value_parser = clap::value_parser!(u16).range(1..=2000))]
+    pub logins_per_source_max: u16,
+    /// Connections at once of one key, at most; further ones are turned away.
+    #[arg(long, env = "INSTANCE_ACCESS_CONNECTIONS_PER_KEY_MAX", value_name = "1..1000", default_value_t = 100,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub connections_per_key_max: u16,
+    /// Sessions at once under one grant, at most; further ones are refused.
+    #[arg(long, env = "INSTANCE_ACCESS_SESSIONS_PER_GRANT_MAX", value_name = "1..1000", default_value_t = 50,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub sessions_per_grant_max: u16,
+    /// How long open sessions may go on when the gateway is told to stop, in seconds; then they are cut.
+    #[arg(long, env = "INSTANCE_ACCESS_DRAIN_SECONDS", value_name = "0..3600", default_value_t = 20,
+          value_parser = clap::value_parser!(u16).range(0..=3600))]
+    pub drain_seconds: u16,
+    /// How log lines look.
+    #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Print the gateway's host key.
+#[derive(Debug, Args)]
+pub struct HostKeyArgs {
+    /// The file of the gateway's host key; made if it is not there.
+    #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH")]
+    pub host_key_file: PathBuf,
+    /// The name by which clients know the gateway, as known_hosts spells it: HOST for port 22, else [HOST]:PORT.
+    #[arg(value_name = "HOST")]
+    pub host: String,
 }
 
 /// Print the admission policies, for kubectl apply.

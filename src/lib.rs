@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod domain;
+pub mod gateway;
 pub mod kubernetes;
 pub mod ready;
 pub mod server;

@@ -1,4 +1,4 @@
-//! The operator's command line: controller, crds, admission, ready, audit.
+//! The operator's command line: controller, gateway, crds, admission, ready, audit.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 use clap::Parser;
 use instance_access::audit::{self, Expectation};
 use instance_access::config::{
-    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, ReadyArgs, VerifyArgs,
+    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, GatewayArgs, HostKeyArgs, ReadyArgs, VerifyArgs,
 };
+use instance_access::gateway::HostKey;
 use instance_access::{admission, api, ready};
 
 #[global_allocator]
@@ -33,6 +34,10 @@ fn main() -> ExitCode {
     let CommandLine { command } = CommandLine::parse();
     let outcome = match command {
         Command::Controller(args) => controller(args),
+        Command::Gateway(args) => gateway(args),
+        Command::HostKey(HostKeyArgs { host_key_file, host }) => {
+            host_key(&host_key_file).and_then(|key| print(key.known_hosts_line(&host) + "\n"))
+        }
         Command::Crds => print(api::crds_yaml().into_iter().map(|(_, yaml)| format!("---\n{yaml}")).collect()),
         Command::Admission(AdmissionArgs { operator_service_account, without_mutating }) => {
             print(admission::yaml(&operator_service_account, !without_mutating))
@@ -99,6 +104,7 @@ async fn run(args: ControllerArgs) -> Outcome {
     use instance_access::clock;
     use instance_access::controller::{Controller, Parts, Records};
     use instance_access::domain::lifecycle::Settings;
+    use instance_access::server::Pages;
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
 
@@ -136,7 +142,11 @@ async fn run(args: ControllerArgs) -> Outcome {
         metrics: Arc::clone(&metrics),
     });
     let health = controller.health();
-    let server = tokio::spawn(instance_access::server::serve(listener, health, clock, metrics, stop.clone()));
+    let server = tokio::spawn(instance_access::server::serve(
+        listener,
+        Pages::of_controller(health, clock, metrics),
+        stop.clone(),
+    ));
     let running = tokio::spawn(controller.run(stop.clone()));
     tracing::info!(%listen, "started");
     let refused = tokio::select! {
@@ -152,6 +162,107 @@ async fn run(args: ControllerArgs) -> Outcome {
     records.close().await;
     tracing::info!("stopped");
     refused.map_or(Ok(()), |error| Err(error.into())).and(ran.map_err(Into::into))
+}
+
+fn host_key(path: &std::path::Path) -> Result<HostKey, Box<dyn std::error::Error>> {
+    HostKey::load(path).map_err(Into::into)
+}
+
+fn gateway(args: GatewayArgs) -> Outcome {
+    instance_access::telemetry::start_logs(args.log_format);
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_gateway(args))
+}
+
+async fn run_gateway(args: GatewayArgs) -> Outcome {
+    use instance_access::audit::{Begin, Limits, Sinks, Trail};
+    use instance_access::clock;
+    use instance_access::domain::session::{Dialling, Networks};
+    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, READ_TIMEOUT};
+    use instance_access::server::Pages;
+    use std::time::Duration;
+    use tokio::signal::unix::{SignalKind, signal};
+    use tokio_util::sync::CancellationToken;
+
+    let GatewayArgs {
+        host_key_file,
+        name,
+        audit_file,
+        audit_stdout,
+        ssh_listen,
+        listen,
+        never_dial,
+        ports,
+        api_silence_seconds,
+        login_seconds,
+        connections_max,
+        logins_max,
+        logins_per_source_max,
+        connections_per_key_max,
+        sessions_per_grant_max,
+        drain_seconds,
+        log_format: _,
+    } = args;
+    let seconds = |seconds: u16| Duration::from_secs(seconds.into());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let clock = clock::system();
+    let host_key = host_key(&host_key_file)?;
+    let bind = async |flag, address| {
+        let bound = tokio::net::TcpListener::bind(address).await;
+        bound.map_err(|error| format!("{flag} {address}: {error}; give another address"))
+    };
+    let (ssh_listener, listener) = (bind("--ssh-listen", ssh_listen).await?, bind("--listen", listen).await?);
+    // With port 0 the system chose one, and whoever asked for that reads here which.
+    let (ssh_listen, listen) = (ssh_listener.local_addr()?, listener.local_addr()?);
+    // Without a trail nothing is opened, and nothing is open yet: whoever started this hears of it at once.
+    let sinks = Sinks { file: audit_file, stdout: audit_stdout };
+    let (trail, opened) = Trail::open(sinks, Limits::default(), Begin { now: clock(), known_head: None }).await?;
+    if let Some(torn) = &opened.torn {
+        tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
+    }
+    let metrics = Arc::new(GatewayMetrics::default());
+    let known_hosts = host_key.known_hosts_line("GATEWAY");
+    tracing::info!(fingerprint = host_key.fingerprint(), known_hosts, "read the host key");
+    let gateway = Gateway::new(GatewayParts {
+        client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
+        trail,
+        clock,
+        name,
+        host_key,
+        limits: GatewayLimits {
+            connections_max: connections_max.into(),
+            logins_max: logins_max.into(),
+            logins_per_source_max: logins_per_source_max.into(),
+            login: seconds(login_seconds),
+            connections_per_key_max: connections_per_key_max.into(),
+            sessions_per_grant_max: sessions_per_grant_max.into(),
+            silence_max: seconds(api_silence_seconds),
+            drain: seconds(drain_seconds),
+        },
+        dialling: Dialling { never: Networks::new(never_dial), ports },
+        metrics: Arc::clone(&metrics),
+    });
+    let health = gateway.health();
+    let pages = Pages {
+        // Each session looks at the clock by itself: there is no one timer that could stand still.
+        is_live: Box::new(|| true),
+        why_not_ready: Box::new(move || health.why_not_ready()),
+        metrics: Box::new(move || metrics.page()),
+    };
+    let (stop, served) = (CancellationToken::new(), CancellationToken::new());
+    let server = tokio::spawn(instance_access::server::serve(listener, pages, served.clone()));
+    let running = tokio::spawn(gateway.run(ssh_listener, stop.clone()));
+    tracing::info!(%ssh_listen, %listen, "started");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+    running.await?;
+    served.cancel();
+    server.await?;
+    tracing::info!("stopped");
+    Ok(())
 }
 
 /// Waits for an audit trail that can never be opened; one that is open, or may yet be, is nothing to stop for.

@@ -13,25 +13,42 @@ use crate::clock::Clock;
 use crate::controller::Health;
 use crate::telemetry::Metrics;
 
+/// What is served.
+pub struct Pages {
+    /// Whether the process does its work; if not, it is to be started anew.
+    pub is_live: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Why it cannot do its work just now, if so.
+    pub why_not_ready: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// The metrics page, in the OpenMetrics text format.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Pages {
+    /// The controller's.
+    pub fn of_controller(health: Health, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let live = {
+            let (health, clock) = (health.clone(), Arc::clone(&clock));
+            move || health.is_live(clock())
+        };
+        Self {
+            is_live: Box::new(live),
+            why_not_ready: Box::new(move || health.why_not_ready(clock())),
+            metrics: Box::new(move || metrics.page()),
+        }
+    }
+}
+
 /// Serves `/livez`, `/readyz` and `/metrics`, until it is stopped.
-pub async fn serve(
-    listener: TcpListener,
-    health: Health,
-    clock: Clock,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) {
-    let live = {
-        let (health, clock) = (health.clone(), Arc::clone(&clock));
-        move || said(health.is_live(clock()), "live", "the timers stand still")
-    };
-    let ready = move || match health.why_not_ready(clock()) {
+pub async fn serve(listener: TcpListener, pages: Pages, stop: CancellationToken) {
+    let Pages { is_live, why_not_ready, metrics } = pages;
+    let (is_live, why_not_ready, metrics) = (Arc::new(is_live), Arc::new(why_not_ready), Arc::new(metrics));
+    let live = move || said(is_live(), "live", "the timers stand still");
+    let ready = move || match why_not_ready() {
         None => (StatusCode::OK, "ready".to_owned()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
     };
-    let page = move || {
-        ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.page())
-    };
+    let page =
+        move || ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics());
     let router = Router::new()
         .route("/livez", get(|| async move { live() }))
         .route("/readyz", get(|| async move { ready() }))

@@ -28,7 +28,8 @@ pub enum LogFormat {
 
 /// Starts logging to standard error; `RUST_LOG` overrules the level.
 pub fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=error"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=error,russh=error"));
     // What cannot be written is lost, and no more: the complaint about it would go the same way, and panic there. A log
     // on a full disk must not stop an end.
     let builder =

@@ -36,7 +36,7 @@ const NO_WORLD: [(&str, &str); 7] = [
     ("println!", "return the text; a log line belongs into the controller"),
 ];
 
-const ROOMS: [Room; 6] = [
+const ROOMS: [Room; 7] = [
     Room {
         name: "api",
         crates: &["serde", "serde_json", "serde_yaml", "schemars", "kube", "k8s_openapi"],
@@ -124,6 +124,28 @@ const ROOMS: [Room; 6] = [
             ("Exception\"", "read the FailureClass that domain judges by; AWS's error names stay in aws"),
         ],
         instead: "carry out what the Plan says; AWS is reached through aws, the metrics through telemetry",
+    },
+    Room {
+        name: "gateway",
+        crates: &[
+            "kube",
+            "serde_json",
+            "jiff",
+            "russh",
+            "rustls",
+            "tokio",
+            "tokio_util",
+            "futures",
+            "prometheus_client",
+            "thiserror",
+            "tracing",
+        ],
+        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "kubernetes"],
+        forbidden: &[
+            ("lookup_host", "no name is resolved here: dial what a DialPermit names"),
+            ("to_socket_addrs", "no name is resolved here: dial what a DialPermit names"),
+        ],
+        instead: "ask domain::session who may what; the bytes of a session are nobody's to read",
     },
 ];
 

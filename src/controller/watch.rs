@@ -19,14 +19,8 @@ use super::slots::{Seen, Uid, prune};
 use super::turn::{read_again, set_gone, stop_push, wake};
 use super::watched::Watched;
 
-/// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.
-pub const PAGE_SIZE: u32 = 50;
-
-/// How all watches are made: pages, and an end of each watch that the API server keeps, so that a dead connection does
-/// not look like a quiet cluster for ever.
-pub fn config() -> watcher::Config {
-    watcher::Config::default().page_size(PAGE_SIZE).timeout(240)
-}
+/// How all watches are made.
+pub use crate::kubernetes::watch_config as config;
 
 /// Takes in what happens to requests, until it is stopped.
 pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {

@@ -18,6 +18,7 @@ pub mod node;
 pub mod policy;
 pub mod push;
 pub mod record;
+pub mod session;
 pub mod sight;
 pub mod subject;
 pub mod time;

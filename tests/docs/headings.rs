@@ -95,7 +95,10 @@ fn every_reason_for_a_policy_that_is_not_ready_has_a_heading_in_the_runbook() {
 fn every_kind_of_audit_record_has_a_heading() {
     has(
         "docs/audit.md",
-        variants("src/domain/record.rs", "RecordKind").into_iter().chain(["SegmentOpened".to_owned()]),
+        variants("src/domain/record.rs", "RecordKind")
+            .into_iter()
+            .chain(variants("src/domain/session/record.rs", "SessionRecordKind"))
+            .chain(["SegmentOpened".to_owned()]),
     );
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use instance_access::api::EndCause;
+use instance_access::domain::session::SessionEnd;
+use instance_access::gateway::GatewayMetrics;
 use instance_access::telemetry::{Metrics, Reading};
 use instance_access::{api, config::CommandLine};
 use regex::Regex;
@@ -225,13 +227,31 @@ fn the_table_of_flags_is_what_the_command_line_takes() {
 }
 
 #[test]
-fn every_flag_of_the_controller_is_an_environment_variable() {
+fn every_flag_of_the_controller_and_the_gateway_is_an_environment_variable() {
     let command = CommandLine::command();
-    let controller = command.find_subcommand("controller").unwrap();
-    for arg in controller.get_arguments().filter(|arg| arg.get_id() != "help") {
-        let expected = format!("INSTANCE_ACCESS_{}", arg.get_long().unwrap().replace('-', "_").to_uppercase());
-        assert_eq!(arg.get_env().map(|env| env.to_string_lossy().into_owned()), Some(expected));
+    for command in ["controller", "gateway"].map(|name| command.find_subcommand(name).unwrap()) {
+        for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let expected = format!("INSTANCE_ACCESS_{}", arg.get_long().unwrap().replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env().map(|env| env.to_string_lossy().into_owned()), Some(expected));
+        }
     }
+}
+
+/// The metrics of a page as it is served.
+fn served(page: &str) -> BTreeSet<String> {
+    let kind = Regex::new(r"(?m)^# TYPE (instance_access_\w+) (\w+)$").unwrap();
+    kind.captures_iter(page)
+        .map(|found| format!("{}{}", &found[1], if &found[2] == "counter" { "_total" } else { "" }))
+        .collect()
+}
+
+/// The metrics that a page for people has a row for.
+fn told(file: &str) -> BTreeSet<String> {
+    let text = read(file);
+    let rows: String =
+        text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
+    let name = Regex::new(r"`(instance_access_\w+)").unwrap();
+    name.captures_iter(&rows).map(|found| found[1].to_owned()).collect()
 }
 
 #[test]
@@ -243,16 +263,19 @@ fn the_table_of_metrics_names_all_of_them_and_no_others() {
     metrics.count_status_write("stored");
     metrics.count_event("sent");
     metrics.count_watch_error("instanceaccesses");
-    let kind = Regex::new(r"(?m)^# TYPE (instance_access_\w+) (\w+)$").unwrap();
-    let page = metrics.page();
-    let served: BTreeSet<String> = kind
-        .captures_iter(&page)
-        .map(|found| format!("{}{}", &found[1], if &found[2] == "counter" { "_total" } else { "" }))
-        .collect();
-    let text = read("docs/configuration.md");
-    let rows: String =
-        text.lines().filter(|line| line.starts_with("| `instance_access_")).collect::<Vec<_>>().join("\n");
-    let name = Regex::new(r"`(instance_access_\w+)").unwrap();
-    let told: BTreeSet<String> = name.captures_iter(&rows).map(|found| found[1].to_owned()).collect();
-    assert_eq!(served, told);
+    assert_eq!(served(&metrics.page()), told("docs/configuration.md"));
+}
+
+#[test]
+fn the_gateways_table_of_metrics_names_all_of_them_and_no_others() {
+    let metrics = GatewayMetrics::default();
+    metrics.count_connection("left");
+    metrics.count_key("known");
+    metrics.count_refusal("Over");
+    metrics.count_end(SessionEnd::Expired);
+    assert_eq!(served(&metrics.page()), told("docs/gateway.md"));
+    let page = read("docs/gateway.md");
+    for end in SessionEnd::ALL {
+        assert!(page.contains(&format!("`{}`", end.as_str())), "docs/gateway.md has no cause {}", end.as_str());
+    }
 }

@@ -24,6 +24,9 @@ pub async fn help_says_what_there_is_and_where_settings_come_from() {
 
     Commands:
       controller  Run the controller
+      gateway     Run the gateway: an SSH jump host that ends sessions with their grants
+      host-key    Print the gateway's host key as a line for known_hosts; make the key, if its file is
+                  not there
       crds        Print the CustomResourceDefinitions, for kubectl apply
       admission   Print the admission policies, for kubectl apply
       ready       Ask a running controller whether it can do its work, and wait for it a while
@@ -51,6 +54,12 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
         (&["controller", "--audit-file", "a", "--pushes-per-second", "0"], "1..=1000"),
         (&["controller", "--audit-file", "a", "--listen", "nowhere"], "--listen <ADDRESS:PORT>"),
         (&["controller", "--audit-file", "a", "--principal", "usr.username"], "Undeclared reference to 'usr'"),
+        (&["gateway", "--host-key-file", "k"], "--audit-file"),
+        (&["gateway", "--audit-file", "a"], "--host-key-file"),
+        (&["gateway", "--audit-file", "a", "--host-key-file", "k", "--never-dial", "10.0.0.1/8"], "10.96.0.0/12"),
+        (&["gateway", "--audit-file", "a", "--host-key-file", "k", "--api-silence-seconds", "1"], "5..=3600"),
+        (&["gateway", "--audit-file", "a", "--host-key-file", "/no/such/dir/k"], "--host-key-file /no/such/dir/k"),
+        (&["host-key", "--host-key-file", "/dev/null", "gateway"], "--host-key-file /dev/null"),
         (&["admission", "--operator-service-account", "no-slash"], "no-slash"),
         (&["ready", "--wait-seconds", "0", "127.0.0.1:1"], "controller at 127.0.0.1:1 does not answer"),
         (&["audit", "verify", "--head", "1:abc", "f"], "SEQUENCE:DIGEST"),

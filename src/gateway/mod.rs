@@ -1,0 +1,292 @@
+//! The jump host: lets in whoever holds the key of a live grant, to that grant's instance, until that grant's end.
+//!
+//! ```text
+//! client ─SSH─▶ connection: who is it? ─▶ session: may it? record, dial ─TCP─▶ instance's sshd
+//!                    ▲                         ▲    relays what it cannot read
+//! API server ─watch─▶ grants ──────────────────┘    and is cut: by the clock, by a grant's end
+//! ```
+//! Who may what is decided in `domain::session`. In here nobody compares times of grants, and nobody reads a byte of the
+//! inner SSH. Whatever of russh's cannot be trusted to end by itself is ended under it (`stream`).
+//!
+//! # Guarantees
+//! - No session without a record of its opening that is durable.
+//! - A session is cut within a second of the end of any grant that it is held to, also when nothing else of the system is
+//!   there; and within a second of whatever the watch says.
+//!
+//! # Caveats
+//! A cut closes the byte path: processes that the session started may live on.
+
+mod connection;
+mod grants;
+mod host_key;
+mod limits;
+mod metrics;
+mod session;
+mod stream;
+mod watch;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use russh::keys::{Algorithm, HashAlg, PrivateKey};
+use russh::{MethodKind, MethodSet, SshId, cipher, compression, kex, mac};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::Trail;
+use crate::clock::Clock;
+use crate::domain::session::Dialling;
+
+use grants::Grants;
+pub use host_key::{HostKey, HostKeyError};
+use limits::{Pace, Place, Places, source};
+pub use metrics::GatewayMetrics;
+use watch::Contact;
+pub use watch::READ_TIMEOUT;
+
+/// Keys that one connection may offer in vain. An agent that holds two dozen is served; who guesses needs a connection for
+/// every sixty.
+const OFFERS_MAX: usize = 60;
+/// How long each of them takes at least: half a minute of guessing is sixty keys, and an agent's twenty are two seconds.
+const OFFER_TIME: Duration = Duration::from_millis(100);
+/// How often a client is asked for a sign of life, and how often in vain: a dead one is noticed after two minutes.
+const KEEPALIVE: (Duration, usize) = (Duration::from_secs(30), 3);
+/// Bytes of a channel that a client may send before it is told to go on; OpenSSH's own.
+const WINDOW_BYTES: u32 = 2 << 20;
+/// Packets of a channel that wait for a slow instance, 32 KiB each at most; then the client's connection waits.
+const PACKETS_WAITING_MAX: usize = 16;
+/// How long what is left may take at a shutdown, once all is cut: a close, and a record.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Pause after a connection could not be accepted: too many open files heal by themselves.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Bounds of the gateway.
+#[derive(Clone, Copy, Debug)]
+pub struct GatewayLimits {
+    /// Connections, logged in or not.
+    pub connections_max: usize,
+    /// Connections that have not logged in yet.
+    pub logins_max: usize,
+    /// Of these, from one source.
+    pub logins_per_source_max: usize,
+    /// How long a login may take.
+    pub login: Duration,
+    /// Connections of one key.
+    pub connections_per_key_max: usize,
+    /// Sessions of one grant.
+    pub sessions_per_grant_max: usize,
+    /// Silence of the API server after which no session is opened.
+    pub silence_max: Duration,
+    /// How long sessions may go on at a shutdown.
+    pub drain: Duration,
+}
+
+/// What a gateway is made of.
+pub struct GatewayParts {
+    /// The API server.
+    pub client: Client,
+    /// Its own audit trail, open.
+    pub trail: Trail,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Its name in the trail.
+    pub name: String,
+    /// What clients know it by.
+    pub host_key: HostKey,
+    /// Bounds.
+    pub limits: GatewayLimits,
+    /// What may be dialled at all.
+    pub dialling: Dialling,
+    /// Counters.
+    pub metrics: Arc<GatewayMetrics>,
+}
+
+/// Everything that connections and sessions share.
+struct Shared {
+    client: Client,
+    trail: Trail,
+    clock: Clock,
+    name: String,
+    ssh: Arc<russh::server::Config>,
+    limits: GatewayLimits,
+    dialling: Dialling,
+    metrics: Arc<GatewayMetrics>,
+    grants: Grants,
+    contact: Contact,
+    connections: Arc<Places<()>>,
+    logins: Arc<Places<IpAddr>>,
+    keys: Arc<Places<String>>,
+    sessions: Arc<Places<String>>,
+    pace: Pace,
+    tasks: TaskTracker,
+    /// No connection and no session is opened any more.
+    stop: CancellationToken,
+    /// Sessions are cut, whoever they are.
+    cut_all: CancellationToken,
+    /// What is not on record by now is not written any more.
+    give_up: CancellationToken,
+}
+
+/// A gateway that runs once [`Gateway::run`] is awaited.
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+/// Whether a gateway can do its work.
+#[derive(Clone)]
+pub struct GatewayHealth {
+    shared: Arc<Shared>,
+}
+
+impl GatewayHealth {
+    /// Why no session could be opened now, if so.
+    pub fn why_not_ready(&self) -> Option<String> {
+        let now = (self.shared.clock)();
+        self.shared.contact.is_sure(now).err().map(|unsure| unsure.to_string())
+    }
+}
+
+impl Gateway {
+    /// Puts a gateway together; does nothing yet.
+    pub fn new(parts: GatewayParts) -> Self {
+        let GatewayParts { client, trail, clock, name, host_key, limits, dialling, metrics } = parts;
+        let shared = Shared {
+            client,
+            trail,
+            clock,
+            name,
+            ssh: Arc::new(ssh_config(host_key.private())),
+            limits,
+            dialling,
+            metrics,
+            grants: Grants::default(),
+            contact: Contact::new(limits.silence_max),
+            connections: Places::new(limits.connections_max, limits.connections_max),
+            logins: Places::new(limits.logins_per_source_max, limits.logins_max),
+            keys: Places::new(limits.connections_per_key_max, usize::MAX),
+            sessions: Places::new(limits.sessions_per_grant_max, usize::MAX),
+            pace: Pace::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            cut_all: CancellationToken::new(),
+            give_up: CancellationToken::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// For the probes.
+    pub fn health(&self) -> GatewayHealth {
+        GatewayHealth { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Serves until `stop` is cancelled, then lets sessions go on for a while, cuts them, and returns when all is closed.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let shared = self.shared;
+        let looking = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move { tokio::join!(watch::watch_requests(Arc::clone(&shared)), watch::keep_contact(shared)) }
+        });
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accept(&shared, &listener) => {}
+        }
+        drop(listener);
+        shared.stop.cancel();
+        shared.tasks.close();
+        // The watch goes on: an end that comes meanwhile is followed.
+        if tokio::time::timeout(shared.limits.drain, shared.tasks.wait()).await.is_err() {
+            shared.cut_all.cancel();
+            if tokio::time::timeout(LAST_WORDS, shared.tasks.wait()).await.is_err() {
+                shared.give_up.cancel();
+                tracing::error!("some sessions' ends are not on record");
+            }
+        }
+        looking.abort();
+        shared.trail.clone().close().await;
+    }
+}
+
+async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    loop {
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        // Who is turned away is not answered: an answer costs more than the question.
+        let Some(connection) = shared.connections.take(()) else {
+            shared.metrics.count_connection("too_many");
+            continue;
+        };
+        let Some(login) = shared.logins.take(source(peer.ip())) else {
+            shared.metrics.count_connection("too_many_logins");
+            continue;
+        };
+        shared.tasks.spawn(serve(Arc::clone(shared), socket, peer, connection, login));
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    socket: TcpStream,
+    peer: std::net::SocketAddr,
+    connection: Place<()>,
+    login: Place<IpAddr>,
+) {
+    connection::serve(shared, socket, peer, login).await;
+    drop(connection);
+}
+
+/// What is spoken: nothing old, and nothing that is read before a login but what a login needs.
+fn ssh_config(host_key: PrivateKey) -> russh::server::Config {
+    let preferred = russh::Preferred {
+        kex: Cow::Borrowed(&[
+            kex::MLKEM768X25519_SHA256,
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::EXTENSION_SUPPORT_AS_SERVER,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]),
+        // Also what clients are told that they may log in with: RSA without SHA-1.
+        key: Cow::Borrowed(&[
+            Algorithm::Ed25519,
+            Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+            Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
+        ]),
+        cipher: Cow::Borrowed(&[
+            cipher::CHACHA20_POLY1305,
+            cipher::AES_256_GCM,
+            cipher::AES_128_GCM,
+            cipher::AES_256_CTR,
+        ]),
+        mac: Cow::Borrowed(&[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM]),
+        // A compressed stream is read by a decompressor; there is none.
+        compression: Cow::Borrowed(&[compression::NONE]),
+        ..russh::Preferred::DEFAULT
+    };
+    russh::server::Config {
+        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-InstanceAccess")),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: OFFER_TIME,
+        // Every client asks first, with none, what there is.
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![host_key],
+        preferred,
+        max_auth_attempts: OFFERS_MAX,
+        window_size: WINDOW_BYTES,
+        channel_buffer_size: PACKETS_WAITING_MAX,
+        // The keepalives tell who is dead. Who idles in an open shell is not.
+        inactivity_timeout: None,
+        keepalive_interval: Some(KEEPALIVE.0),
+        keepalive_max: KEEPALIVE.1,
+        nodelay: true,
+        ..russh::server::Config::default()
+    }
+}

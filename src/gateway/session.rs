@@ -1,0 +1,329 @@
+//! One session: asked for, recorded, dialled, relayed, and cut.
+//!
+//! ```text
+//! permit ─▶ record SessionOpened, durable ─▶ dial ─▶ accept ─▶ relay ─┬─▶ bytes, both ways, never read
+//!    └ refusal                                                        └─▶ cut: by the clock, by any grant it is held to
+//! ```
+//! The record comes before the dial: a connection that is opened and dropped again is what sshd penalises.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use russh::server::{ChannelOpenHandle, Handle, Msg};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::audit::AppendError;
+use crate::domain::session::{
+    DialPermit, Fate, Hold, SessionEnd, SessionRecord, Standing, fate, permit, printable, request_name,
+};
+use crate::domain::time::{since, until};
+use crate::telemetry::chain;
+
+use super::Shared;
+use super::connection::{ProvedKey, Seat, no, not_now};
+
+/// How long an instance may take to answer: two lost SYNs.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the record of an opening may take to be durable.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Gap between two tries to write the record of an end down.
+const AUDIT_RETRY: Duration = Duration::from_secs(1);
+/// A timer is a hint: no session goes longer without a look at the wall clock, which may be stepped, or jump over a
+/// machine's sleep. Half of the second within which a session is cut.
+const LOOK_MAX: Duration = Duration::from_millis(500);
+/// How long a channel's close may take to be queued; the byte path is closed by then.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes that are read from an instance at once: an SSH packet's most.
+const CHUNK_BYTES: usize = 32 << 10;
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The host, as the client wrote it. It is compared, never resolved.
+    pub host: String,
+    /// The port.
+    pub port: u32,
+}
+
+/// A grant that the session is held to, and how it stands.
+struct Followed {
+    hold: Hold,
+    standing: watch::Receiver<Standing>,
+}
+
+/// Opens the session that is asked for, or says no; returns when it is over.
+pub async fn open(
+    shared: Arc<Shared>,
+    seat: Seat,
+    key: ProvedKey,
+    asked: Asked,
+    channel: Channel<Msg>,
+    reply: ChannelOpenHandle,
+    handle: Handle,
+) {
+    let permit = match judge(&shared, &key, &asked) {
+        Ok(permit) => permit,
+        Err((reason, failure)) => {
+            shared.metrics.count_refusal(reason);
+            tracing::info!(
+                source = %seat.connection().source,
+                key_fingerprint = key.fingerprint(),
+                asked = printable(&asked.host),
+                port = asked.port,
+                reason,
+                "refused a session"
+            );
+            seat.connection().count_refusal();
+            return reply.reject(failure).await;
+        }
+    };
+    let grant = Arc::clone(permit.grant());
+    let Some(_place) = shared.sessions.take(grant.request.uid.clone()) else {
+        shared.metrics.count_refusal("TooManySessions");
+        let text = format!("{} has as many sessions as one grant may; close one", request_name(&grant.request));
+        return reply.reject(not_now(text)).await;
+    };
+    // Each writes two records to a disk: whoever opens and closes without end must not fill it.
+    let wait = shared.pace.turn(&grant.request.uid, Instant::now());
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+    }
+    let mut followed = Vec::new();
+    for hold in permit.holds() {
+        // One that has just ended: the next try is told why.
+        let Some(standing) = shared.grants.follow(&hold.request.uid) else {
+            return reply.reject(no(SessionEnd::Released.farewell(&hold.request))).await;
+        };
+        followed.push(Followed { hold: hold.clone(), standing });
+    }
+    let Ok((address, holds)) = permit.redeem((shared.clock)()) else {
+        return reply.reject(no(SessionEnd::Expired.farewell(&grant.request))).await;
+    };
+    let source = seat.connection().source;
+    let asked_text = printable(&format!("{}:{}", asked.host, asked.port));
+    let record =
+        SessionRecord::opened(&shared.name, &grant, &holds, source.to_string(), asked_text, address.to_string());
+    let sequence = match opened(&shared, &record).await {
+        Ok(sequence) => sequence,
+        Err(why) => {
+            shared.metrics.count_audit_failure();
+            shared.metrics.count_refusal("AuditUnavailable");
+            tracing::error!(error = why, "a session was not opened: there is no durable record of it");
+            let text = "the gateway cannot write its audit trail, and opens no session without; tell the operators";
+            return reply.reject(not_now(text)).await;
+        }
+    };
+    shared.metrics.sessions_open.inc();
+    let bytes = Bytes::default();
+    let (id, mut cut_by) = (channel.id(), None);
+    let end = tokio::select! {
+        biased;
+        (cause, hold) = cut(&shared, &mut followed) => {
+            cut_by = hold;
+            cause
+        }
+        // russh does not tell while the instance takes nothing.
+        () = seat.connection().gone.cancelled() => SessionEnd::ClientLeft,
+        end = carry(address, channel, reply, &bytes) => end,
+    };
+    // The byte path is closed: what was dialled went with `carry`.
+    shared.metrics.sessions_open.dec();
+    shared.metrics.count_end(end);
+    let told_by = match (&cut_by, end) {
+        (Some(hold), _) => Some(&hold.request),
+        (None, SessionEnd::GatewayStopped) => Some(&grant.request),
+        (None, _) => None,
+    };
+    if let (Some(hold), SessionEnd::Expired) = (&cut_by, end) {
+        shared.metrics.observe_cut(since((shared.clock)(), hold.cut_time));
+    }
+    if !told_by.is_some_and(|request| seat.connection().dismiss_if_last(&end.farewell(request))) {
+        close(&handle, id).await;
+    }
+    let ended = record.ended(sequence, bytes.read(), end, (shared.clock)());
+    tracing::info!(
+        grant_id = grant.grant_id,
+        source = %source,
+        instance_id = %grant.instance_id,
+        cause = end.as_str(),
+        bytes_to_instance = bytes.read().0,
+        bytes_from_instance = bytes.read().1,
+        "a session ended"
+    );
+    drop(seat);
+    write_down(&shared, &ended).await;
+}
+
+/// Whether the session may be dialled.
+fn judge(shared: &Shared, key: &ProvedKey, asked: &Asked) -> Result<DialPermit, (&'static str, ChannelOpenFailure)> {
+    let now = (shared.clock)();
+    if shared.stop.is_cancelled() {
+        return Err(("GatewayStopped", not_now("the gateway stops; connect again")));
+    }
+    shared.contact.is_sure(now).map_err(|unsure| ("ContactLost", not_now(unsure.to_string())))?;
+    let of_key = shared.grants.of_key(key.fingerprint());
+    let others = |instance_id: &_| shared.grants.on_instance(instance_id);
+    permit(now, &of_key, others, &asked.host, asked.port, &shared.dialling)
+        .map_err(|refusal| (refusal.as_str(), no(refusal.to_string())))
+}
+
+/// Makes the record of an opening durable; returns its number.
+async fn opened(shared: &Shared, record: &SessionRecord) -> Result<i64, String> {
+    let value = serde_json::to_value(record).map_err(|error| chain(&error))?;
+    match tokio::time::timeout(AUDIT_TIMEOUT, shared.trail.append(value, (shared.clock)())).await {
+        Ok(Ok(receipt)) => Ok(receipt.sequence),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err(format!("no answer within {} s", AUDIT_TIMEOUT.as_secs())),
+    }
+}
+
+/// Writes the record of an end down, and tries again for as long as the gateway lives. While it cannot be written no
+/// session is opened either: so no more wait than were open.
+async fn write_down(shared: &Shared, record: &SessionRecord) {
+    let value = match serde_json::to_value(record) {
+        Ok(value) => value,
+        Err(error) => return tracing::error!(error = chain(&error), "the record of a session's end is no JSON"),
+    };
+    let mut is_told = false;
+    loop {
+        match shared.trail.append(value.clone(), (shared.clock)()).await {
+            Ok(_) => return,
+            Err(error @ (AppendError::Closed | AppendError::Invalid { .. })) => {
+                shared.metrics.count_audit_failure();
+                return tracing::error!(error = chain(&error), record = %value, "the end of a session is not on record");
+            }
+            Err(error @ (AppendError::Unavailable { .. } | AppendError::Busy { .. })) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    shared.metrics.count_audit_failure();
+                    tracing::error!(error = chain(&error), "the end of a session is not on record yet, trying again");
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(AUDIT_RETRY) => {}
+            () = shared.give_up.cancelled() => {
+                return tracing::error!(record = %value, "the end of a session is not on record");
+            }
+        }
+    }
+}
+
+/// Waits for the moment at which the session is to be cut; returns why, and by which grant.
+async fn cut(shared: &Shared, followed: &mut [Followed]) -> (SessionEnd, Option<Hold>) {
+    loop {
+        let now = (shared.clock)();
+        let mut next = LOOK_MAX;
+        for Followed { hold, standing } in followed.iter_mut() {
+            let standing = standing.borrow_and_update().clone();
+            match fate(now, hold, &standing) {
+                Fate::Cut(cause) => return (cause, Some(hold.clone())),
+                Fate::Until(cut_time) => next = next.min(until(now, cut_time)),
+            }
+        }
+        let changed = followed.iter_mut().map(|followed| Box::pin(followed.standing.changed()));
+        tokio::select! {
+            () = shared.cut_all.cancelled() => return (SessionEnd::GatewayStopped, None),
+            _ = futures::future::select_all(changed) => {}
+            () = tokio::time::sleep(next) => {}
+        }
+    }
+}
+
+/// What passed through, in bytes.
+#[derive(Debug, Default)]
+struct Bytes {
+    to_instance: AtomicU64,
+    from_instance: AtomicU64,
+}
+
+impl Bytes {
+    fn read(&self) -> (u64, u64) {
+        (self.to_instance.load(Ordering::Relaxed), self.from_instance.load(Ordering::Relaxed))
+    }
+}
+
+/// Dials, accepts and relays, to the end of either side. Dropping it closes what it dialled.
+async fn carry(address: SocketAddr, channel: Channel<Msg>, reply: ChannelOpenHandle, bytes: &Bytes) -> SessionEnd {
+    let dialled = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await;
+    let instance = match dialled {
+        Ok(Ok(instance)) => instance,
+        Ok(Err(error)) => {
+            let text = format!("the instance was not reached from the gateway: {error}; look at its security group");
+            reply.reject(ChannelOpenFailure::Other { code: 2, reason: text }).await;
+            return SessionEnd::NotReached;
+        }
+        Err(_) => {
+            let text = format!(
+                "the instance did not answer the gateway within {} s; look at its security group",
+                DIAL_TIMEOUT.as_secs()
+            );
+            reply.reject(ChannelOpenFailure::Other { code: 2, reason: text }).await;
+            return SessionEnd::NotReached;
+        }
+    };
+    let _ = instance.set_nodelay(true); // a socket that takes no options is one that is gone
+    reply.accept().await;
+    relay(channel, instance, bytes).await
+}
+
+async fn relay(channel: Channel<Msg>, mut instance: TcpStream, bytes: &Bytes) -> SessionEnd {
+    let (mut from_client, to_client) = channel.split();
+    let (from_instance, mut to_instance) = instance.split();
+    let client_has_ended = AtomicBool::new(false);
+    let up = async {
+        while let Some(message) = from_client.wait().await {
+            match message {
+                ChannelMsg::Data { data } => {
+                    if to_instance.write_all(&data).await.is_err() {
+                        return SessionEnd::InstanceLeft;
+                    }
+                    bytes.to_instance.fetch_add(data.len() as u64, Ordering::Relaxed);
+                }
+                ChannelMsg::Eof => {
+                    client_has_ended.store(true, Ordering::Relaxed);
+                    let _ = to_instance.shutdown().await; // if it fails, the other direction hears of it
+                }
+                ChannelMsg::Close => break,
+                _ => {} // russh's own list, which grows: whatever carries no bytes of ours
+            }
+        }
+        SessionEnd::ClientLeft
+    };
+    let down = async {
+        loop {
+            // No buffer while nothing comes: most sessions idle most of the time.
+            if from_instance.readable().await.is_err() {
+                break;
+            }
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+            match from_instance.try_read_buf(&mut chunk) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(_) => break,
+            }
+            let length = chunk.len() as u64;
+            if to_client.data_bytes(chunk).await.is_err() {
+                return SessionEnd::ClientLeft;
+            }
+            bytes.from_instance.fetch_add(length, Ordering::Relaxed);
+        }
+        let _ = to_client.eof().await; // a client that is gone needs no end
+        if client_has_ended.load(Ordering::Relaxed) { SessionEnd::ClientLeft } else { SessionEnd::InstanceLeft }
+    };
+    tokio::select! {
+        end = up => end,
+        end = down => end,
+    }
+}
+
+async fn close(handle: &Handle, id: ChannelId) {
+    // A client that reads nothing gets no close either: it is told when its connection goes.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, handle.close(id)).await;
+}

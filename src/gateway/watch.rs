@@ -1,0 +1,201 @@
+//! The watch over requests, and whether the API server is heard.
+//!
+//! Who hears nothing of a revocation must let nobody new in. A watch that is silent may be quiet or cut off, and does not
+//! say which: so a small question is asked now and then, and while the watch fails, answers to it count for nothing.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use kube::Api;
+use kube::api::ListParams;
+use kube::core::{DeserializeGuard, PartialObjectMeta, Resource};
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Event, watcher};
+
+use crate::api::InstanceAccess;
+use crate::domain::session::standing;
+use crate::domain::time::is_fresh;
+use crate::telemetry::chain;
+
+use super::Shared;
+use super::grants::Uid;
+
+/// The longest gap between two questions, whatever the limit of silence.
+const INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// After how many seconds the API server ends the watch: far less than for the controller's. A watch whose connection
+/// alone is dead looks like a quiet cluster until then, and a revocation is late by that.
+const WATCH_SECONDS: u32 = 30;
+/// The longest silence on a connection to the API server: a watch, and a little.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
+
+/// Since when the API server is heard.
+#[derive(Debug)]
+pub struct Contact {
+    heard_time: Mutex<Timestamp>,
+    watch_fails: AtomicBool,
+    listed: AtomicBool,
+    silence_max: Duration,
+}
+
+/// Why no session is opened: the gateway's view may be old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsure {
+    /// It has not read all requests yet.
+    #[error("the gateway has not read the grants yet; try again in a moment")]
+    NotListed,
+    /// It does not hear the API server.
+    #[error(
+        "the gateway has not heard the API server since {since}, and opens no session meanwhile; try again, or tell the operators"
+    )]
+    Silent {
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+impl Contact {
+    /// Nothing was heard yet.
+    pub fn new(silence_max: Duration) -> Self {
+        Self {
+            heard_time: Mutex::new(Timestamp::MIN),
+            watch_fails: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
+            silence_max,
+        }
+    }
+
+    /// Whether what is known may be acted upon. A clock that was stepped back is no contact until the next answer.
+    ///
+    /// # Errors
+    /// An [`Unsure`] says why not.
+    pub fn is_sure(&self, now: Timestamp) -> Result<(), Unsure> {
+        if !self.listed.load(Ordering::Acquire) {
+            return Err(Unsure::NotListed);
+        }
+        let since = *self.heard_time.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_fresh(now, since, self.silence_max) { Ok(()) } else { Err(Unsure::Silent { since }) }
+    }
+
+    fn heard(&self, now: Timestamp) {
+        if !self.watch_fails.load(Ordering::Acquire) {
+            *self.heard_time.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        }
+    }
+
+    fn watch_heard(&self, now: Timestamp) {
+        self.watch_fails.store(false, Ordering::Release);
+        self.heard(now);
+    }
+}
+
+/// Takes in what happens to requests, for as long as it is awaited.
+pub async fn watch_requests(shared: Arc<Shared>) {
+    let api: Api<DeserializeGuard<InstanceAccess>> = Api::all(shared.client.clone());
+    let config = crate::kubernetes::watch_config().timeout(WATCH_SECONDS);
+    let mut stream = std::pin::pin!(StreamBackoff::new(watcher(api, config), watcher::DefaultBackoff::default()));
+    // The uids of the list that is being read, to find out who vanished while we did not watch.
+    let mut listed: HashSet<Uid> = HashSet::new();
+    while let Some(event) = stream.next().await {
+        let now = (shared.clock)();
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(object)) => {
+                if let Some(uid) = see(&shared, object) {
+                    listed.insert(uid);
+                }
+            }
+            Ok(Event::InitDone) => {
+                shared.grants.listed(&std::mem::take(&mut listed));
+                shared.contact.watch_heard(now);
+                shared.contact.listed.store(true, Ordering::Release);
+            }
+            Ok(Event::Apply(object)) => {
+                see(&shared, object);
+                shared.contact.watch_heard(now);
+            }
+            Ok(Event::Delete(object)) => {
+                if let Some(uid) = &object.meta().uid {
+                    shared.grants.gone(uid);
+                }
+                shared.contact.watch_heard(now);
+            }
+            Err(error) => {
+                shared.contact.watch_fails.store(true, Ordering::Release);
+                shared.metrics.watch_errors.inc();
+                tracing::warn!(error = chain(&error), "the watch over requests broke, trying again");
+            }
+        }
+        shared.metrics.grants.set(i64::try_from(shared.grants.len()).unwrap_or(i64::MAX));
+    }
+}
+
+fn see(shared: &Shared, object: DeserializeGuard<InstanceAccess>) -> Option<Uid> {
+    let uid: Uid = object.meta().uid.as_deref()?.into();
+    match object.0 {
+        Ok(request) => shared.grants.see(&uid, standing(&request)),
+        Err(error) => {
+            shared.grants.undecodable(&uid);
+            shared.metrics.undecodable.inc();
+            tracing::error!(
+                uid = &*uid,
+                error = chain(&error),
+                "a request cannot be decoded; is the CRD of another version?"
+            );
+        }
+    }
+    Some(uid)
+}
+
+/// Asks the API server now and then, for as long as it is awaited.
+pub async fn keep_contact(shared: Arc<Shared>) {
+    let api: Api<PartialObjectMeta<InstanceAccess>> = Api::all(shared.client.clone());
+    let gap = (shared.contact.silence_max / 3).min(INTERVAL_MAX);
+    let mut interval = tokio::time::interval(gap);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut was_sure = false;
+    loop {
+        interval.tick().await;
+        // A list, since that is the right which a watch needs; of one, and by a quorum, since that is the truth. It counts
+        // from when it was asked.
+        let asked_time = (shared.clock)();
+        if let Ok(Ok(_)) = tokio::time::timeout(gap, api.list_metadata(&ListParams::default().limit(1))).await {
+            shared.contact.heard(asked_time);
+        }
+        let is_sure = shared.contact.is_sure((shared.clock)()).is_ok();
+        if was_sure && !is_sure {
+            tracing::warn!("the API server is not heard; no session is opened, and open ones run to their end");
+        } else if is_sure && !was_sure {
+            tracing::info!("the API server is heard");
+        }
+        was_sure = is_sure;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn nobody_new_comes_in_before_the_first_list_or_after_a_long_silence_or_while_the_watch_fails() {
+        let contact = Contact::new(Duration::from_secs(60));
+        contact.heard(at(0));
+        assert_eq!(contact.is_sure(at(1)), Err(Unsure::NotListed));
+        contact.listed.store(true, Ordering::Release);
+        assert_eq!(contact.is_sure(at(60)), Ok(()));
+        assert_eq!(contact.is_sure(at(61)), Err(Unsure::Silent { since: at(0) }));
+        contact.watch_fails.store(true, Ordering::Release);
+        contact.heard(at(60));
+        assert_eq!(contact.is_sure(at(61)), Err(Unsure::Silent { since: at(0) }), "the watch is deaf");
+        contact.watch_heard(at(62));
+        assert_eq!(contact.is_sure(at(63)), Ok(()));
+        assert_eq!(contact.is_sure(at(10)), Err(Unsure::Silent { since: at(62) }), "a clock that was stepped back");
+    }
+}

@@ -1,0 +1,126 @@
+//! What a person's machine does with a gateway.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lab::Instance;
+use lab::poll;
+use lab::ssh::{self, Output};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::jump::Jump;
+use crate::request::Request;
+use crate::stand::BOUND;
+
+/// A configuration and a key, for one gateway.
+pub struct Client<'a> {
+    pub request: &'a Request<'a>,
+    pub config: PathBuf,
+}
+
+impl<'a> Client<'a> {
+    /// The owner of a request.
+    pub fn of(request: &'a Request<'a>, jump: &Jump) -> Self {
+        Self::with(request, jump, "", "")
+    }
+
+    /// With more in the sections of the jump host and of the instances.
+    pub fn with(request: &'a Request<'a>, jump: &Jump, jump_more: &str, target_more: &str) -> Self {
+        let lab = &request.stand.lab;
+        let config = lab.ssh_config(&request.key, &jump.config(lab, jump_more, target_more)).unwrap();
+        Self { request, config }
+    }
+
+    /// `ssh`, by this configuration.
+    pub fn ssh(&self) -> Command {
+        self.request.stand.lab.ssh(&self.config).unwrap()
+    }
+
+    /// Another of OpenSSH's programs, by this configuration.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command.arg("-F").arg(&self.config).env(lab::proc::MARK, self.request.stand.lab.dir());
+        command.env_remove("SSH_AUTH_SOCK").kill_on_drop(true);
+        command
+    }
+
+    /// Runs `ssh` with these arguments, to its end.
+    pub async fn typed(&self, arguments: &[&str]) -> Output {
+        ssh::run(self.ssh().args(arguments)).await.unwrap()
+    }
+
+    /// Logs in through the gateway, which must work.
+    pub async fn gets_in(&self, arguments: &[&str]) {
+        let mut all = arguments.to_vec();
+        all.push("id -un");
+        let shell = self.typed(&all).await;
+        assert!(shell.success(), "{arguments:?}: {shell:?}");
+        assert_eq!(shell.stdout.trim(), "ec2-user");
+    }
+
+    /// Asks the gateway for a connection as `ssh -W` does, which it must refuse; returns what the client reads.
+    pub async fn refused(&self, destination: &str) -> String {
+        let output = self.typed(&["-W", destination, "gateway"]).await;
+        assert!(!output.success() && output.stdout.is_empty(), "{destination}: {output:?}");
+        assert!(output.stderr.contains("open failed"), "{destination}: {output:?}");
+        output.stderr
+    }
+
+    /// Logs in, and stays until it is cut; returns when the shell answers.
+    pub async fn stays(&self, host: &str) -> Live {
+        let mut command = self.ssh();
+        command.arg(host).arg("echo in; cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Apart: to wait for a child closes what it still holds of it.
+        let stdin = child.stdin.take().expect("it is piped");
+        let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        tokio::time::timeout(BOUND, out.read_line(&mut line)).await.expect("a shell in time").unwrap();
+        if line != "in\n" {
+            let mut said = String::new();
+            child.stderr.take().expect("it is piped").read_to_string(&mut said).await.unwrap();
+            panic!("{host}: no shell: {line:?} {said}");
+        }
+        Live { child, stdin, out }
+    }
+}
+
+/// A shell that is open, and echoes.
+pub struct Live {
+    child: Child,
+    stdin: ChildStdin,
+    out: BufReader<tokio::process::ChildStdout>,
+}
+
+impl Live {
+    /// Sends a line through and back.
+    pub async fn echoes(&mut self) {
+        self.stdin.write_all(b"still here\n").await.unwrap();
+        let mut line = String::new();
+        tokio::time::timeout(BOUND, self.out.read_line(&mut line)).await.expect("an echo in time").unwrap();
+        assert_eq!(line, "still here\n");
+    }
+
+    /// Waits until it is cut; returns when that was, and what the terminal shows.
+    pub async fn is_cut(mut self, bound: Duration) -> (Timestamp, String) {
+        let status = tokio::time::timeout(bound, self.child.wait()).await.expect("it was not cut in time").unwrap();
+        let time = Timestamp::now();
+        let mut said = String::new();
+        self.child.stderr.take().expect("it is piped").read_to_string(&mut said).await.unwrap();
+        assert_eq!(status.code(), Some(255), "{said}");
+        (time, said)
+    }
+}
+
+/// Waits until nothing of any session lives on an instance.
+pub async fn is_empty(stand: &crate::stand::Stand, instance: &Instance) {
+    let empty = poll::until_ok("no session lives", BOUND, || match stand.lab.sessions_alive(&instance.name) {
+        0 => Ok(()),
+        alive => Err(format!("{alive} alive")),
+    });
+    empty.await.unwrap();
+}

@@ -1,0 +1,200 @@
+//! A session ends with its grant: cut from outside, with the reason on the terminal.
+
+use std::fs::File;
+use std::process::Stdio;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lab::{poll, ssh};
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::client::{Client, is_empty};
+use crate::history::time;
+use crate::jump::{Jump, both};
+use crate::request::{EXPIRATION, seconds};
+use crate::stand::{BOUND, END_BOUND, Stand, policy};
+
+/// Within so many seconds of its end a session is cut.
+const CUT_SECONDS_MAX: f64 = 1.0;
+/// Within so many seconds of kubectl's return a revocation has cut: that second, and the API server's way to the watch.
+const REVOKE_SECONDS_MAX: f64 = 2.0;
+
+/// The moment was that of the end: not before it, and hardly after.
+#[track_caller]
+fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
+    let late = seconds(expiration_time, cut_time);
+    assert!((0.0..CUT_SECONDS_MAX).contains(&late), "cut {late} s after its end");
+}
+
+pub async fn a_session_is_cut_at_the_end_of_its_grant_and_told_why() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("expires").await;
+    let request = stand.request("alice", "expires").on(&instance).applied().await;
+    let granted = request.becomes("Granted").await;
+    let expiration = time(&granted, EXPIRATION).unwrap();
+    let client = Client::of(&request, jump);
+    let mut live = client.stays(&instance.id).await;
+    live.echoes().await;
+    assert!(stand.lab.sessions_alive("expires") > 0);
+    let (cut_time, said) = live.is_cut(END_BOUND).await;
+    is_on_time(cut_time, expiration);
+    assert!(said.contains("the grant of expires.team has ended: its time is over"), "{said}");
+    is_empty(stand, &instance).await;
+    let ended = jump.ended(&request.uid).await;
+    assert_eq!(ended["record"]["cause"], "Expired", "{ended}");
+    assert!(jump.metric("instance_access_gateway_cut_lateness_seconds_count").await > 0.0);
+    request.ends("Expired").await;
+    let refused = client.typed(&[&instance.id, "id"]).await;
+    assert!(refused.stderr.contains("Permission denied (publickey)"), "{refused:?}");
+    jump.verifies();
+    request.keeps_its_promises().await;
+}
+
+pub async fn a_session_is_cut_when_its_grant_is_revoked() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("revoked").await;
+    let request = stand.request("alice", "revoked").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    let mut live = client.stays(&instance.id).await;
+    live.echoes().await;
+    request.revoke("done").await;
+    let revoked_time = Timestamp::now();
+    let (cut_time, said) = live.is_cut(BOUND).await;
+    assert!(seconds(revoked_time, cut_time) < REVOKE_SECONDS_MAX, "cut {} s late", seconds(revoked_time, cut_time));
+    assert!(said.contains("the grant of revoked.team has ended: it was revoked"), "{said}");
+    is_empty(stand, &instance).await;
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
+    // The key may still be readable by the host: here it opens nothing any more.
+    let refused = client.typed(&[&instance.id, "id"]).await;
+    assert!(refused.stderr.contains("Permission denied (publickey)"), "{refused:?}");
+}
+
+pub async fn a_session_is_cut_when_its_request_is_deleted() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("deleted").await;
+    let request = stand.request("alice", "deleted").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let mut live = Client::of(&request, jump).stays(&instance.id).await;
+    live.echoes().await;
+    request.delete().await;
+    let deleted_time = Timestamp::now();
+    let (cut_time, said) = live.is_cut(BOUND).await;
+    assert!(seconds(deleted_time, cut_time) < REVOKE_SECONDS_MAX, "cut {} s late", seconds(deleted_time, cut_time));
+    assert!(said.contains("the grant of deleted.team has ended: the request was deleted"), "{said}");
+    is_empty(stand, &instance).await;
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Released");
+}
+
+pub async fn a_session_is_cut_when_its_policy_goes_and_others_go_on() {
+    let (stand, jump) = both().await;
+    stand.namespace("jump-policy").await;
+    stand.policy(&policy("jump-policy", "jump-policy", json!({}))).await;
+    let (own, other) = (stand.instance("policy-goes").await, stand.instance("policy-stays").await);
+    let long = json!({"ttlSeconds": 600});
+    let request = stand.request("alice", "jump-policy").on(&own).within("jump-policy").with(long).applied().await;
+    let same_key = json!({"sshPublicKey": request.key.public, "ttlSeconds": 600});
+    let second = stand.request("alice", "policy-stays").on(&other).with(same_key).applied().await;
+    request.becomes("Granted").await;
+    second.becomes("Granted").await;
+    // Over one connection, which must go on with what is left on it.
+    let socket = stand.lab.dir().join("cm-policy");
+    let master = format!("  ControlMaster auto\n  ControlPath {}\n  ControlPersist 60", socket.display());
+    let client = Client::with(&request, jump, &master, "");
+    let mut live = client.stays(&own.id).await;
+    let mut goes_on = client.stays(&other.id).await;
+    live.echoes().await;
+    stand.kubectl_ok("admin", &["delete", "instanceaccesspolicy", "jump-policy"]).await;
+    live.is_cut(BOUND).await;
+    is_empty(stand, &own).await;
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "PolicyChanged");
+    goes_on.echoes().await;
+    assert!(client.typed(&["-O", "exit", "gateway"]).await.success());
+}
+
+pub async fn a_client_that_stands_still_is_cut_all_the_same() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("stalled").await;
+    let request = stand.request("alice", "stalled").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    // The instance talks without end; the client, and its own client of the jump host, take nothing from one moment on.
+    let mut command = client.ssh();
+    command.args([&instance.id, "yes"]).process_group(0).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let group = format!("-{}", child.id().expect("it runs"));
+    let mut first = [0; 2];
+    child.stdout.as_mut().expect("it is piped").read_exact(&mut first).await.unwrap();
+    let signal = async |name: &str| {
+        let sent = ssh::run(Command::new("kill").args([name, "--", &group])).await.unwrap();
+        assert!(sent.success(), "{sent:?}");
+    };
+    signal("-STOP").await;
+    request.revoke("done").await;
+    let revoked_time = Timestamp::now();
+    is_empty(stand, &instance).await;
+    let late = seconds(revoked_time, Timestamp::now());
+    assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
+    signal("-CONT").await;
+    signal("-KILL").await;
+}
+
+pub async fn a_session_with_an_instance_that_stands_still_is_cut_all_the_same() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("frozen").await;
+    let request = stand.request("alice", "frozen").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    // The client sends without end; the instance takes nothing from one moment on.
+    let mut command = client.ssh();
+    command.args([&instance.id, "cat >/dev/null"]).stdin(File::open("/dev/zero").unwrap());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let alive = poll::until_ok("a session", BOUND, || match stand.lab.sessions_alive("frozen") {
+        0 => Err("none"),
+        _ => Ok(()),
+    });
+    alive.await.unwrap();
+    stand.lab.freeze_instance("frozen").unwrap();
+    request.revoke("done").await;
+    let revoked_time = Timestamp::now();
+    let said = tokio::time::timeout(BOUND, child.wait_with_output()).await.expect("it was not cut").unwrap();
+    let late = seconds(revoked_time, Timestamp::now());
+    assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("the grant of frozen.team has ended: it was revoked"), "{said}");
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
+    stand.lab.thaw_instance("frozen").unwrap();
+    is_empty(stand, &instance).await;
+}
+
+pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_comes_on_time() {
+    let stand = Stand::start("gateway-alone").await;
+    let jump = Jump::start(&stand, "gateway-alone", &["--api-silence-seconds", "5"]).await;
+    let instance = stand.lab.instance("web-1");
+    let request = stand.request("alice", "alone").applied().await;
+    let granted = request.becomes("Granted").await;
+    let expiration = time(&granted, EXPIRATION).unwrap();
+    let client = Client::of(&request, &jump);
+    let mut live = client.stays(&instance.id).await;
+    stand.kill_controller().await;
+    stand.lab.stop_api_server();
+    let silent = poll::until("a gateway that hears nothing", BOUND, async || match jump.get("/readyz").await {
+        Ok((503, why)) => Ok(why),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(silent.await.unwrap().contains("has not heard the API server since"));
+    let refused = client.refused(&format!("{}:{}", instance.id, stand.lab.ssh_port())).await;
+    assert!(refused.contains("has not heard the API server since"), "{refused}");
+    live.echoes().await;
+    let (cut_time, said) = live.is_cut(END_BOUND).await;
+    is_on_time(cut_time, expiration);
+    assert!(said.contains("its time is over"), "{said}");
+    is_empty(&stand, &instance).await;
+    assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Expired");
+    jump.verifies();
+    tokio::time::timeout(Duration::from_secs(60), stand.lab.start_api_server()).await.unwrap().unwrap();
+}

@@ -1,0 +1,184 @@
+//! A running gateway: the real binary under its own service account.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use lab::{Lab, poll, proc::MARK};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::controller::{PROGRAM, records};
+use crate::stand::{BOUND, Stand, shared};
+
+/// The gateway's rights, as they are shipped.
+const GATEWAY_RBAC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway-rbac.yaml");
+
+/// A running gateway. Dropping it kills it, as `kill -9` does.
+pub struct Jump {
+    child: Child,
+    pub ssh: SocketAddr,
+    listen: SocketAddr,
+    pub known_hosts: PathBuf,
+    pub audit: PathBuf,
+    log: PathBuf,
+}
+
+static SHARED: OnceCell<Mutex<Option<&'static Jump>>> = OnceCell::const_new();
+
+/// The stand and the gateway of all tests that break neither.
+pub async fn both() -> (&'static Stand, &'static Jump) {
+    let stand = shared().await;
+    let cell = SHARED.get_or_init(async || Mutex::new(None)).await;
+    let mut jump = cell.lock().await;
+    if jump.is_none() {
+        *jump = Some(Box::leak(Box::new(Jump::start(stand, "gateway", &[]).await)));
+    }
+    (stand, jump.expect("made above"))
+}
+
+/// Ends the gateway that tests share.
+pub async fn end() {
+    if let Some(cell) = SHARED.get()
+        && let Some(jump) = cell.lock().await.take()
+    {
+        // A static is never dropped.
+        let _ = Command::new("kill").args(["-KILL", &jump.child.id().to_string()]).status();
+    }
+}
+
+impl Jump {
+    /// Starts one, with more arguments; returns when it is ready.
+    pub async fn start(stand: &Stand, name: &str, more: &[&str]) -> Self {
+        let lab = &stand.lab;
+        let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "gateway").await.unwrap();
+        stand.kubectl_ok("admin", &["apply", "--server-side", "-f", GATEWAY_RBAC]).await;
+        let dir = lab.dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let (audit, log, host_key) = (dir.join("audit.jsonl"), dir.join("log"), dir.join("host_key"));
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(PROGRAM);
+        command.env_clear().env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
+        command.env("RUST_LOG", "info,instance_access=debug");
+        command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit);
+        command.arg("--host-key-file").arg(&host_key).args(["--listen", "127.0.0.1:0", "--ssh-listen", "127.0.0.1:0"]);
+        // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
+        command.args(["--never-dial", "127.0.0.1/32,::1/128"]);
+        command.args(["--ports", &lab.ssh_port().to_string()]).args(more);
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let known_hosts = dir.join("known_hosts");
+        let mut jump = Self { child: command.spawn().unwrap(), ssh: nowhere, listen: nowhere, known_hosts, audit, log };
+        (jump.ssh, jump.listen) = poll::until_ok("the gateway's start", BOUND, || {
+            let log = jump.log();
+            if let Ok(Some(status)) = jump.child.try_wait() {
+                return Ok(Err(anyhow::anyhow!("the gateway ended with {status}:\n{log}")));
+            }
+            let at = |line: &str, name| line.split_once(name)?.1.split(' ').next()?.trim().parse().ok();
+            let started = log.lines().find_map(|line| Some((at(line, "ssh_listen=")?, at(line, " listen=")?)));
+            started.map(Ok).ok_or(log)
+        })
+        .await
+        .unwrap()
+        .unwrap();
+        let host = format!("[{}]:{}", jump.ssh.ip(), jump.ssh.port());
+        let line = Command::new(PROGRAM).args(["host-key", "--host-key-file"]).arg(&host_key).arg(host).output();
+        fs::write(&jump.known_hosts, line.unwrap().stdout).unwrap();
+        poll::until("a ready gateway", BOUND, async || match jump.get("/readyz").await {
+            Ok((200, _)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+        .unwrap();
+        jump
+    }
+
+    /// All that it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Asks its own server; returns the status and the body.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let mut stream = tokio::net::TcpStream::connect(self.listen).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        Ok((status.ok_or_else(|| anyhow::anyhow!("no HTTP: {answer:?}"))?, body.to_owned()))
+    }
+
+    /// A sample on its metrics page, by its name and labels; zero if it is not there.
+    pub async fn metric(&self, sample: &str) -> f64 {
+        let (_, page) = self.get("/metrics").await.unwrap();
+        page.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse().ok()).unwrap_or_default()
+    }
+
+    /// Its records about a request, of one kind.
+    pub fn records(&self, uid: &str, kind: &str) -> Vec<Value> {
+        let mut found = records(&self.audit);
+        found.retain(|line| line["record"]["request"]["uid"] == uid && line["record"]["kind"] == kind);
+        found
+    }
+
+    /// Waits for the record of a session's end; returns it.
+    pub async fn ended(&self, uid: &str) -> Value {
+        let found = poll::until_ok("the record of a session's end", BOUND, || {
+            self.records(uid, "SessionEnded").pop().ok_or_else(|| format!("{:?}", records(&self.audit)))
+        });
+        found.await.unwrap()
+    }
+
+    /// `instance-access audit verify`, which must succeed.
+    pub fn verifies(&self) {
+        let verified = Command::new(PROGRAM).args(["audit", "verify"]).arg(&self.audit).output().unwrap();
+        assert!(verified.status.success(), "{verified:?}");
+    }
+
+    /// How much memory it has, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(Path::new("/proc").join(self.child.id().to_string()).join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Tells it to stop.
+    pub fn told_to_stop(&self) {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(told.success(), "{told}");
+    }
+
+    /// Waits for its end.
+    pub async fn stops(&mut self, bound: Duration) -> ExitStatus {
+        let end = poll::until_ok("the gateway's end", bound, || match self.child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        });
+        end.await.unwrap()
+    }
+
+    /// What a client's configuration says of it: the host `gateway`, and every instance behind it.
+    pub fn config(&self, lab: &Lab, jump_more: &str, target_more: &str) -> String {
+        format!(
+            "Host gateway\n  HostName {}\n  Port {}\n  User whoever\n  UserKnownHostsFile {}\n  LogLevel INFO\n{jump_more}\n\
+             Host i-* *.team\n  ProxyJump gateway\n  Port {}\n  User ec2-user\n{target_more}\n",
+            self.ssh.ip(),
+            self.ssh.port(),
+            self.known_hosts.display(),
+            lab.ssh_port(),
+        )
+    }
+}
+
+impl Drop for Jump {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
