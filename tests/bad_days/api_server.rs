@@ -213,21 +213,36 @@ async fn compact(stand: &Stand, revision: i64) -> Outcome {
 async fn a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_status_from_saying_so() -> Outcome {
     let stand = shared().await?;
     let id = stand.running();
-    stand.ask(Ask::new("edited-to-the-end").instance(&id).ends_in(85)).await?;
+    // Objects that nobody made: where garbage is collected, a request that is owned by them goes, which is an end as well.
+    let owner = |number: u32, controller: bool| {
+        let uid = format!("5a3f6a0e-5f0f-4b43-9c1a-{number:012}");
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "name": "nobody", "uid": uid,
+            "controller": controller, "blockOwnerDeletion": true,
+        })
+    };
+    let ask = Ask::new("edited-to-the-end").instance(&id).with_metadata("ownerReferences", json!([owner(0, true)]));
+    stand.ask(ask.ends_in(85)).await?;
     let end = expiration(&stand.until_granted("edited-to-the-end").await?)?;
     let before = Duration::try_from(end.duration_since(Timestamp::now()))?;
     tokio::time::sleep(before.saturating_sub(Duration::from_secs(2))).await;
     let edits = async |who: &str| {
         for number in 0..150 {
-            let label = json!({"metadata": {"labels": {who: number.to_string()}}});
-            stand.merge(who, "edited-to-the-end", label).await?;
+            let novel = json!({who: number.to_string()});
+            let owners = [owner(number, number % 2 == 0), owner(number + 1, false)];
+            let edit = json!({"metadata": {"labels": novel, "annotations": novel, "ownerReferences": owners}});
+            stand.merge(who, "edited-to-the-end", edit).await?;
         }
         anyhow::Ok(())
     };
     let (alice, bob, ended) = tokio::join!(edits("alice"), edits("bob"), stand.ended_well("edited-to-the-end", &id));
     alice?;
     bob?;
-    stand.controller.verify(&[&ended?]).await?;
+    let ended = ended?;
+    anyhow::ensure!(expiration(&ended)? == end, "the edits moved the end from {end}");
+    let owners = stand.get("edited-to-the-end").await?.metadata.owner_references.map_or(0, |owners| owners.len());
+    anyhow::ensure!(owners == 2, "{owners} owners: the edits were lost");
+    stand.controller.verify(&[&ended]).await?;
     Ok(())
 }
 
