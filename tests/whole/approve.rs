@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::history::{condition, stage, text};
 use crate::request::Request;
-use crate::stand::{BOUND, Stand, kinds, policy, shared};
+use crate::stand::{BOUND, Stand, kinds, merge, policy, shared};
 
 const WAITING: &str = "PendingApproval";
 
@@ -101,6 +101,8 @@ pub async fn a_colleague_approves_by_the_pages_command_and_may_end_it_by_another
     decides(stand, "mallory", &[], &decision(&request, "not-mine", "Revoke")).await;
     request.is_pushed(2, BOUND).await;
     assert_eq!((stage(&request.newest()), approvers(&request.newest())), ("Granted", vec!["erin"]));
+    let intended = |records: &[Value]| kinds(records).iter().filter(|kind| **kind == "GrantIntended").count();
+    assert_eq!(intended(&request.records()), 1);
 
     decides(stand, "erin", &[], &decision(&request, "enough", "Revoke")).await;
     let ended = request.ends("Revoked").await;
@@ -109,7 +111,52 @@ pub async fn a_colleague_approves_by_the_pages_command_and_may_end_it_by_another
     let records = request.records();
     assert_eq!(kinds(&records)[records.len() - 2..], ["EndIntended", "Ended"]);
     assert_eq!(text(records.last().unwrap(), "/record/approvals/1/decision"), "Revoke");
+
+    // And what is over stays over, with its end deleted and a yes in its place: whoever comes after that yes is heard.
+    stand.kubectl_ok("admin", &["-n", "approved", "delete", "instanceaccessdecisions", "--all"]).await;
+    decides(stand, "erin", &[], &decision(&request, "yes-again", "Approve")).await;
+    let next = stand.request("alice", "next").within("approved").applied().await;
+    next.becomes(WAITING).await;
+    decides(stand, "erin", &[], &decision(&next, "next", "Approve")).await;
+    next.becomes("Granted").await;
+    assert_eq!((stage(&request.newest()), intended(&request.records())), ("Revoked", 1));
     request.keeps_its_promises().await;
+}
+
+pub async fn a_yes_from_before_the_request_counts_for_nothing() {
+    let stand = shared().await;
+    asked(stand, "foretold", 2).await;
+    // What alice will ask is known, to the last byte: she asked it before.
+    let request = waiting(stand, "foretold").await;
+    let foretold = decision(&request, "to-another", "Approve");
+    request.delete().await;
+    request.goes().await;
+    let named = |name: &str, reference: Value| {
+        let mut named = foretold.clone();
+        named["metadata"]["name"] = json!(name);
+        merge(&mut named["spec"]["requestRef"], reference);
+        named
+    };
+    let nobody = "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c002";
+    decides(stand, "erin", &[], &foretold).await;
+    decides(stand, "erin", &[], &named("to-nobody", json!({"name": "nobody", "uid": nobody}))).await;
+    decides(stand, "erin", &[], &named("to-its-name", json!({"uid": nobody}))).await;
+
+    let again = json!({"sshPublicKey": request.manifest["spec"]["sshPublicKey"]});
+    let mut again = stand.request("alice", "look").with(again).within("foretold").applied().await;
+    let pending = again.becomes(WAITING).await;
+    assert_eq!(text(&pending, "/status/specDigest"), text(&foretold, "/spec/requestRef/specDigest"));
+    assert_eq!(approvers(&pending), [""; 0]);
+    // Heard after all of those: one of two.
+    decides(stand, "bob", &[], &decision(&again, "bob", "Approve")).await;
+    let one = again.until("counts bob", BOUND, |object| !approvers(object).is_empty()).await;
+    assert_eq!((stage(&one), approvers(&one)), (WAITING, vec!["bob"]));
+    decides(stand, "erin", &[], &decision(&again, "erin", "Approve")).await;
+    let granted = again.becomes("Granted").await;
+    assert_eq!(approvers(&granted), ["bob", "erin"]);
+    again.key = request.key;
+    again.revoke("seen").await;
+    again.keeps_its_promises().await;
 }
 
 pub async fn a_no_is_final() {

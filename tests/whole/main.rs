@@ -88,6 +88,7 @@ fn main() -> std::process::ExitCode {
         }
         approve {
             a_colleague_approves_by_the_pages_command_and_may_end_it_by_another_decision,
+            a_yes_from_before_the_request_counts_for_nothing,
             a_no_is_final,
             nothing_but_two_others_words_on_this_very_request_lets_alice_in,
             a_flood_of_junk_is_neither_kept_nor_in_anybodys_way,
