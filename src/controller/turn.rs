@@ -212,7 +212,13 @@ fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
 }
 
 fn vanished(shared: &Shared, state: &mut State) -> Plan {
-    lifecycle::vanished((shared.clock)(), &state.kept.open(), &shared.ledger.read(), state.sight.open())
+    lifecycle::vanished(
+        (shared.clock)(),
+        &shared.settings,
+        &state.kept.open(),
+        &shared.ledger.read(),
+        state.sight.open(),
+    )
 }
 
 /// Ends the turn. The lock is held, so that whoever wakes the slot now starts another.
