@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lab::standin::Api;
@@ -104,6 +104,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
 
     let controller = start(&lab, &rendered).await;
     grant_and_let_go(&lab).await;
+    helm_waits_for_access_and_fails_on_a_refusal(&lab).await;
     no_right_is_missing_and_none_unused(&lab, &rendered);
     the_iam_policy_is_enough(&lab);
     drop(controller);
@@ -241,6 +242,47 @@ async fn grant_and_let_go(lab: &Lab) {
     let mut verify = tokio::process::Command::new(PROGRAM);
     let verified = ssh::run(verify.args(["audit", "verify"]).arg(trail)).await.unwrap();
     assert!(verified.success(), "{verified:?}");
+}
+
+/// As docs/gitops/README.md says of `helm --wait`: a release of one request.
+async fn helm_waits_for_access_and_fails_on_a_refusal(lab: &Lab) {
+    // helm keeps a release in a Secret.
+    let verbs = "--verb=get,list,create,update";
+    kubectl(lab, "admin", &["-n", "team", "create", "role", "releases", verbs, "--resource=secrets"]).await;
+    kubectl(lab, "admin", &["-n", "team", "create", "rolebinding", "releases", "--role=releases", "--user=alice"])
+        .await;
+    let request: Value = serde_json::from_str(&fs::read_to_string(lab.dir().join("request.json")).unwrap()).unwrap();
+    let install = async |name: &str, os_user: &str| {
+        let chart = lab.dir().join(name);
+        fs::create_dir_all(chart.join("templates")).unwrap();
+        let about = json!({"apiVersion": "v2", "name": name, "version": "0.1.0"});
+        fs::write(chart.join("Chart.yaml"), about.to_string()).unwrap();
+        let mut request = request.clone();
+        request["metadata"]["name"] = json!(name);
+        request["spec"]["osUser"] = json!(os_user);
+        fs::write(chart.join("templates/request.yaml"), request.to_string()).unwrap();
+        let mut command = helm::command(&lab.dir().join("home"));
+        command.env("KUBECONFIG", lab.kubeconfig("alice").unwrap());
+        command.args(["--namespace", "team", "install", name, chart.to_str().unwrap(), "--wait", "--timeout", "60s"]);
+        let start = Instant::now();
+        (ssh::run(&mut command.into()).await.unwrap(), start.elapsed())
+    };
+    let (granted, _) = install("by-helm", "ec2-user").await;
+    assert!(granted.success(), "{granted:?}");
+    let stage = [
+        "-n",
+        "team",
+        "get",
+        "instanceaccess",
+        "by-helm",
+        "-o",
+        "jsonpath={.status.conditions[?(@.type=='Active')].status}",
+    ];
+    assert_eq!(kubectl(lab, "alice", &stage).await, "True", "{granted:?}");
+
+    let (refused, took) = install("by-helm-refused", "root").await;
+    assert!(!refused.success() && took < BOUND / 2, "{took:?}: {refused:?}");
+    assert!(refused.stderr.contains("by-helm-refused") && refused.stderr.contains("Failed"), "{refused:?}");
 }
 
 /// What the API server wrote down of the operator: each (verb, resource) that was let through.
