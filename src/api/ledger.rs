@@ -97,4 +97,9 @@ pub struct LedgerSubject {
     /// The user name, for example alice@example.com.
     #[schemars(length(max = 1024))]
     pub username: String,
+    /// Who that is, by the operator's rule of who is one person, for example alice. After a restart the request counts by
+    /// it in the subject's requestsPerHour; without it, it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub principal: Option<String>,
 }

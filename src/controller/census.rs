@@ -4,7 +4,7 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::api::InstanceAccess;
+use crate::api::{InstanceAccess, InstanceAccessLedgerEntrySpec};
 use crate::clock::Clock;
 use crate::domain::census::{Census, Claim};
 use crate::domain::identity::PrincipalRule;
@@ -38,8 +38,18 @@ impl Counter {
     }
 
     /// Every request was seen once.
-    pub fn listed(&self) {
-        self.write().listed();
+    pub fn requests_listed(&self) {
+        self.write().requests_listed();
+    }
+
+    /// Takes in an entry of the ledger, as it is listed at start.
+    pub fn recall(&self, entry: &InstanceAccessLedgerEntrySpec) {
+        self.write().recall((self.clock)(), entry);
+    }
+
+    /// Every entry was recalled once.
+    pub fn entries_listed(&self) {
+        self.write().entries_listed();
     }
 
     /// Takes a place; false if there is no room.

@@ -4,6 +4,7 @@
 //! requests with a grant ──┐
 //! our own entries ────────┼─▶ Book ─▶ asked before every grant
 //! the watch over entries ─┘     └─▶ chores: entries whose time is over go, those that somebody else deleted come back
+//!   └─ its first list ─▶ census: who was let in within the hour, by requests that are gone
 //! ```
 //! Memory is never behind our own writes, and forgets only what it was told to let go: a list that is read again adds to
 //! it. What follows from it is decided in `domain`.
@@ -21,7 +22,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{InstanceAccess, InstanceAccessLedgerEntry};
+use crate::api::{InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessLedgerEntrySpec};
 use crate::domain::ledger::{Ledger, is_past, is_sound};
 use crate::telemetry::chain;
 
@@ -89,6 +90,8 @@ pub async fn keep_ledger(shared: Arc<Shared>, stop: CancellationToken) {
 
 async fn watch(shared: &Arc<Shared>, chores: Sender<Chore>, stop: &CancellationToken) {
     let kind = ApiResource::erase::<InstanceAccessLedgerEntry>(&());
+    // Later on the census has what is gone from the requests themselves, and since when they count.
+    let mut is_first = true;
     loop {
         // Untyped, so that one that does not decode counts by its name.
         let api: Api<DynamicObject> = Api::all_with(shared.client.clone(), &kind);
@@ -106,14 +109,20 @@ async fn watch(shared: &Arc<Shared>, chores: Sender<Chore>, stop: &CancellationT
             match event {
                 Some(Ok(Event::Init)) => {}
                 Some(Ok(Event::InitApply(object))) => {
-                    let Some(Read { name, keep_until_time, .. }) = take_in(shared, &object) else { continue };
-                    if keep_until_time.is_some_and(|time| is_past((shared.clock)(), time)) {
+                    let Some(read) = take_in(shared, &object) else { continue };
+                    if let Some(spec) = read.spec.as_ref().filter(|_| is_first) {
+                        shared.census.recall(spec);
+                    }
+                    if read.is_past((shared.clock)()) {
+                        let name = read.name;
                         let prune = Chore::Prune { name, uid: object.metadata.uid };
                         is_behind |= chores.try_send(prune).is_err();
                     }
                 }
                 Some(Ok(Event::InitDone)) => {
+                    is_first = false;
                     shared.ledger.write().set_seen();
+                    shared.census.entries_listed();
                     if !shared.health.ledger_listed.send_replace(true) {
                         wake_all(shared);
                     }
@@ -130,49 +139,51 @@ async fn watch(shared: &Arc<Shared>, chores: Sender<Chore>, stop: &CancellationT
     }
 }
 
-/// An entry, as far as it is of use here.
+/// An entry, as far as it could be read.
 struct Read {
     name: String,
-    uid: Option<String>,
-    end_time: Option<Timestamp>,
-    keep_until_time: Option<Timestamp>,
+    spec: Option<InstanceAccessLedgerEntrySpec>,
+}
+
+impl Read {
+    /// Whether its time is known to be over.
+    fn is_past(&self, now: Timestamp) -> bool {
+        self.spec.as_ref().is_some_and(|spec| is_past(now, spec.keep_until_time.0))
+    }
 }
 
 /// Reads an entry; none, if it is one that the operator never writes.
 fn read(object: &DynamicObject) -> Option<Read> {
     let name = object.metadata.name.clone()?;
     let Ok(entry) = object.clone().try_parse::<InstanceAccessLedgerEntry>() else {
-        return Some(Read { name, uid: None, end_time: None, keep_until_time: None });
+        return Some(Read { name, spec: None });
     };
     if !is_sound(&entry) {
         tracing::warn!(name, "a ledger entry does not bear the name of what it is about, and does not count");
         return None;
     }
-    let InstanceAccessLedgerEntry { spec, .. } = entry;
-    Some(Read {
-        name,
-        uid: Some(spec.request.uid),
-        end_time: Some(spec.end_time.0),
-        keep_until_time: Some(spec.keep_until_time.0),
-    })
+    Some(Read { name, spec: Some(entry.spec) })
 }
 
 fn take_in(shared: &Shared, object: &DynamicObject) -> Option<Read> {
     let read = read(object)?;
-    shared.ledger.write().enter(&read.name, read.uid.as_deref(), read.end_time).then_some(read)
+    let spec = read.spec.as_ref();
+    let (uid, end_time) = (spec.map(|spec| spec.request.uid.as_str()), spec.map(|spec| spec.end_time.0));
+    shared.ledger.write().enter(&read.name, uid, end_time).then_some(read)
 }
 
 /// An entry is gone: because its time was over, or because somebody took it away.
 fn deleted(shared: &Shared, chores: &Sender<Chore>, object: &DynamicObject) {
-    let Some(Read { name, keep_until_time, .. }) = read(object) else { return };
-    if keep_until_time.is_some_and(|time| is_past((shared.clock)(), time)) {
-        return shared.ledger.write().forget(&name);
+    let Some(read) = read(object) else { return };
+    if read.is_past((shared.clock)()) {
+        return shared.ledger.write().forget(&read.name);
     }
+    let Read { name, spec } = read;
     tracing::error!(
         name,
         "somebody deleted a ledger entry; its grant is not given again while this process runs, and the entry is written again"
     );
-    if let Ok(InstanceAccessLedgerEntry { spec, .. }) = object.clone().try_parse() {
+    if let Some(spec) = spec {
         let restore = Chore::Restore(Box::new(InstanceAccessLedgerEntry::new(&name, spec)));
         if chores.try_send(restore).is_err() {
             tracing::error!(name, "more ledger entries were deleted than can be written again");

@@ -187,11 +187,13 @@ impl Health {
 
     /// Why a request that is made now would not be granted; none, if the operator can do its work.
     pub fn why_not_ready(&self, now: Timestamp) -> Option<String> {
+        let unread: Vec<&str> =
+            self.lists().into_iter().filter(|(_, listed)| !*listed.borrow()).map(|(name, _)| name).collect();
+        if !unread.is_empty() {
+            return Some(format!("not read yet, or not allowed to be: {}; the log says why", unread.join(", ")));
+        }
         if !self.hears(now) {
-            return Some(
-                "the lists of requests, policies, decisions and ledger entries have not been read yet, or the API server is not heard"
-                    .to_owned(),
-            );
+            return Some("the API server is not heard; the log says why".to_owned());
         }
         match self.guard.enforcement(now) {
             Enforcement::Unseen => Some("what guards the requests has not been looked at yet".to_owned()),
@@ -206,9 +208,18 @@ impl Health {
 
     /// Whether all lists were read once (before, nothing is decided), and the API server is heard.
     pub fn hears(&self, now: Timestamp) -> bool {
-        let lists = [&self.requests_listed, &self.policies_listed, &self.decisions_listed, &self.ledger_listed];
-        let listed = lists.into_iter().all(|listed| *listed.borrow());
+        let listed = self.lists().into_iter().all(|(_, listed)| *listed.borrow());
         listed && self.contact.lost_time(now).is_none()
+    }
+
+    /// What must be read once before anything is decided, by resource, and whether it was.
+    fn lists(&self) -> [(&'static str, &signal::Sender<bool>); 4] {
+        [
+            ("instanceaccesses", &self.requests_listed),
+            ("instanceaccesspolicies", &self.policies_listed),
+            ("instanceaccessdecisions", &self.decisions_listed),
+            ("instanceaccessledgerentries", &self.ledger_listed),
+        ]
     }
 
     /// Whether the timers still turn.
@@ -270,16 +281,20 @@ impl Controller {
         let shared = Arc::new(shared);
         let rooms = Arc::downgrade(&shared);
         shared.metrics.read_from(move || {
-            rooms.upgrade().map_or_else(Reading::default, |shared| Reading {
+            let Some(shared) = rooms.upgrade() else { return Reading::default() };
+            // A guard lives as long as the expression that it is part of: inside of the one below it would be held while
+            // requests are locked, and a turn locks them the other way round.
+            let ledger_grants = shared.ledger.read().len();
+            Reading {
                 pushes: shared.pushes.stats(),
                 lookups: shared.lookups.stats(),
                 audit: shared.records.stats(),
                 requests: shared.slots.len(),
                 decisions: shared.decisions.len(),
-                ledger_grants: shared.ledger.read().len(),
+                ledger_grants,
                 grants_live: shared.slots.live_len(),
                 enforcement_stands: shared.enforcement().stands(),
-            })
+            }
         });
         Self { shared }
     }

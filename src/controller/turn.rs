@@ -14,6 +14,7 @@ use crate::aws::PushError;
 use crate::domain::approvals::Decisions;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::enforcement::Enforcement;
+use crate::domain::ledger::Standing;
 use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
@@ -211,7 +212,13 @@ fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
 }
 
 fn vanished(shared: &Shared, state: &mut State) -> Plan {
-    lifecycle::vanished((shared.clock)(), &state.kept.open(), &shared.ledger.read(), state.sight.open())
+    lifecycle::vanished(
+        (shared.clock)(),
+        &shared.settings,
+        &state.kept.open(),
+        &shared.ledger.read(),
+        state.sight.open(),
+    )
 }
 
 /// Ends the turn. The lock is held, so that whoever wakes the slot now starts another.
@@ -244,12 +251,16 @@ async fn carry_out(
     // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
     // and under other policies, decisions or nodes the same question must have the same answer (I2).
     let ground = plan.ground(&decided_on);
+    let is_new_grant = ground.is_some() && decided_on.status.as_ref().is_none_or(|status| status.grant.is_none());
     let holds = || {
         let mut state = slot.lock();
         if state.gone || state.kept.is_changed_since(&decided_on) {
             return false;
         }
         let current = Known::now(shared, slot, &mut state);
+        if is_new_grant && matches!(shared.ledger.read().standing(&decided_on), Standing::Consumed { .. }) {
+            return false;
+        }
         if known.is(&current, &decided_on) {
             return true;
         }

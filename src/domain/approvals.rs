@@ -262,8 +262,8 @@ pub struct Case<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parties {
     principals: Vec<Principal>,
-    /// The subject is named by user name alone, so that name is enough to be it.
-    subject_username: Option<String>,
+    /// The subject is named by user name alone, so that name is enough to be it, however it is spelt.
+    subject_username: Option<Principal>,
 }
 
 impl Parties {
@@ -275,7 +275,7 @@ impl Parties {
             let identity = Identity { username: username.to_owned(), ..Identity::default() };
             principals.push(rule.principal(&identity)?);
         }
-        Some(Self { principals, subject_username: subject.map(str::to_owned) })
+        Some(Self { principals, subject_username: subject.and_then(Principal::canonical) })
     }
 
     /// Says who asks by a spec, and for whom; `None` if one of them is nobody.
@@ -286,7 +286,8 @@ impl Parties {
     /// Whether a decision is a party's own.
     pub fn made(&self, decision: &Decision) -> bool {
         self.principals.contains(&decision.principal)
-            || self.subject_username.as_ref() == Some(&decision.approver.username)
+            || self.subject_username.is_some()
+                && self.subject_username == Principal::canonical(&decision.approver.username)
     }
 }
 

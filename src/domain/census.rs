@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! every version of a request ──▶ see ────▶ ┌────────┐ ◀─── room: what a decision reads
+//! what is left of one, at start ▶ recall ▶ │        │
 //! a decision, before it is stored ▶ claim ▶ │ census │
 //! a grant that did not come about ▶ give_back └──────┘
 //! ```
@@ -28,7 +29,9 @@ use super::condition;
 use super::identity::{Principal, PrincipalRule};
 use super::subject::subject;
 use super::time::{minus, plus};
-use crate::api::{ConditionStatus, ConditionType, InstanceAccess, InstanceAccessSpec, PolicyLimits};
+use crate::api::{
+    ConditionStatus, ConditionType, InstanceAccess, InstanceAccessLedgerEntrySpec, InstanceAccessSpec, PolicyLimits,
+};
 
 /// How long an admitted request counts against `limits.requestsPerHour`.
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -62,10 +65,11 @@ impl std::fmt::Debug for Mark {
     }
 }
 
-/// All that is counted. The default is the census that has not seen every request yet.
+/// All that is counted. The default is the census that has seen neither every request nor every entry of the ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
-    seen: bool,
+    requests_seen: bool,
+    entries_seen: bool,
     requests: HashMap<Mark, Entry>,
     subjects: HashMap<Mark, Subject>,
     instances: HashMap<Mark, u32>,
@@ -169,14 +173,20 @@ pub fn who_gets_in(rule: &PrincipalRule, spec: &InstanceAccessSpec) -> Option<Pr
 }
 
 impl Census {
-    /// Every request of the cluster was seen once: from here on the counts are right.
-    pub fn listed(&mut self) {
-        self.seen = true;
+    /// Every request of the cluster was seen once.
+    pub fn requests_listed(&mut self) {
+        self.requests_seen = true;
     }
 
-    /// Whether every request was seen once. Until then nothing may be granted where there are limits.
+    /// Every entry of the ledger was recalled once.
+    pub fn entries_listed(&mut self) {
+        self.entries_seen = true;
+    }
+
+    /// Whether all requests that are there, and all that are gone, were seen once: from then on the counts are right, and
+    /// before nothing may be granted where there are limits.
     pub fn is_seen(&self) -> bool {
-        self.seen
+        self.requests_seen && self.entries_seen
     }
 
     /// Takes in a request as it stands now; never an older version after a newer one.
@@ -206,6 +216,19 @@ impl Census {
             admitted: None,
         });
         self.put(key, Entry { hold, admitted: entry.admitted.or(admitted), ..entry });
+    }
+
+    /// Takes in what is left of a request, as it is listed at start: a place in the hour, from the start of its grant on,
+    /// since nobody knows any more when it was admitted; never one that lives. Of a request that is counted it says
+    /// nothing new.
+    pub fn recall(&mut self, now: Timestamp, entry: &InstanceAccessLedgerEntrySpec) {
+        let key = Mark::of([entry.request.uid.as_str()]);
+        let Some(principal) = &entry.subject.principal else { return };
+        if self.requests.contains_key(&key) || !is_within_hour(now, entry.start_time.0) {
+            return;
+        }
+        let (subject, admitted) = (Some(Mark::of([principal.as_str()])), Some(second(entry.start_time.0)));
+        self.put(key, Entry { subject, hold: Hold::No, admitted });
     }
 
     /// The request is there no more: nothing of it lives. Its place in the hour stays.
@@ -246,7 +269,7 @@ impl Census {
         Ok(())
     }
 
-    /// Whether there is room for a claim, or which limits leave none. Before every request was seen, nobody knows.
+    /// Whether there is room for a claim, or which limits leave none. Before [`Self::is_seen`], nobody knows.
     ///
     /// # Errors
     /// Which limits leave no room.

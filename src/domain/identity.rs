@@ -41,7 +41,8 @@ const PRINCIPAL_LENGTH_MAX: usize = 256;
 pub struct Principal(Arc<str>);
 
 impl Principal {
-    fn canonical(text: &str) -> Option<Self> {
+    /// Makes one of a text as it is compared: without regard to case and surrounding blanks. `None`: it is nobody's.
+    pub(super) fn canonical(text: &str) -> Option<Self> {
         let text = text.trim().to_lowercase();
         let is_one = !text.is_empty() && text.chars().count() <= PRINCIPAL_LENGTH_MAX;
         is_one.then(|| Self(text.into()))

@@ -15,7 +15,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sha2::{Digest, Sha256};
 
+use super::census::who_gets_in;
 use super::digest::{hex, spec_digest};
+use super::identity::PrincipalRule;
 use super::time::{plus, whole_second_up};
 use crate::api::{
     Grant, InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessLedgerEntrySpec, InstanceAccessStatus,
@@ -149,10 +151,11 @@ impl Ledger {
 }
 
 /// What is written down of a request that goes; none, if it never had a grant. `end_time` is when its access ends, for a
-/// status that does not say.
+/// status that does not say; `rule` says who got in, for the hour of those who start after it is gone.
 ///
 /// The same request leaves the same entry, however often that is tried.
 pub fn entry(
+    rule: &PrincipalRule,
     request: &InstanceAccess,
     status: &InstanceAccessStatus,
     end_time: Timestamp,
@@ -164,6 +167,7 @@ pub fn entry(
     let (subject, requester) = (&request.spec.subject, &request.spec.requester);
     let username = subject.as_ref().map(|subject| &subject.username);
     let username = username.or(requester.as_ref().map(|requester| &requester.username)).cloned().unwrap_or_default();
+    let principal = who_gets_in(rule, &request.spec).map(|principal| principal.as_str().to_owned());
     let spec = InstanceAccessLedgerEntrySpec {
         request: LedgerRequest {
             namespace: text(&metadata.namespace),
@@ -172,7 +176,7 @@ pub fn entry(
             spec_digest: granted_digest(request, status),
         },
         grant_id: id,
-        subject: LedgerSubject { username },
+        subject: LedgerSubject { username, principal },
         instance_id: status.instance.as_ref().map(|instance| instance.instance_id.clone()),
         start_time,
         expiration_time,

@@ -12,7 +12,7 @@ use regex::Regex;
 
 use crate::api::{
     ConnectionMethod, Effect, Identity, InstanceAccessPolicySpec, InstanceAccessSpec, KeyDelivery, KeyType,
-    PolicyApproval, PolicyLimits, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, Verdict,
+    PolicyApproval, PolicyLimits, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, Target, Verdict,
 };
 
 use super::cloud::Instance;
@@ -42,6 +42,8 @@ pub const ACCESS_MIN: Duration = Duration::from_secs(KEY_WINDOW.as_secs() + PUSH
 const NEAREST_MAX: usize = 3;
 /// How many entries of a list a finding shows.
 const SHOWN_MAX: usize = 8;
+/// How much of the tags that were asked for a message repeats, in characters: what follows them is what helps.
+const TAGS_LENGTH_MAX: usize = 256;
 /// The list entry that is everything.
 const EVERYTHING: &str = "*";
 
@@ -493,8 +495,22 @@ fn who_text(question: &Question<'_>) -> String {
     super::subject::text(question.requester, question.subject)
 }
 
+/// The target for whoever may be refused: once it was looked up, as it was asked for, never as what it proved to be.
 fn target_text(question: &Question<'_>) -> String {
-    question.instance.map_or_else(|| "the target".to_owned(), |instance| instance.id.to_string())
+    question.instance.map_or_else(|| "the target".to_owned(), |_| asked_text(&question.spec.target))
+}
+
+/// The target as it was asked for: no id that the request does not name.
+pub fn asked_text(target: &Target) -> String {
+    match (&target.instance_id, &target.node_name, &target.tags) {
+        (Some(id), ..) => id.clone(),
+        (None, Some(name), _) => format!("the instance of node {name}"),
+        (None, None, Some(tags)) => {
+            let tags: Vec<String> = tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            format!("what has the tags {}", bounded(shown(&tags), TAGS_LENGTH_MAX))
+        }
+        (None, None, None) => "the target".to_owned(),
+    }
 }
 
 fn text_finding(

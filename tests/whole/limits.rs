@@ -1,9 +1,10 @@
-//! A limit under hundreds of requests at once, through `kill -9`, on the real API server.
+//! Limits, of hundreds of requests at once and through `kill -9`, on the real API server.
 
 use lab::poll;
 use serde_json::{Value, json};
 
 use crate::history::{condition, conditions, text};
+use crate::ledger::entries;
 use crate::stand::{BOUND, Stand, policy};
 
 /// How many ask at once: as many as cost few seconds. A thousand are walked through in `domain`.
@@ -90,4 +91,40 @@ pub async fn of_hundreds_at_once_as_many_as_the_limit_are_granted_also_through_a
     next.gets_in().await;
     ask("fifth").applied().await.is_denied("LimitReached").await;
     next.keeps_its_promises().await;
+    whoever_is_on_an_instance_and_whatever_was_granted_within_the_hour_counts(&stand, released).await;
+}
+
+/// After the crowd: alice was granted four requests within the hour. Three live on web-1, and one is gone.
+async fn whoever_is_on_an_instance_and_whatever_was_granted_within_the_hour_counts(stand: &Stand, gone: &str) {
+    // Each limit in a namespace of its own: a policy that changes may be judged by as it was for a moment yet.
+    let limited = async |name: &str, limits: Value| {
+        stand.namespace(name).await;
+        stand.policy(&policy(name, name, json!({"limits": limits}))).await;
+    };
+    // Another who asks under another policy finds alice's there, and room elsewhere.
+    limited("crowded", json!({"activePerInstance": 3})).await;
+    limited("roomy", json!({"activePerInstance": 4})).await;
+    let ask = |name: &str| stand.request("bob", name).within("crowded");
+    let message = ask("no-room").applied().await.is_denied("LimitReached").await;
+    let web_1 = stand.lab.instance("web-1").id;
+    for words in ["limits.activePerInstance is 3", &format!("{web_1} has 3 live grants, whoever has them")] {
+        assert!(message.contains(words), "{message:?} lacks {words:?}");
+    }
+    ask("elsewhere").on(&stand.instance("web-2").await).applied().await.becomes("Granted").await;
+    ask("fourth").within("roomy").applied().await.becomes("Granted").await;
+
+    // What is gone has its place in the hour from the ledger alone, and has it once.
+    let entries = entries(stand, text(&stand.history.of(gone).pop().unwrap().object, "/metadata/name")).await;
+    assert_eq!(text(&entries[0], "/spec/subject/principal"), "alice");
+    stand.kill_controller().await;
+    stand.start_controller().await;
+    limited("hourly", json!({"requestsPerHour": 4})).await;
+    limited("often", json!({"requestsPerHour": 5})).await;
+    let ask = |name: &str| stand.request("alice", name).within("hourly");
+    let message = ask("too-many").applied().await.is_denied("LimitReached").await;
+    for words in ["limits.requestsPerHour is 4", "4 of alice's requests were admitted since"] {
+        assert!(message.contains(words), "{message:?} lacks {words:?}");
+    }
+    ask("fifth").within("often").applied().await.becomes("Granted").await;
+    ask("sixth").within("often").applied().await.is_denied("LimitReached").await;
 }

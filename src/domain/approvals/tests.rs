@@ -125,6 +125,10 @@ fn nobody_approves_their_own_request_by_whatever_name() {
     for (who, made) in [("bob", true), ("carol", true), ("Carol", true), ("alice", false)] {
         assert_eq!(parties.made(&approved(who, 200)), made, "{who}");
     }
+    // Known by another name, as a session of EKS is: the user name is enough, however it is spelt.
+    let mut by_session = approved("erin", 200);
+    by_session.approver.username = "CAROL".to_owned();
+    assert!(parties.made(&by_session));
     let nobody: PrincipalRule = "user.username == 'bob' ? 'bob' : ''".parse().unwrap();
     assert_eq!(Parties::new(&nobody, &person("alice"), None), None);
     assert_eq!(Parties::new(&nobody, &person("bob"), Some("carol")), None);

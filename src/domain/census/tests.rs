@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::api::Identity;
+use crate::api::{Identity, InstanceAccessLedgerEntry};
+use crate::domain::ledger;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -212,6 +213,84 @@ fn what_no_longer_counts_takes_no_memory_and_no_subject_takes_more_than_its_shar
     assert_eq!(census.subjects.values().map(|subject| subject.hour.len()).sum::<usize>(), HOUR_PLACES_MAX);
     let most = limits(None, None, Some(10_000));
     assert!(census.room(at(5500), &claim("x", "eve", "i-1", most, 5500)).is_err(), "the largest limit is still kept");
+}
+
+/// What is left of a request of `who` whose grant began then.
+fn left(uid: &str, who: &str, start: i64) -> InstanceAccessLedgerEntry {
+    let mut request = request(uid, who, "i-1", true, true, Some(start));
+    let status = request.status.as_mut().unwrap();
+    status.grant.as_mut().unwrap().start_time = Time(at(start));
+    ledger::entry(&PrincipalRule::default(), &request, request.status.as_ref().unwrap(), at(start)).unwrap()
+}
+
+#[test]
+fn what_is_left_of_a_request_takes_its_place_in_the_hour_and_none_of_those_that_live() {
+    let mut census = Census::default();
+    for entry in [left("1", "ALICE ", 0), left("2", "alice", 60), left("3", "bob", 60), left("old", "alice", -3000)] {
+        census.recall(at(600), &entry.spec);
+    }
+    let all = |hour| limits(Some(1), Some(1), Some(hour));
+    assert_eq!(census.room(at(600), &claim("x", "alice", "i-1", all(3), 600)), Ok(()));
+    let full = census.room(at(600), &claim("x", "alice", "i-1", all(2), 600)).unwrap_err();
+    assert_eq!(full, [Full::Hour { admitted: 2, free_time: at(3600) }]);
+    assert_eq!(census.room(at(3600), &claim("x", "alice", "i-1", all(2), 3600)), Ok(()));
+}
+
+#[test]
+fn what_is_left_of_a_request_and_the_request_are_one_place_whichever_is_told_first() {
+    let ends = request("1", "alice", "i-1", true, true, Some(0));
+    let lives = request("1", "alice", "i-1", true, false, Some(0));
+    let entry = left("1", "alice", 0).spec;
+    let steps: [(&str, &dyn Fn(&mut Census)); 4] = [
+        ("entry", &|census| census.recall(at(1), &entry)),
+        ("ended", &|census| see(census, 1, &ends)),
+        ("claimed", &|census| {
+            census.claim(at(0), &claim("1", "alice", "i-1", limits(None, None, None), 0)).unwrap();
+            see(census, 1, &lives);
+            census.forget("1");
+        }),
+        ("entry again", &|census| census.recall(at(2), &entry)),
+    ];
+    for (first, one) in &steps {
+        for (second, other) in &steps {
+            let mut census = Census::default();
+            one(&mut census);
+            other(&mut census);
+            let full =
+                census.room(at(3), &claim("x", "alice", "i-1", limits(Some(1), Some(1), Some(1)), 3)).unwrap_err();
+            assert_eq!(full, [Full::Hour { admitted: 1, free_time: at(3600) }], "{first}, then {second}");
+        }
+    }
+    // It is there yet, and lives.
+    let mut census = Census::default();
+    see(&mut census, 1, &lives);
+    census.recall(at(2), &entry);
+    assert!(census.room(at(3), &claim("x", "bob", "i-1", limits(None, Some(1), None), 3)).is_err());
+}
+
+#[test]
+fn what_is_left_counts_for_the_principal_and_not_for_the_user_name() {
+    let mut entry = left("1", "arn:aws:sts::123456789012:assumed-role/dev/alice", 0).spec;
+    entry.subject.principal = Some("alice".into());
+    let mut census = Census::default();
+    census.recall(at(1), &entry);
+    let one = limits(None, None, Some(1));
+    assert!(census.room(at(1), &claim("x", "alice", "i-1", one, 1)).is_err());
+    assert_eq!(census.room(at(1), &claim("x", &entry.subject.username, "i-1", one, 1)), Ok(()));
+    entry.subject.principal = None;
+    let mut census = Census::default();
+    census.recall(at(1), &entry);
+    assert!(census.requests.is_empty() && census.subjects.is_empty(), "nobody knows whose it is");
+}
+
+#[test]
+fn the_counts_are_right_when_requests_and_entries_were_both_seen() {
+    let (mut requests, mut entries) = (Census::default(), Census::default());
+    requests.requests_listed();
+    entries.entries_listed();
+    assert!(!requests.is_seen() && !entries.is_seen() && !Census::default().is_seen());
+    requests.entries_listed();
+    assert!(requests.is_seen());
 }
 
 /// What happens to a request of a small world.

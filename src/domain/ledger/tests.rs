@@ -40,7 +40,8 @@ fn request() -> InstanceAccess {
 }
 
 fn entry_of(request: &InstanceAccess) -> InstanceAccessLedgerEntry {
-    entry(request, request.status.as_ref().unwrap(), at("2026-03-01T08:45:00Z")).expect("it had a grant")
+    let rule = PrincipalRule::default();
+    entry(&rule, request, request.status.as_ref().unwrap(), at("2026-03-01T08:45:00Z")).expect("it had a grant")
 }
 
 /// The same, made again by somebody.
@@ -64,6 +65,7 @@ fn an_entry_says_who_had_what_and_until_when() {
     let spec = &entry.spec;
     assert_eq!((spec.request.namespace.as_str(), spec.request.name.as_str()), ("team-a", "fix-web-1"));
     assert_eq!((spec.request.uid.as_str(), spec.subject.username.as_str()), (UID, "alice"));
+    assert_eq!(spec.subject.principal.as_deref(), Some("alice"));
     assert_eq!(spec.instance_id.as_deref(), Some("i-0123456789abcdef0"));
     assert_eq!(spec.grant_id, grant_id(UID, &spec.request.spec_digest));
     assert_eq!(spec.end_time, Time(at("2026-03-01T08:30:00Z")));
@@ -72,12 +74,19 @@ fn an_entry_says_who_had_what_and_until_when() {
     let mut for_bob = request();
     for_bob.spec.subject = Some(crate::api::SubjectName { username: "bob".into() });
     assert_eq!(entry_of(&for_bob).spec.subject.username, "bob", "who got in, not who asked");
+    // By the operator's rule, and not by the user name.
+    let rule: PrincipalRule = "'person of ' + user.groups[0]".parse().unwrap();
+    let by_rule = super::entry(&rule, &request(), request().status.as_ref().unwrap(), at("2026-03-01T08:45:00Z"));
+    assert_eq!(by_rule.unwrap().spec.subject.principal.as_deref(), Some("person of developers"));
     let mut vanished = request();
     vanished.status.as_mut().unwrap().end_time = None;
     assert_eq!(entry_of(&vanished).spec.end_time, Time(at("2026-03-01T08:45:00Z")));
     let mut never = request();
     never.status.as_mut().unwrap().grant = None;
-    assert_eq!(super::entry(&never, never.status.as_ref().unwrap(), at("2026-03-01T08:45:00Z")), None);
+    assert_eq!(
+        super::entry(&PrincipalRule::default(), &never, never.status.as_ref().unwrap(), at("2026-03-01T08:45:00Z")),
+        None
+    );
 }
 
 #[test]

@@ -156,7 +156,7 @@ impl<'a> Draft<'a> {
         };
         if spec.key_delivery == Some(KeyDelivery::OnConnect) {
             findings.push(
-                "spec.keyDelivery: OnConnect needs the gateway, which this version does not have; use Continuous"
+                "spec.keyDelivery: OnConnect is not served by this version, not by its gateway either; use Continuous"
                     .to_owned(),
             );
         }

@@ -44,6 +44,6 @@ impl Draft<'_> {
     }
 
     fn entry(&self, end_time: Timestamp) -> Option<InstanceAccessLedgerEntry> {
-        ledger::entry(self.request, &self.status, end_time)
+        ledger::entry(&self.world.settings.principals, self.request, &self.status, end_time)
     }
 }

@@ -405,7 +405,7 @@ impl<'a> Draft<'a> {
                 );
             }
             Some(instance) if instance.state != InstanceState::Running => {
-                let (reason, message, heals) = state_words(instance);
+                let (reason, message, heals) = state_words(instance.id.as_str(), instance.state);
                 return at_once(reason, message, heals);
             }
             Some(_) => {}

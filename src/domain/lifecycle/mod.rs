@@ -225,8 +225,7 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
 ///
 /// Nothing is pushed any more, and the record of the end is owed, as is its entry in the ledger; `status` has nowhere to
 /// go. A plan that names no time to look again is the last.
-pub fn vanished(now: Timestamp, request: &InstanceAccess, ledger: &Ledger, sight: &Sight) -> Plan {
-    let settings = &Settings::default();
+pub fn vanished(now: Timestamp, settings: &Settings, request: &InstanceAccess, ledger: &Ledger, sight: &Sight) -> Plan {
     let (policies, decisions, nodes) = (&PolicySet::default(), &Decisions::default(), &Nodes::default());
     let (enforcement, census) = (&Enforcement::Unseen, &Census::default());
     let world = World { settings, policies, decisions, nodes, enforcement, census, ledger, sight };

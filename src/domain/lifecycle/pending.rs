@@ -13,7 +13,7 @@ use crate::domain::cloud::{Instance, InstanceState, TargetQuery};
 use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
 use crate::domain::connect::{self, Route};
 use crate::domain::digest::{grant_id, spec_digest};
-use crate::domain::policy::{ACCESS_MIN, Admission};
+use crate::domain::policy::{ACCESS_MIN, Admission, asked_text};
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
 use crate::domain::record::RecordKind;
 use crate::domain::sight::Look;
@@ -27,6 +27,13 @@ use super::{ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLIN
 
 /// How old a look at instance or endpoints may be when a grant is made on it.
 const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
+
+/// How many of the instances that tags match are judged: a policy's conditions cost time, and a person who must add tags
+/// anyway is helped by a few.
+const AMBIGUOUS_JUDGED_MAX: usize = 10;
+
+/// How many instances a message names.
+const AMBIGUOUS_NAMED_MAX: usize = 5;
 
 /// Why a request that was made in a gap is refused.
 const REQUESTER_UNCHECKED: &str = "when this was made, the admission policies or the CRDs were missing, bent or only just applied, so nobody checked who asks and what was asked; make the request again";
@@ -125,12 +132,13 @@ impl<'a> Draft<'a> {
         start_time: Option<Timestamp>,
         end_time: Option<Timestamp>,
     ) {
-        // Who is not admitted learns nothing of the instance but its id: no address, no network, no missing endpoint.
+        // Who is not admitted learns nothing of the instance: no id that they did not name, no address, no network, no
+        // missing endpoint.
         let is_dead = matches!(instance.state, InstanceState::ShuttingDown | InstanceState::Terminated);
         if is_dead {
-            // Of the dead, EC2 no longer tells what policies ask for.
-            self.status.instance = Some(instance_id_alone(instance));
-            self.wait_for_state(asked, instance);
+            // Of the dead, EC2 no longer tells what policies ask for: as if none admitted it.
+            self.status.instance = self.told_unadmitted(instance);
+            self.wait_for_state(asked, &asked_text(&self.request.spec.target), instance);
             return self.hear_no(asked);
         }
         if self.admit(asked, instance, asked.method).is_none() {
@@ -154,7 +162,7 @@ impl<'a> Draft<'a> {
         }
         self.status.instance = Some(instance_facts(instance));
         if instance.state != InstanceState::Running {
-            return self.wait_for_state(asked, instance);
+            return self.wait_for_state(asked, instance.id.as_str(), instance);
         }
         self.approve(asked, &admission);
         if let Some(start_time) = start_time
@@ -269,11 +277,18 @@ impl<'a> Draft<'a> {
                 Some(admission)
             }
             Err(refusal) => {
+                // The trail has the id; the requester has it only from themselves.
                 self.status.instance = Some(instance_id_alone(instance));
                 self.refuse(DenyReason::DeniedByPolicy, refusal);
+                self.status.instance = self.told_unadmitted(instance);
                 None
             }
         }
+    }
+
+    /// What status may tell of an instance that no policy admits: its id, if that is what was asked for.
+    fn told_unadmitted(&self, instance: &Instance) -> Option<InstanceFacts> {
+        self.request.spec.target.instance_id.as_ref().map(|_| instance_id_alone(instance))
     }
 
     fn approve(&mut self, asked: &Asked<'_>, admission: &Admission) {
@@ -342,16 +357,44 @@ impl<'a> Draft<'a> {
                 Target::Found(Arc::clone(instance))
             }
             several => {
-                let mut ids: Vec<&str> = several.iter().map(|instance| instance.id.as_str()).collect();
-                ids.sort_unstable();
-                ids.truncate(5);
+                self.ambiguous(asked, several);
+                Target::Waiting
+            }
+        }
+    }
+
+    /// Several instances match: names those that policies admit for this request, or refuses if there is none.
+    fn ambiguous(&mut self, asked: &Asked<'_>, several: &[Arc<Instance>]) {
+        let mut judged: Vec<&Instance> = several.iter().map(AsRef::as_ref).collect();
+        judged.sort_unstable_by_key(|instance| instance.id.as_str());
+        judged.truncate(AMBIGUOUS_JUDGED_MAX);
+        let mut ids = Vec::new();
+        let mut refused = None;
+        for instance in judged {
+            let question = asked.question(self.begin_time(), &self.request.spec, Some(instance), asked.method);
+            let outcome = self.world.policies.evaluate(&question);
+            match outcome.decision {
+                Ok(_) => ids.push(instance.id.as_str()),
+                Err(refusal) => {
+                    refused.get_or_insert((refusal, outcome.verdicts));
+                }
+            }
+        }
+        match refused {
+            Some((refusal, verdicts)) if ids.is_empty() => {
+                self.status.verdicts = verdicts;
+                self.status.instance = None;
+                self.refuse(DenyReason::DeniedByPolicy, refusal);
+            }
+            Some(_) | None => {
+                let count = ids.len();
+                ids.truncate(AMBIGUOUS_NAMED_MAX);
                 self.absent(
                     asked,
                     ActiveReason::TargetAmbiguous,
-                    format!("spec.target.tags match {} instances or more ({}); add tags until one is left, or use instanceId", several.len(), ids.join(", ")),
+                    format!("spec.target.tags match more than one instance, {count} or more that you may ask for ({}); add tags until one is left, or use instanceId", ids.join(", ")),
                     false,
                 );
-                Target::Waiting
             }
         }
     }
@@ -373,7 +416,7 @@ impl<'a> Draft<'a> {
                 if instance.state == InstanceState::Running {
                     self.absent(asked, ActiveReason::NoRoute, no_route.to_string(), true);
                 } else {
-                    self.wait_for_state(asked, instance);
+                    self.wait_for_state(asked, instance.id.as_str(), instance);
                 }
                 None
             }
@@ -425,8 +468,8 @@ impl<'a> Draft<'a> {
         if self.holds(ConditionType::Stalled) { STALLED_RETRY } else { ABSENCE_RETRY }
     }
 
-    fn wait_for_state(&mut self, asked: &Asked<'_>, instance: &Instance) {
-        let (reason, message, heals) = state_words(instance);
+    fn wait_for_state(&mut self, asked: &Asked<'_>, name: &str, instance: &Instance) {
+        let (reason, message, heals) = state_words(name, instance.state);
         self.absent(asked, reason, message, heals);
     }
 
@@ -449,20 +492,21 @@ pub(super) fn look_up(asked: &Asked<'_>, query: &TargetQuery, can_wait: bool) ->
 }
 
 /// How an instance that does not run reads in status.
-pub(super) fn state_words(instance: &Instance) -> (ActiveReason, String, bool) {
-    let id = &instance.id;
-    match instance.state {
+pub(super) fn state_words(name: &str, state: InstanceState) -> (ActiveReason, String, bool) {
+    match state {
         InstanceState::ShuttingDown | InstanceState::Terminated => {
-            (ActiveReason::InstanceTerminated, format!("{id} is terminated; ask for another instance"), false)
+            (ActiveReason::InstanceTerminated, format!("{name} is terminated; ask for another instance"), false)
         }
         InstanceState::Pending => {
-            (ActiveReason::InstanceNotRunning, format!("{id} is starting; access follows by itself"), true)
+            (ActiveReason::InstanceNotRunning, format!("{name} is starting; access follows by itself"), true)
         }
-        InstanceState::Stopping | InstanceState::Stopped => {
-            (ActiveReason::InstanceNotRunning, format!("{id} is stopped; start it, and access follows by itself"), true)
-        }
+        InstanceState::Stopping | InstanceState::Stopped => (
+            ActiveReason::InstanceNotRunning,
+            format!("{name} is stopped; start it, and access follows by itself"),
+            true,
+        ),
         InstanceState::Running | InstanceState::Unknown => {
-            (ActiveReason::InstanceNotRunning, format!("{id} is in no state that takes keys"), true)
+            (ActiveReason::InstanceNotRunning, format!("{name} is in no state that takes keys"), true)
         }
     }
 }
@@ -474,7 +518,7 @@ fn method_of(route: &Route) -> ConnectionMethod {
     }
 }
 
-/// What everybody may know of an instance that was asked for.
+/// What may be known of an instance before access to it is approved.
 pub(super) fn instance_id_alone(instance: &Instance) -> InstanceFacts {
     InstanceFacts {
         instance_id: instance.id.to_string(),

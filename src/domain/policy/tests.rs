@@ -494,7 +494,7 @@ fn a_deny_denies_what_it_matches_and_nothing_else() {
         let pin = Policy::compile(&policies[0]).pin().clone();
         assert_eq!(set(&policies).still_admits(&pin, &ask.question(&key)).is_err(), *denies, "row {number}");
     }
-    refuses(&[deny("freeze")], &ask(), "policy freeze denies alice as ec2-user on i-0123456789abcdef0");
+    refuses(&[deny("freeze")], &ask(), "policy freeze denies alice as ec2-user on what has the tags Name=web-1");
 }
 
 #[test]
@@ -593,20 +593,20 @@ fn a_grant_is_the_word_of_one_policy_alone() {
 #[test]
 fn a_refusal_names_the_nearest_misses() {
     let refusal = |policies: &[InstanceAccessPolicy], ask: &Ask| decision(policies, ask).unwrap_err();
-    insta::assert_snapshot!(refusal(&[], &ask()), @"no policy admits alice as ec2-user on i-0123456789abcdef0: no policy is for this requester in namespace team-a; ask whoever writes the InstanceAccessPolicies");
+    insta::assert_snapshot!(refusal(&[], &ask()), @"no policy admits alice as ec2-user on what has the tags Name=web-1: no policy is for this requester in namespace team-a; ask whoever writes the InstanceAccessPolicies");
     let oncall = policy(allow("prod-oncall"), |spec| spec.os_users = vec!["ops".into(), "ec2-user".into()]);
     let root = ask().with(|ask| ask.os_user = "root".into());
-    insta::assert_snapshot!(refusal(std::slice::from_ref(&oncall), &root), @"no policy admits alice as root on i-0123456789abcdef0; nearest is prod-oncall, which allows osUsers ops, ec2-user");
+    insta::assert_snapshot!(refusal(std::slice::from_ref(&oncall), &root), @"no policy admits alice as root on what has the tags Name=web-1; nearest is prod-oncall, which allows osUsers ops, ec2-user");
     let strict = policy(allow("a-strict"), |spec| {
         spec.reason = text(true, None);
         labels(spec, &[("env", "prod")]);
     });
     let secret = policy(allow("secret"), |spec| spec.subjects = vec![subject(SubjectKind::Group, "spies")]);
-    insta::assert_snapshot!(refusal(&[strict, oncall, secret], &root.with(|ask| ask.ttl_seconds = Some(9999))), @"no policy admits alice as root on i-0123456789abcdef0; nearest is prod-oncall, which allows osUsers ops, ec2-user and allows at most ttlSeconds 3600, asked were 9999; then a-strict, which selects instances by the tags env=prod and allows osUsers ec2-user and allows at most ttlSeconds 3600, asked were 9999 and requires spec.reason");
+    insta::assert_snapshot!(refusal(&[strict, oncall, secret], &root.with(|ask| ask.ttl_seconds = Some(9999))), @"no policy admits alice as root on what has the tags Name=web-1; nearest is prod-oncall, which allows osUsers ops, ec2-user and allows at most ttlSeconds 3600, asked were 9999; then a-strict, which selects instances by the tags env=prod and allows osUsers ec2-user and allows at most ttlSeconds 3600, asked were 9999 and requires spec.reason");
     let many = policy(allow("many"), |spec| {
         spec.targets.instance_ids = Some((10..1000).map(|number| format!("i-{number:03}")).collect());
     });
-    insta::assert_snapshot!(refusal(&[many], &ask()), @"no policy admits alice as ec2-user on i-0123456789abcdef0; nearest is many, which allows instances i-010, i-011, i-012, i-013, i-014, i-015, i-016, i-017 and 982 more");
+    insta::assert_snapshot!(refusal(&[many], &ask()), @"no policy admits alice as ec2-user on what has the tags Name=web-1; nearest is many, which allows instances i-010, i-011, i-012, i-013, i-014, i-015, i-016, i-017 and 982 more");
 }
 
 #[test]
@@ -718,5 +718,18 @@ proptest! {
         let ask = ask().with(|ask| { ask.reason = Some(reason); ask.requester.username = username; });
         let outcome = ask.of(&set(&[odd]));
         prop_assert!(outcome.verdicts.iter().all(|verdict| verdict.reason.chars().count() <= 1024));
+    }
+}
+
+#[test]
+fn a_target_reads_as_it_was_asked_for() {
+    let long = "x".repeat(250);
+    for (target, text) in [
+        (serde_json::json!({"instanceId": "i-0123456789abcdef0"}), "i-0123456789abcdef0".to_owned()),
+        (serde_json::json!({"nodeName": "ip-10-0-1-7"}), "the instance of node ip-10-0-1-7".to_owned()),
+        (serde_json::json!({"tags": {"app": "web", "env": "dev"}}), "what has the tags app=web, env=dev".to_owned()),
+        (serde_json::json!({"tags": {"app": long, "env": "development"}}), format!("what has the tags app={long},…")),
+    ] {
+        assert_eq!(asked_text(&serde_json::from_value(target).unwrap()), text);
     }
 }

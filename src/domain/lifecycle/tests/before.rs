@@ -97,9 +97,89 @@ fn who_is_admitted_nowhere_costs_no_look_up() {
     refused(nobody, "no policy is for this requester in namespace team-a");
 }
 
+fn prod(instance: &mut Instance) {
+    instance.tags.insert("env".into(), "prod".into());
+}
+
+fn by_tag(life: Life, key: &str, value: &str) -> Life {
+    life.with(|request| {
+        request.spec.target.instance_id = None;
+        request.spec.target.tags = Some([(key.into(), value.into())].into());
+    })
+}
+
+/// Status, events and all: nothing that the requester can read has this.
+#[track_caller]
+fn nobody_reads(life: &Life, secret: &str) {
+    let status = serde_json::to_string(life.last_status.as_ref().unwrap()).unwrap();
+    assert!(!status.contains(secret), "{status}");
+}
+
 #[test]
-fn who_is_refused_once_the_instance_is_known_learns_its_id_and_no_more() {
-    let prod = |instance: &mut Instance| drop(instance.tags.insert("env".into(), "prod".into()));
+fn who_is_refused_by_tags_learns_no_id_and_the_trail_has_it() {
+    for life in [
+        world().on(prod),
+        world().on(prod).on(|instance| instance.state = InstanceState::Stopped),
+        world().on(prod).on(|instance| instance.public_ip = None),
+        world().under(|policy| policy.targets.accounts = Some(vec!["210987654321".into()])),
+    ] {
+        let mut life = by_tag(life, "app", "web");
+        life.endpoints.clear();
+        let part = "no policy admits alice as ec2-user on what has the tags app=web; nearest is developers, which";
+        let life = refused(life, part);
+        nobody_reads(&life, "i-0");
+        assert_eq!(life.records[0].1.instance_id.as_deref(), Some(INSTANCE));
+    }
+    let mut life = by_tag(world(), "app", "web");
+    life.policies.push(policy("freeze", PolicyEffect::Deny));
+    let life = refused(life, "policy freeze denies alice as ec2-user on what has the tags app=web");
+    nobody_reads(&life, "i-0");
+}
+
+#[test]
+fn of_several_instances_only_those_are_named_that_policies_admit() {
+    let several = |tags: &[&str]| {
+        let mut life = by_tag(world(), "app", "web");
+        life.instances = (1..)
+            .zip(tags)
+            .map(|(number, env)| {
+                let id = InstanceId::parse(&format!("i-{number:017x}")).unwrap();
+                let mut found = Instance { id, ..instance() };
+                found.tags.insert("env".into(), (*env).to_owned());
+                Arc::new(found)
+            })
+            .collect();
+        life
+    };
+    let two = several(&["prod", "dev", "prod", "dev"]);
+    let named = "spec.target.tags match more than one instance, 2 or more that you may ask for (i-00000000000000002, i-00000000000000004); add";
+    waits(two, "TargetAmbiguous", false, named);
+    let one = several(&["prod", "dev", "prod"]).settled();
+    one.says(ConditionType::Active, "1 or more that you may ask for (i-00000000000000002)");
+    nobody_reads(&one, "i-00000000000000001");
+    assert_eq!(one.landed(), 0, "nobody chooses for them");
+    let many = several(&["dev"; 12]).settled();
+    many.says(ConditionType::Active, "10 or more that you may ask for");
+    many.says(ConditionType::Active, "i-00000000000000005); add");
+    for none in [several(&["prod", "prod"]), several(&["prod"; 50])] {
+        let none = refused(none, "on what has the tags app=web; nearest is developers, which selects instances by");
+        nobody_reads(&none, "i-0");
+        assert_eq!(none.records[0].1.instance_id, None, "of several it was none");
+    }
+}
+
+#[test]
+fn what_is_told_of_a_dead_instance_is_what_was_asked_for() {
+    let mut dead = world().on(|instance| instance.state = InstanceState::Terminated).settled();
+    dead.says(ConditionType::Active, "i-0123456789abcdef0 is terminated; ask for another instance");
+    assert_eq!(dead.status().instance.unwrap().instance_id, INSTANCE);
+    dead = by_tag(world(), "app", "web").on(|instance| instance.state = InstanceState::Terminated).settled();
+    dead.says(ConditionType::Active, "what has the tags app=web is terminated");
+    nobody_reads(&dead, "i-0");
+}
+
+#[test]
+fn who_is_refused_once_the_instance_is_known_learns_no_more_than_the_id_that_they_asked_for() {
     for life in [
         world().on(prod),
         world().on(|instance| drop(instance.tags.remove("env"))),
@@ -345,7 +425,7 @@ fn an_instance_that_is_not_ready_is_waited_for_without_haste() {
     let mut two = by_tags(world());
     let other = Instance { id: InstanceId::parse("i-00000000000000001").unwrap(), ..instance() };
     two.instances.push(Arc::new(other));
-    waits(two, "TargetAmbiguous", false, "match 2 instances or more (i-00000000000000001, i-0123456789abcdef0)");
+    waits(two, "TargetAmbiguous", false, "2 or more that you may ask for (i-00000000000000001, i-0123456789abcdef0)");
     let foreign = world().on(|instance| instance.account_id = AccountId::parse("210987654321").unwrap());
     let account_id = Some("123456789012".to_owned());
     waits(

@@ -208,7 +208,10 @@ impl Life {
         let Self { settings, nodes, enforcement, sight, book, .. } = self;
         let mut census = self.census.clone();
         if self.requests_read {
-            census.listed();
+            census.requests_listed();
+        }
+        if self.book.is_read {
+            census.entries_listed();
         }
         let ledger = if book.is_read { &book.known } else { &Ledger::default() };
         let world = World { settings, policies, decisions, nodes, enforcement, census: &census, ledger, sight };
@@ -330,6 +333,9 @@ impl Life {
         self.look_again = None;
         self.lagging = false;
         self.book.restarts();
+        for entry in self.book.entries.values() {
+            self.census.recall(self.now, &entry.spec);
+        }
         self.sync();
     }
 

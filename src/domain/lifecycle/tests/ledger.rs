@@ -207,8 +207,8 @@ fn a_list_that_shows_the_new_one_before_the_old_is_known_to_be_gone_grants_nothi
 fn a_request_that_vanished_while_its_grant_lived_owes_the_record_of_its_end_and_its_entry() {
     let mut life = world().until(100);
     let object = life.object.clone().unwrap();
-    let ledger = &Ledger::default();
-    let plan = vanished(at(100), &object, ledger, &Sight::new(at(0)));
+    let (settings, ledger) = (&Settings::default(), &Ledger::default());
+    let plan = vanished(at(100), settings, &object, ledger, &Sight::new(at(0)));
     assert!(
         matches!(&plan.before[..], [Effect::StopPush, Effect::Audit { required: true, record }] if record.kind == RecordKind::Ended)
     );
@@ -219,26 +219,32 @@ fn a_request_that_vanished_while_its_grant_lived_owes_the_record_of_its_end_and_
     let mut fading = Sight::new(at(0));
     fading.push.landed(at(95), "request".into());
     for (sight, again) in [(&failing, (Deadline::Retry, at(103))), (&fading, (Deadline::KeyWindowClosed, at(155)))] {
-        let wait = vanished(at(100), &object, ledger, sight);
+        let wait = vanished(at(100), settings, &object, ledger, sight);
         assert!(wait.before.is_empty() && matches!(&wait.after[..], [Effect::Enter(_)]), "{wait:?}");
         assert_eq!(wait.look_again, Some(again));
     }
     // Of a clock that was stepped back.
     failing.audit_failed_time = Some(at(4000));
-    assert!(!vanished(at(100), &object, ledger, &failing).before.is_empty());
+    assert!(!vanished(at(100), settings, &object, ledger, &failing).before.is_empty());
     // Tried again later, it is the same record to the letter.
     let mut gone = Sight::new(at(0));
     gone.gone_time = Some(at(100));
-    assert_eq!(vanished(at(100), &object, ledger, &gone), vanished(at(104), &object, ledger, &gone));
+    assert_eq!(
+        vanished(at(100), settings, &object, ledger, &gone),
+        vanished(at(104), settings, &object, ledger, &gone)
+    );
 
     life = life.until(700);
-    let over = vanished(at(700), life.object.as_ref().unwrap(), ledger, &Sight::new(at(0)));
+    let over = vanished(at(700), settings, life.object.as_ref().unwrap(), ledger, &Sight::new(at(0)));
     assert!(over.before.is_empty() && matches!(&over.after[..], [Effect::Enter(_)]), "{over:?}");
     let [Effect::Enter(entry)] = &over.after[..] else { panic!("{over:?}") };
     let mut ledger = Ledger::default();
     assert!(ledger.enter(entry.metadata.name.as_deref().unwrap(), Some(UID), None));
-    assert!(vanished(at(700), life.object.as_ref().unwrap(), &ledger, &Sight::new(at(0))).is_empty());
-    assert!(vanished(at(700), &request(), &Ledger::default(), &Sight::new(at(0))).is_empty(), "it never had a grant");
+    assert!(vanished(at(700), settings, life.object.as_ref().unwrap(), &ledger, &Sight::new(at(0))).is_empty());
+    assert!(
+        vanished(at(700), settings, &request(), &Ledger::default(), &Sight::new(at(0))).is_empty(),
+        "it never had a grant"
+    );
 }
 
 #[test]

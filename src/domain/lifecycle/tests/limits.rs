@@ -243,6 +243,28 @@ fn after_a_restart_what_lives_is_counted_again() {
     life.settled().shows(DENIED);
 }
 
+#[test]
+fn a_granted_request_that_was_deleted_counts_in_its_hour_after_a_restart_too() {
+    let mut life = world().limited(limits(Some(1), Some(1), Some(1))).until(10);
+    life.shows(GRANTED);
+    life.delete();
+    let mut life = life.until(100);
+    assert_eq!(life.object, None);
+    life.crash();
+    life.make_again(|request| request.spec.reason = Some("another".into()));
+    life.settle();
+    life.shows(DENIED);
+    life.says(ConditionType::Denied, "limits.requestsPerHour is 1");
+    let message = condition::find(&life.status().conditions, ConditionType::Denied).unwrap().message.clone();
+    assert!(!message.contains("active"), "nothing lives: {message}");
+    life.delete();
+    let mut life = life.until(3599);
+    life.crash();
+    let mut life = life.until(3600);
+    life.make_again(|request| request.spec.reason = Some("a third".into()));
+    life.settled().shows(GRANTED);
+}
+
 /// Many requests of alice's, and one operator for all of them, which carries each plan out one step at a time.
 struct Crowd {
     now: Timestamp,
@@ -291,7 +313,8 @@ impl Crowd {
             members: Vec::new(),
             limit,
         };
-        crowd.census.listed();
+        crowd.census.requests_listed();
+        crowd.census.entries_listed();
         (0..count).for_each(|_| crowd.asks());
         crowd
     }
@@ -408,7 +431,8 @@ impl Crowd {
             member.sight = Sight::found_at_start(self.now, Some(&member.stored));
             self.census.see(self.now, &self.settings.principals, &member.view.0);
         }
-        self.census.listed();
+        self.census.requests_listed();
+        self.census.entries_listed();
     }
 
     /// All is heard and done.

@@ -116,6 +116,22 @@ fn who_is_admitted_nowhere_learns_nothing_of_nodes() {
 }
 
 #[test]
+fn whom_no_policy_admits_to_a_nodes_instance_learns_not_which_it_is() {
+    let prod = |instance: &mut Instance| drop(instance.tags.insert("env".into(), "prod".into()));
+    let denied = by_node(Some(own())).on(prod).settled();
+    denied.shows("Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True");
+    denied
+        .says(ConditionType::Denied, "no policy admits alice as ec2-user on the instance of node ip-10-0-1-7; nearest");
+    assert_eq!(denied.records[0].1.instance_id.as_deref(), Some(INSTANCE));
+    let dead = by_node(Some(own())).on(|instance| instance.state = InstanceState::Terminated).settled();
+    dead.says(ConditionType::Active, "the instance of node ip-10-0-1-7 is terminated; ask for another instance");
+    for life in [denied, dead] {
+        let status = serde_json::to_string(&life.status()).unwrap();
+        assert!(!status.contains(INSTANCE), "{status}");
+    }
+}
+
+#[test]
 fn a_grant_ends_when_its_node_goes_or_is_another_instance() {
     for (changed, why) in [
         (None, "there is no node ip-10-0-1-7"),

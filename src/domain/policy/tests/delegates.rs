@@ -79,7 +79,7 @@ fn a_delegate_may_ask_for_those_whom_the_policy_lets_it() {
         assert_eq!(outcome.is_ok(), *expected, "{usernames:?} for {username}: {outcome:?}");
         if let Err(refusal) = outcome {
             let part = format!(
-                "no policy admits {username} (asked for by {ROBOT}) as ec2-user on i-0123456789abcdef0; nearest is git, which lets this delegate ask for others, and not for this spec.subject"
+                "no policy admits {username} (asked for by {ROBOT}) as ec2-user on what has the tags Name=web-1; nearest is git, which lets this delegate ask for others, and not for this spec.subject"
             );
             assert!(refusal.starts_with(&part), "{refusal}");
         }

@@ -125,7 +125,7 @@ impl Life {
         for round in 0.. {
             assert!(round < ROUNDS_MAX, "still busy with what is gone\n{}", self.log());
             let Some(gone) = self.book.gone.clone() else { return };
-            let plan = vanished(self.now, &gone, &self.book.known, &self.sight);
+            let plan = vanished(self.now, &self.settings, &gone, &self.book.known, &self.sight);
             let again = plan.look_again;
             let is_done = plan.is_empty();
             match if is_done { Ok(()) } else { self.carry_out(plan) } {
