@@ -17,6 +17,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_controller_that_slept_over_an_end_tells_it_when_it_wakes_and_pushes_nothing_late,
         fifty_requests_survive_a_kill_in_the_middle_each_granted_once,
         five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over_a_kill,
+        sixty_that_come_and_go_while_its_metrics_are_read_all_the_time_leave_it_alive,
     ]
 }
 
@@ -152,5 +153,48 @@ async fn five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over
     anyhow::ensure!(restless == 0.0, "{restless} turns came to no rest");
     let known = stand.controller.metric("instance_access_ledger_grants").await?;
     anyhow::ensure!(known >= 500.0, "{known} are known");
+    Ok(())
+}
+
+/// How many requests come and go under the eyes of so many readers.
+const WATCHED: usize = 60;
+const READERS: usize = 4;
+
+async fn sixty_that_come_and_go_while_its_metrics_are_read_all_the_time_leave_it_alive() -> Outcome {
+    // As on a larger machine: with a thread or two, locks that are taken in two orders hardly ever meet.
+    let stand =
+        Stand::own(Special { env: vec![("TOKIO_WORKER_THREADS", "8".to_owned())], ..Special::default() }).await?;
+    let id = stand.running();
+    let read = async |path: &'static str| -> anyhow::Result<()> {
+        loop {
+            let (status, page) = stand.controller.page(path).await.with_context(|| format!("no answer to {path}"))?;
+            anyhow::ensure!(status == 200, "{path}: {status} {page}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let come_and_go = async {
+        for number in 0..WATCHED {
+            stand.ask(Ask::new(&format!("watched-{number}")).instance(&id)).await?;
+        }
+        lab::poll::until("all to be granted", SOON, async || match stand.list().await {
+            Ok(all) if all.iter().all(|object| is(object, "Active", "True").is_ok()) => Ok(()),
+            other => Err(format!("{:?}", other.map(|all| all.iter().map(shown).collect::<Vec<_>>()))),
+        })
+        .await?;
+        stand.delete_all("alice").await?;
+        // Their last keys fade first.
+        lab::poll::until("all to go", SOON + SOON, async || match stand.list().await {
+            Ok(left) if left.is_empty() => Ok(()),
+            other => Err(format!("{:?}", other.map(|left| left.len()))),
+        })
+        .await?;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        done = come_and_go => done?,
+        failed = futures::future::select_all((0..READERS).map(|_| Box::pin(read("/metrics")))) => failed.0?,
+        failed = read("/livez") => failed?,
+    }
+    anyhow::ensure!(records(&stand, "Ended").len() == WATCHED, "{} ends are on record", records(&stand, "Ended").len());
     Ok(())
 }
