@@ -365,6 +365,15 @@ impl Life {
         Ok(())
     }
 
+    /// A step in memory alone, which takes no time however slow the shell is: were it to take some, a shell that must ask
+    /// the audit trail again and again would never come to rest.
+    fn step_at_once(&mut self, step: impl Into<String>) -> Step {
+        let pace = std::mem::take(&mut self.pace);
+        let result = self.step(step);
+        self.pace = pace;
+        result
+    }
+
     /// Asks until there is nothing left to do at this moment; answers may be out.
     pub fn reconcile(&mut self) {
         for round in 0.. {
@@ -519,15 +528,15 @@ impl Life {
                 self.step("push stopped")
             }
             Effect::Claim(claim) => match self.census.claim(self.now, &claim) {
-                Ok(()) => self.step("place claimed"),
+                Ok(()) => self.step_at_once("place claimed"),
                 Err(_) => {
-                    self.step("no place left")?;
+                    self.step_at_once("no place left")?;
                     Err(Stop::Fell)
                 }
             },
             Effect::GiveBack => {
                 self.census.give_back(&self.uid());
-                self.step("place given back")
+                self.step_at_once("place given back")
             }
             Effect::AddFinalizer => self.write("finalizer added", |object| {
                 object.metadata.finalizers.get_or_insert_default().push(FINALIZER.into());
