@@ -36,8 +36,11 @@ async fn nobody_but_the_operator_writes_deletes_or_changes_an_entry() {
         refused(person.delete(&entry).await.map(|()| Value::Null), "cannot delete resource");
         refused(person.get(&entry).await, "cannot get resource");
     }
-    // Nor does the operator change what it wrote.
-    refused(world.operator.patch(&entry, &json!({"spec": {"grantId": "g-2"}})).await, "cannot patch resource");
+    // Nor does the operator change what it wrote, had it the right to.
+    refused(
+        world.operator.patch(&entry, &json!({"spec": {"grantId": "g-2"}})).await,
+        "spec.grantId: Forbidden: is immutable",
+    );
     world.operator.delete(&entry).await.unwrap();
 }
 
