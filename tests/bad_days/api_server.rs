@@ -163,7 +163,7 @@ async fn a_controller_that_starts_while_the_api_server_is_away_waits_for_it() ->
         if (live.0, ready.0) == (200, 503) { Ok(ready.1) } else { Err(format!("{live:?}, {ready:?}")) }
     };
     let why = lab::poll::until("it to live, and not to be ready", SOON, pages).await?;
-    anyhow::ensure!(why.contains("have not been read"), "/readyz says {why:?}");
+    anyhow::ensure!(why.contains("has not been heard to list instanceaccesses, "), "/readyz says {why:?}");
     stand.lab.start_api_server().await?;
     stand.controller.until_ready().await?;
     stand.until_granted("meanwhile").await?;
