@@ -190,7 +190,10 @@ impl Health {
         let unread: Vec<&str> =
             self.lists().into_iter().filter(|(_, listed)| !*listed.borrow()).map(|(name, _)| name).collect();
         if !unread.is_empty() {
-            return Some(format!("the API server has not been heard to list {}, or does not allow it; the log says why", unread.join(", ")));
+            return Some(format!(
+                "the API server has not been heard to list {}, or does not allow it; the log says why",
+                unread.join(", ")
+            ));
         }
         if !self.hears(now) {
             return Some("the API server is not heard; the log says why".to_owned());
