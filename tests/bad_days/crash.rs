@@ -169,6 +169,7 @@ async fn sixty_that_come_and_go_while_its_metrics_are_read_all_the_time_leave_it
         loop {
             let (status, page) = stand.controller.page(path).await.with_context(|| format!("no answer to {path}"))?;
             anyhow::ensure!(status == 200, "{path}: {status} {page}");
+            // A pace, not a wait: four readers without one would take both cores from what they read of.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

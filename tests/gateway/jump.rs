@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use lab::{Lab, poll, proc::MARK};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::controller::{PROGRAM, records};
@@ -103,15 +102,7 @@ impl Jump {
 
     /// Asks its own server; returns the status and the body.
     pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let mut stream = tokio::net::TcpStream::connect(self.listen).await?;
-        stream
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
-            .await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        Ok((status.ok_or_else(|| anyhow::anyhow!("no HTTP: {answer:?}"))?, body.to_owned()))
+        crate::controller::get(self.listen, path).await
     }
 
     /// A sample on its metrics page, by its name and labels; zero if it is not there.

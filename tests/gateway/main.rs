@@ -9,6 +9,10 @@
 //!
 //! With `INSTANCE_ACCESS_WHOLE_DIR` set, logs and audit trails stay there.
 
+#[macro_use]
+#[path = "../common/trials.rs"]
+mod trials;
+
 #[path = "../whole/controller.rs"]
 #[allow(dead_code, reason = "shared with the tests of the whole, which use all of it")]
 mod controller;
@@ -30,18 +34,7 @@ mod limits;
 mod refused;
 mod strangers;
 
-use libtest_mimic::{Arguments, Trial};
-
-/// Names tests by their path: what is forgotten here is dead code, and the compiler says so.
-macro_rules! trials {
-    ($runtime:ident: $($room:ident { $($test:ident,)* })*) => {
-        vec![$($({
-            let handle = $runtime.handle().clone();
-            let name = concat!(stringify!($room), "::", stringify!($test));
-            Trial::test(name, move || Ok(handle.block_on($room::$test())))
-        },)*)*]
-    };
-}
+use libtest_mimic::Arguments;
 
 fn main() -> std::process::ExitCode {
     // The tests' own Kubernetes client speaks TLS; two crates would otherwise each pick a provider.

@@ -10,6 +10,10 @@
 //!
 //! With `INSTANCE_ACCESS_WHOLE_DIR` set, logs and audit trails stay there.
 
+#[macro_use]
+#[path = "../common/trials.rs"]
+mod trials;
+
 mod approve;
 mod cli;
 mod controller;
@@ -30,18 +34,7 @@ mod revoke;
 mod stand;
 mod tunnel;
 
-use libtest_mimic::{Arguments, Trial};
-
-/// Names tests by their path: what is forgotten here is dead code, and the compiler says so.
-macro_rules! trials {
-    ($runtime:ident: $($room:ident { $($test:ident,)* })*) => {
-        vec![$($({
-            let handle = $runtime.handle().clone();
-            let name = concat!(stringify!($room), "::", stringify!($test));
-            Trial::test(name, move || Ok(handle.block_on($room::$test())))
-        },)*)*]
-    };
-}
+use libtest_mimic::Arguments;
 
 fn main() -> std::process::ExitCode {
     // The tests' own Kubernetes client speaks TLS; two crates would otherwise each pick a provider.
