@@ -482,6 +482,10 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
     {
         return Ok(receipt.clone());
     }
+    // Whoever leads now continues the trail.
+    if !(shared.leads)() {
+        return Err(());
+    }
     let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
     let outcome = tokio::time::timeout(bound, shared.records.append(value, (shared.clock)())).await;
     match outcome {
@@ -556,6 +560,8 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
                 Err(_) => Step::Failed,
             }
         }
+        // This process ends, and the next begins with what is stored.
+        WriteError::Deposed => Step::Failed,
         WriteError::Build(_) | WriteError::Refused(_) => {
             tracing::warn!(
                 namespace = meta.namespace,
