@@ -251,3 +251,33 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "SEQUENCE:DIGEST")]
     pub after: Option<Receipt>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_named_by_namespace_and_name_and_nothing_else() {
+        let lease: LeaseName = "instance-access/controller.v2".parse().unwrap();
+        assert_eq!((lease.namespace.as_str(), lease.name.as_str()), ("instance-access", "controller.v2"));
+        let long = "a".repeat(254);
+        for text in [
+            "",
+            "/",
+            "controller",
+            "a/",
+            "/b",
+            "a/b/c",
+            "A/b",
+            "a/B",
+            "a/-b",
+            "a/b-",
+            "a/b c",
+            "a/é",
+            &format!("a/{long}"),
+        ] {
+            let refused = text.parse::<LeaseName>().unwrap_err();
+            assert!(refused.contains("NAMESPACE/NAME"), "{text}: {refused}");
+        }
+    }
+}

@@ -304,6 +304,7 @@ impl Controller {
                 ledger_grants,
                 grants_live: shared.slots.live_len(),
                 enforcement_stands: shared.enforcement().stands(),
+                leads: (shared.leads)(),
             }
         });
         Self { shared }
