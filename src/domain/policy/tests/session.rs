@@ -18,13 +18,16 @@ const BY_GATEWAY: &str =
 const TOO_SHORT: &str =
     "opens no session in the last 600 s of a grant (session.end): ask for more ttlSeconds than that, asked were 600";
 
+/// A session, one change of the request, and what is said where the two do not fit.
+type Row = (PolicySession, fn(&mut Ask), &'static str);
+
 #[test]
 fn each_field_of_a_session_does_what_its_doc_says() {
     let late = PolicySession { end: drain(600), ..PolicySession::default() };
     let not_only = PolicySession { gateway_only: Some(false), ..GATEWAY_ONLY };
     let bounds = PolicySession { max_sessions: Some(1), idle_timeout_seconds: Some(60), ..PolicySession::default() };
     #[rustfmt::skip]
-    let rows: &[(PolicySession, fn(&mut Ask), &str)] = &[
+    let rows: &[Row] = &[
         (PolicySession::default(), |_| {}, ""),
         (bounds, |_| {}, ""),
         (GATEWAY_ONLY, |_| {}, BY_GATEWAY),

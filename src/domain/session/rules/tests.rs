@@ -165,8 +165,8 @@ fn sessions_are_counted_for_every_login_that_they_could_be() {
     let wide = bound(other(INSTANCE, "wide", "ops", 600), rules(Some(1000), None, None));
     let expected =
         |names: &[(&str, usize)]| names.iter().map(|(name, max)| ((*name).to_owned(), *max)).collect::<Vec<_>>();
-    assert_eq!(shares(&[plain.clone()], "plain.team"), expected(&[("plain", 50)]));
-    assert_eq!(shares(&[root.clone()], "root.team"), expected(&[("root", 1)]));
+    assert_eq!(shares(std::slice::from_ref(&plain), "plain.team"), expected(&[("plain", 50)]));
+    assert_eq!(shares(std::slice::from_ref(&root), "root.team"), expected(&[("root", 1)]));
     // The gateway's own bound is the upper one.
     assert_eq!(shares(&[wide], "wide.team"), expected(&[("wide", 50)]));
     let both = [plain, root];
