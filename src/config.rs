@@ -152,6 +152,7 @@ pub struct GatewayArgs {
     pub sessions_per_grant_max: u16,
     /// After how many seconds without a byte either way a session is cut. A policy may ask for less, not for more; an inner
     /// keepalive is a byte. Left out: never, unless the policy says so.
+    // 15: a dial, in which nothing passes, may take 10.
     #[arg(long, env = "INSTANCE_ACCESS_IDLE_TIMEOUT_SECONDS", value_name = "15..86400",
           value_parser = clap::value_parser!(u32).range(15..=86400))]
     pub idle_timeout_seconds: Option<u32>,
