@@ -188,6 +188,12 @@ pub struct GatewayArgs {
     #[arg(long, env = "INSTANCE_ACCESS_SESSIONS_PER_GRANT_MAX", value_name = "1..1000", default_value_t = 50,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub sessions_per_grant_max: u16,
+    /// After how many seconds without a byte either way a session is cut. A policy may ask for less, not for more; an inner
+    /// keepalive is a byte. Left out: never, unless the policy says so.
+    // 15: a dial, in which nothing passes, may take 10.
+    #[arg(long, env = "INSTANCE_ACCESS_IDLE_TIMEOUT_SECONDS", value_name = "15..86400",
+          value_parser = clap::value_parser!(u32).range(15..=86400))]
+    pub idle_timeout_seconds: Option<u32>,
     /// How long open sessions may go on when the gateway is told to stop, in seconds; then they are cut.
     #[arg(long, env = "INSTANCE_ACCESS_DRAIN_SECONDS", value_name = "0..3600", default_value_t = 20,
           value_parser = clap::value_parser!(u16).range(0..=3600))]

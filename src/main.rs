@@ -273,6 +273,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         logins_per_source_max,
         connections_per_key_max,
         sessions_per_grant_max,
+        idle_timeout_seconds,
         drain_seconds,
         log_format: _,
     } = args;
@@ -309,6 +310,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             login: seconds(login_seconds),
             connections_per_key_max: connections_per_key_max.into(),
             sessions_per_grant_max: sessions_per_grant_max.into(),
+            idle_max: idle_timeout_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             silence_max: seconds(api_silence_seconds),
             drain: seconds(drain_seconds),
         },

@@ -424,6 +424,7 @@ pub struct Approval {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.id == oldSelf.id && self.startTime == oldSelf.startTime").message("is written once").reason(Reason::FieldValueForbidden))]
 #[x_kube(validation = Rule::new("self.expirationTime <= oldSelf.expirationTime").message("may only move earlier").field_path(".expirationTime").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!has(oldSelf.session) || has(self.session)").message("may only become stricter").field_path(".session").reason(Reason::FieldValueForbidden))]
 pub struct Grant {
     /// The grant's id, the same in the audit trail.
     #[schemars(length(min = 1, max = 64))]
@@ -432,6 +433,31 @@ pub struct Grant {
     pub start_time: Time,
     /// When access ends, at the latest.
     pub expiration_time: Time,
+    /// What binds its sessions through the gateway, besides its end: as the policy that decided said when the grant was
+    /// made, or stricter if it was edited since. Left out: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionRules>,
+}
+
+/// What binds the sessions of a grant. It may only become stricter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.maxSessions) || has(self.maxSessions) && self.maxSessions <= oldSelf.maxSessions").message("may only become stricter").field_path(".maxSessions").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!has(oldSelf.idleTimeoutSeconds) || has(self.idleTimeoutSeconds) && self.idleTimeoutSeconds <= oldSelf.idleTimeoutSeconds").message("may only become stricter").field_path(".idleTimeoutSeconds").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!has(oldSelf.drainSeconds) || has(self.drainSeconds) && self.drainSeconds >= oldSelf.drainSeconds").message("may only become stricter").field_path(".drainSeconds").reason(Reason::FieldValueForbidden))]
+pub struct SessionRules {
+    /// How many are open at once, in each replica of the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_sessions: Option<i32>,
+    /// After how many seconds without a byte either way one is cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 86400))]
+    pub idle_timeout_seconds: Option<i32>,
+    /// In how many seconds before expirationTime none is opened any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub drain_seconds: Option<i32>,
 }
 
 /// The instance as EC2 showed it when the grant was made.

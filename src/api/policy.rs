@@ -51,8 +51,10 @@ use super::{Condition, ConnectionMethod, KeyDelivery, KeyType};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.effect != 'Allow' || has(self.ttl)").message("is required of an Allow policy: {defaultSeconds, maxSeconds}").field_path(".ttl").reason(Reason::FieldValueRequired))]
-#[x_kube(validation = Rule::new("self.effect != 'Deny' || !(has(self.ttl) || has(self.keys) || has(self.reason) || has(self.ticket) || has(self.approval) || has(self.windows) || has(self.limits) || has(self.delegates) || has(self.conditions))").message("a Deny policy has subjects, namespaces, targets, osUsers, connectionMethods and keyDelivery only: what else it held would narrow it in silence"))]
+#[x_kube(validation = Rule::new("self.effect != 'Deny' || !(has(self.ttl) || has(self.keys) || has(self.reason) || has(self.ticket) || has(self.approval) || has(self.windows) || has(self.limits) || has(self.delegates) || has(self.conditions) || has(self.session))").message("a Deny policy has subjects, namespaces, targets, osUsers, connectionMethods and keyDelivery only: what else it held would narrow it in silence"))]
 #[x_kube(validation = Rule::new("self.effect != 'Deny' || !has(self.targets.nodeLabels)").message("a Deny by a node's labels would not deny whoever asks for the same instance by its id or tags; name instanceIds, instanceTags, accounts, regions or vpcIds").field_path(".targets.nodeLabels").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!(has(self.session) && has(self.session.gatewayOnly) && self.session.gatewayOnly && has(self.keyDelivery)) || 'OnConnect' in self.keyDelivery").message("with gatewayOnly must be left out or name OnConnect, or nothing is admitted").field_path(".keyDelivery").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!(has(self.session) && has(self.session.end) && has(self.session.end.drainSeconds) && has(self.ttl)) || self.session.end.drainSeconds < self.ttl.defaultSeconds").message("must be less than spec.ttl.defaultSeconds, or a grant of that length opens no session").field_path(".session").reason(Reason::FieldValueForbidden))]
 pub struct InstanceAccessPolicySpec {
     /// Allow, or Deny: a Deny that matches wins over every Allow.
     pub effect: Effect,
@@ -111,6 +113,10 @@ pub struct InstanceAccessPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub conditions: Option<Vec<PolicyCondition>>,
+    /// What binds sessions through the gateway. It stands in status.grant.session of each grant; an edit reaches live
+    /// grants where it makes them stricter. Left out: a session is bound by its grant's end alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<PolicySession>,
 }
 
 /// What a policy does with what it matches.
@@ -400,6 +406,52 @@ pub struct PolicyCondition {
     /// What the requester reads where it is not.
     #[schemars(length(min = 1, max = 512))]
     pub message: String,
+}
+
+/// What binds sessions through the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicySession {
+    /// Whether only requests with keyDelivery: OnConnect are admitted: their key is on the instance for a minute after the
+    /// gateway opened a session, and at no other time. Left out: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_only: Option<bool>,
+    /// Sessions at once under one grant, in each replica of the gateway. Left out: as many as the gateway's
+    /// --sessions-per-grant-max, which also bounds this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_sessions: Option<i32>,
+    /// After how many seconds without a byte either way a session is cut. Left out: as the gateway's
+    /// --idle-timeout-seconds; of the two the shorter counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 86400))]
+    pub idle_timeout_seconds: Option<i32>,
+    /// How sessions go when the grant's time runs out. Left out: {strategy: Cut}.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<PolicySessionEnd>,
+}
+
+/// How sessions go when the grant's time runs out. Whatever is open at expirationTime is cut then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.drainSeconds) == (self.strategy == 'Drain')").message("is for the strategy Drain, which needs it").field_path(".drainSeconds").reason(Reason::FieldValueForbidden))]
+pub struct PolicySessionEnd {
+    /// Cut: sessions are opened until expirationTime. Drain: none is opened in the last drainSeconds before it, so that
+    /// nobody begins what would be cut in its middle; those that are open go on to expirationTime.
+    pub strategy: SessionEndStrategy,
+    /// How many seconds before expirationTime the last session is opened, for Drain. A request must ask for more time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub drain_seconds: Option<i32>,
+}
+
+/// How sessions go when the grant's time runs out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SessionEndStrategy {
+    /// Opened and open until expirationTime.
+    Cut,
+    /// Opened until drainSeconds before it, open until expirationTime.
+    Drain,
 }
 
 /// Whether a policy is in force. Only the operator writes it.

@@ -160,7 +160,7 @@ pub fn entry(
     status: &InstanceAccessStatus,
     end_time: Timestamp,
 ) -> Option<InstanceAccessLedgerEntry> {
-    let Grant { id, start_time, expiration_time } = status.grant.clone()?;
+    let Grant { id, start_time, expiration_time, session: _ } = status.grant.clone()?;
     let metadata = &request.metadata;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let end_time = status.end_time.clone().unwrap_or(Time(end_time));

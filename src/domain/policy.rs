@@ -12,7 +12,8 @@ use regex::Regex;
 
 use crate::api::{
     ConnectionMethod, Effect, Identity, InstanceAccessPolicySpec, InstanceAccessSpec, KeyDelivery, KeyType,
-    PolicyApproval, PolicyLimits, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, Target, Verdict,
+    PolicyApproval, PolicyLimits, PolicyPin, PolicySubject, PolicyTargets, PolicyText, PolicyVerdict, SessionRules,
+    Target, Verdict,
 };
 
 use super::cloud::Instance;
@@ -21,12 +22,14 @@ use super::expression::{Conditions, Facts};
 use super::key::PublicKey;
 use super::node::AskedNode;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
+use super::session::rules;
 use super::time::until;
 use super::window::{Opening, Windows};
 
 mod compile;
 mod delegate;
 mod selector;
+mod session;
 mod subject;
 
 use selector::{selector_text, selects};
@@ -148,6 +151,8 @@ pub struct Admission {
     pub approval: Option<PolicyApproval>,
     /// How much access at once it leaves, if it has limits. They are no reason to fall to the next policy.
     pub limits: Option<PolicyLimits>,
+    /// What binds the grant's sessions through the gateway.
+    pub session: Option<SessionRules>,
 }
 
 /// All policies of the cluster, in the order of precedence. The default is the set that nobody has seen yet.
@@ -267,6 +272,7 @@ impl Policy {
         findings.extend(text_finding("reason", &spec.reason, &self.reason, question.reason));
         findings.extend(text_finding("ticket", &spec.ticket, &self.ticket, question.ticket));
         findings.extend(self.closing(question).err());
+        findings.extend(self.session_findings(question));
         if !self.conditions.is_empty() {
             findings.extend(self.conditions.findings(&Facts::of(question)));
         }
@@ -430,6 +436,7 @@ impl PolicySet {
                     closes: policy.closing(question).unwrap_or(Some(question.now)),
                     approval: policy.spec.approval.clone(),
                     limits: policy.spec.limits.filter(|limits| *limits != PolicyLimits::default()),
+                    session: rules::pinned(policy.spec.session),
                 })
             }
             (None, None) => Err(refusal(question, &asked)),

@@ -14,13 +14,14 @@
 
 mod network;
 mod record;
+pub mod rules;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::api::{ConditionStatus, ConditionType, ConnectionMethod, EndCause, InstanceAccess};
+use crate::api::{ConditionStatus, ConditionType, ConnectionMethod, EndCause, InstanceAccess, SessionRules};
 
 use super::cloud::InstanceId;
 use super::condition::ActiveReason;
@@ -62,6 +63,8 @@ pub struct SessionGrant {
     pub expiration_time: Timestamp,
     /// The reason of `Active`, while the grant is there and cannot be used; new sessions wait for it.
     pub not_now: Option<String>,
+    /// What binds its sessions besides its end.
+    pub rules: SessionRules,
 }
 
 /// How an instance is reached.
@@ -97,6 +100,8 @@ pub enum SessionEnd {
     PolicyChanged,
     /// Cut: the request is another grant's now. Nothing that the operator writes leads here.
     GrantChanged,
+    /// Cut: nothing passed for as long as its policy, or the gateway, lets it idle.
+    Idle,
     /// Cut: the gateway stops.
     GatewayStopped,
     /// The client closed it.
@@ -109,12 +114,13 @@ pub enum SessionEnd {
 
 impl SessionEnd {
     /// Every cause, for tables and metrics.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Expired,
         Self::Released,
         Self::Revoked,
         Self::PolicyChanged,
         Self::GrantChanged,
+        Self::Idle,
         Self::GatewayStopped,
         Self::ClientLeft,
         Self::InstanceLeft,
@@ -129,6 +135,7 @@ impl SessionEnd {
             Self::Revoked => "Revoked",
             Self::PolicyChanged => "PolicyChanged",
             Self::GrantChanged => "GrantChanged",
+            Self::Idle => "Idle",
             Self::GatewayStopped => "GatewayStopped",
             Self::ClientLeft => "ClientLeft",
             Self::InstanceLeft => "InstanceLeft",
@@ -145,6 +152,7 @@ impl SessionEnd {
             Self::Revoked => format!("the grant of {name} has ended: it was revoked"),
             Self::PolicyChanged => format!("the grant of {name} has ended: the policy no longer admits it"),
             Self::GrantChanged => format!("the grant of {name} is not the one that this session was opened under"),
+            Self::Idle => format!("the session of {name} was idle for too long; connect again"),
             Self::GatewayStopped => "the gateway stops; connect again".to_owned(),
             Self::ClientLeft | Self::InstanceLeft | Self::NotReached => format!("the session of {name} has ended"),
         }
@@ -230,6 +238,7 @@ fn live(
         way,
         expiration_time: grant.expiration_time.0,
         not_now,
+        rules: grant.session.unwrap_or_default(),
     })
 }
 
@@ -255,6 +264,8 @@ pub struct Hold {
     pub grant_id: String,
     /// When it ends, at the latest: the earliest that was ever seen.
     pub cut_time: Timestamp,
+    /// What binds it besides: the strictest that was ever seen.
+    pub rules: SessionRules,
 }
 
 impl DialPermit {
@@ -268,13 +279,12 @@ impl DialPermit {
         &self.holds
     }
 
-    /// Spends the permit: returns what to dial and what the session is held to, unless its time is over.
-    pub fn redeem(self, now: Timestamp) -> Result<(SocketAddr, Vec<Hold>), SessionEnd> {
-        if self.holds.iter().all(|hold| now < hold.cut_time) {
-            Ok((self.address, self.holds))
-        } else {
-            Err(SessionEnd::Expired)
-        }
+    /// Spends the permit: returns what to dial and what the session is held to.
+    ///
+    /// # Errors
+    /// A [`Refusal`], if its time is over by now.
+    pub fn redeem(self, now: Timestamp) -> Result<(SocketAddr, Vec<Hold>), Refusal> {
+        self.holds.iter().find_map(|hold| hold.refusal(now)).map_or(Ok((self.address, self.holds)), Err)
     }
 }
 
@@ -316,6 +326,18 @@ pub enum Refusal {
         request: String,
         /// When.
         expiration_time: Timestamp,
+    },
+    /// The grant goes on, and its policy opens no session any more.
+    #[error(
+        "{request} ends at {cut_time}, and its policy opens no session from {last_open_time} on; ask again with a new request"
+    )]
+    Draining {
+        /// The request.
+        request: String,
+        /// When the last session could be opened.
+        last_open_time: Timestamp,
+        /// When open ones are cut.
+        cut_time: Timestamp,
     },
     /// The grant is there, and cannot be used.
     #[error("{request} is {reason}; kubectl describe instanceaccess says why, and what to do")]
@@ -364,6 +386,7 @@ impl Refusal {
             Self::UnknownDestination { .. } => "UnknownDestination",
             Self::WrongPort { .. } => "WrongPort",
             Self::Over { .. } => "Over",
+            Self::Draining { .. } => "Draining",
             Self::NotNow { .. } => "NotNow",
             Self::Endpoint { .. } => "Endpoint",
             Self::PortNotServed { .. } => "PortNotServed",
@@ -404,7 +427,9 @@ pub fn permit(
         let grant = living.iter().max_by_key(|grant| grant.expiration_time).expect("it is not empty, see above");
         return Err(Refusal::WrongPort { asked: port, granted: grant.port, instance_id: grant.instance_id.clone() });
     }
-    let usable = at_port.iter().filter(|grant| grant.not_now.is_none()).max_by_key(|grant| grant.expiration_time);
+    let usable = at_port.iter().filter(|grant| grant.not_now.is_none());
+    // One that drains is taken if there is no other: what it holds refuses it below.
+    let usable = usable.max_by_key(|grant| (grant.is_open(now), grant.expiration_time));
     let Some(grant) = usable else {
         let grant = at_port.first().expect("it is not empty, see above");
         return Err(Refusal::NotNow {
@@ -430,6 +455,9 @@ pub fn permit(
         return Err(Refusal::NeverDialled { request: request_name(&grant.request) });
     }
     let holds = holds(now, grant, &others(&grant.instance_id));
+    if let Some(refusal) = holds.iter().find_map(|hold| hold.refusal(now)) {
+        return Err(refusal);
+    }
     Ok(DialPermit { address: SocketAddr::new(address, grant.port), grant: Arc::clone(grant), holds })
 }
 
@@ -458,6 +486,7 @@ fn holds(now: Timestamp, grant: &SessionGrant, on_instance: &[Arc<SessionGrant>]
         request: grant.request.clone(),
         grant_id: grant.grant_id.clone(),
         cut_time: grant.expiration_time,
+        rules: grant.rules,
     };
     longest.into_iter().map(hold).collect()
 }
@@ -508,7 +537,10 @@ pub fn fate(now: Timestamp, hold: &mut Hold, standing: &Standing) -> Fate {
     match standing {
         Standing::Over(cause) => return Fate::Cut((*cause).into()),
         Standing::Live(grant) if grant.grant_id != hold.grant_id => return Fate::Cut(SessionEnd::GrantChanged),
-        Standing::Live(grant) => hold.cut_time = hold.cut_time.min(grant.expiration_time),
+        Standing::Live(grant) => {
+            hold.cut_time = hold.cut_time.min(grant.expiration_time);
+            hold.rules = rules::stricter(hold.rules, grant.rules);
+        }
         // A grant whose status can no longer be served: nothing that the operator writes leads here.
         Standing::Nothing => return Fate::Cut(SessionEnd::GrantChanged),
     }

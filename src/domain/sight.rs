@@ -341,7 +341,7 @@ mod tests {
 
     fn grant(start: i64, expiration: i64) -> Grant {
         let time = |second| Time(at(second));
-        Grant { id: "a".into(), start_time: time(start), expiration_time: time(expiration) }
+        Grant { id: "a".into(), start_time: time(start), expiration_time: time(expiration), session: None }
     }
 
     fn found(grant: &Grant) -> Sight {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::session::lets_in;
+use crate::domain::session::rules::ends;
 
 use super::Shared;
 use super::limits::Place;
@@ -182,6 +183,15 @@ impl Handler for Door {
         }
         drop(self.connection.login.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(Auth::Accept)
+    }
+
+    /// Says when access ends, in the one place that SSH has for it after the key is proved: OpenSSH shows it with -v.
+    async fn auth_succeeded(&mut self, client: &mut Session) -> Result<(), russh::Error> {
+        if let Some((key, _)) = self.connection.key.get() {
+            let text = ends((self.shared.clock)(), &self.shared.grants.of_key(key.fingerprint()));
+            client.debug(true, &text, "en")?;
+        }
+        Ok(())
     }
 
     async fn channel_open_direct_tcpip(

@@ -38,9 +38,24 @@ impl<K: Eq + Hash + Clone> Places<K> {
 
     /// Takes a place, if there is one.
     pub fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
+        self.take_within(key, self.each_max)
+    }
+
+    /// Takes a place of each of these, which may have so many and no more than each has; or none at all, and returns the
+    /// index of the first that has none left.
+    pub fn take_each(self: &Arc<Self>, wanted: impl IntoIterator<Item = (K, usize)>) -> Result<Vec<Place<K>>, usize> {
+        let mut places = Vec::new();
+        for (key, max) in wanted {
+            // What was taken so far goes back with the list.
+            places.push(self.take_within(key, max).ok_or(places.len())?);
+        }
+        Ok(places)
+    }
+
+    fn take_within(self: &Arc<Self>, key: K, max: usize) -> Option<Place<K>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let of_key = taken.by_key.get(&key).copied().unwrap_or_default();
-        if taken.all >= self.all_max || of_key >= self.each_max {
+        if taken.all >= self.all_max || of_key >= self.each_max.min(max) {
             return None;
         }
         taken.all += 1;
@@ -113,6 +128,20 @@ mod tests {
         drop((one, other));
         let taken = places.taken.lock().unwrap();
         assert_eq!((taken.all, taken.by_key.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_place_of_each_is_taken_or_none_at_all() {
+        let places = Places::new(3, usize::MAX);
+        let both = places.take_each([("a", 9), ("b", 2)]).unwrap();
+        let one = places.take("b").unwrap();
+        assert_eq!(places.take_each([("a", 9), ("b", 2)]).unwrap_err(), 1, "a third of b's two");
+        assert_eq!(places.take_each([("a", 1)]).unwrap_err(), 0);
+        let more = [places.take("a").unwrap(), places.take("a").unwrap()];
+        assert_eq!(places.take_each([("a", 9)]).unwrap_err(), 0, "a fourth of three, whatever is wanted");
+        drop((both, one, more));
+        let taken = places.taken.lock().unwrap();
+        assert_eq!((taken.all, taken.by_key.len()), (0, 0), "what was refused kept a place");
     }
 
     #[test]

@@ -19,6 +19,7 @@
 mod connection;
 mod grants;
 mod host_key;
+mod idle;
 mod limits;
 mod metrics;
 mod session;
@@ -79,6 +80,8 @@ pub struct GatewayLimits {
     pub connections_per_key_max: usize,
     /// Sessions of one grant.
     pub sessions_per_grant_max: usize,
+    /// How long a session may idle, whatever its policy says; none: as long as that lets it.
+    pub idle_max: Option<Duration>,
     /// Silence of the API server after which no session is opened.
     pub silence_max: Duration,
     /// How long sessions may go on at a shutdown.

@@ -19,14 +19,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::audit::AppendError;
-use crate::domain::session::{
-    DialPermit, Fate, Hold, SessionEnd, SessionRecord, Standing, fate, permit, printable, request_name,
-};
+use crate::domain::session::{DialPermit, Fate, Hold, SessionEnd, SessionRecord, Standing, fate, permit, printable};
 use crate::domain::time::{since, until};
 use crate::telemetry::chain;
 
 use super::Shared;
 use super::connection::{ProvedKey, Seat, no, not_now};
+use super::idle::Idle;
 
 /// How long an instance may take to answer: two lost SYNs.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,10 +83,14 @@ pub async fn open(
         }
     };
     let grant = Arc::clone(permit.grant());
-    let Some(_place) = shared.sessions.take(grant.request.uid.clone()) else {
-        shared.metrics.count_refusal("TooManySessions");
-        let text = format!("{} has as many sessions as one grant may; close one", request_name(&grant.request));
-        return reply.reject(not_now(text)).await;
+    let shares = permit.shares(shared.limits.sessions_per_grant_max);
+    let wanted = shares.iter().map(|share| (share.request.uid.clone(), share.sessions_max));
+    let _places = match shared.sessions.take_each(wanted) {
+        Ok(places) => places,
+        Err(full) => {
+            shared.metrics.count_refusal("TooManySessions");
+            return reply.reject(not_now(shares[full].full())).await;
+        }
     };
     // Each writes two records to a disk: whoever opens and closes without end must not fill it.
     let wait = shared.pace.turn(&grant.request.uid, Instant::now());
@@ -102,8 +105,12 @@ pub async fn open(
         };
         followed.push(Followed { hold: hold.clone(), standing });
     }
-    let Ok((address, holds)) = permit.redeem((shared.clock)()) else {
-        return reply.reject(no(SessionEnd::Expired.farewell(&grant.request))).await;
+    let (address, holds) = match permit.redeem((shared.clock)()) {
+        Ok(redeemed) => redeemed,
+        Err(refusal) => {
+            shared.metrics.count_refusal(refusal.as_str());
+            return reply.reject(no(refusal.to_string())).await;
+        }
     };
     let source = seat.connection().source;
     let asked_text = printable(&format!("{}:{}", asked.host, asked.port));
@@ -122,9 +129,10 @@ pub async fn open(
     shared.metrics.sessions_open.inc();
     let bytes = Bytes::default();
     let (id, mut cut_by) = (channel.id(), None);
+    let mut idle = Idle::new(shared.limits.idle_max);
     let end = tokio::select! {
         biased;
-        (cause, hold) = cut(&shared, &mut followed) => {
+        (cause, hold) = cut(&shared, &mut followed, &mut idle, &bytes) => {
             cut_by = hold;
             cause
         }
@@ -137,13 +145,13 @@ pub async fn open(
     shared.metrics.count_end(end);
     let told_by = match (&cut_by, end) {
         (Some(hold), _) => Some(&hold.request),
-        (None, SessionEnd::GatewayStopped) => Some(&grant.request),
+        (None, SessionEnd::GatewayStopped | SessionEnd::Idle) => Some(&grant.request),
         (None, _) => None,
     };
     if let (Some(hold), SessionEnd::Expired) = (&cut_by, end) {
         shared.metrics.observe_cut(since((shared.clock)(), hold.cut_time));
     }
-    if !told_by.is_some_and(|request| seat.connection().dismiss_if_last(&end.farewell(request))) {
+    if !told_by.is_some_and(|request| seat.connection().dismiss_if_last(&idle.farewell(end, request))) {
         close(&handle, id).await;
     }
     let ended = record.ended(sequence, bytes.read(), end, (shared.clock)());
@@ -215,7 +223,7 @@ async fn write_down(shared: &Shared, record: &SessionRecord) {
 }
 
 /// Waits for the moment at which the session is to be cut; returns why, and by which grant.
-async fn cut(shared: &Shared, followed: &mut [Followed]) -> (SessionEnd, Option<Hold>) {
+async fn cut(shared: &Shared, followed: &mut [Followed], idle: &mut Idle, bytes: &Bytes) -> (SessionEnd, Option<Hold>) {
     loop {
         let now = (shared.clock)();
         let mut next = LOOK_MAX;
@@ -225,6 +233,9 @@ async fn cut(shared: &Shared, followed: &mut [Followed]) -> (SessionEnd, Option<
                 Fate::Cut(cause) => return (cause, Some(hold.clone())),
                 Fate::Until(cut_time) => next = next.min(until(now, cut_time)),
             }
+        }
+        if idle.is_over(bytes.read(), followed.iter().map(|followed| followed.hold.rules)) {
+            return (SessionEnd::Idle, None);
         }
         let changed = followed.iter_mut().map(|followed| Box::pin(followed.standing.changed()));
         tokio::select! {

@@ -438,8 +438,41 @@ async fn a_policy_outside_its_bounds_is_refused_by_the_name_of_the_field() {
             "spec.conditions[0].message: Too long",
         ),
         ("/spec/conditions", many(33, &json!({"expression": "true", "message": "a"})), "spec.conditions: Too many"),
+        ("/spec/session", json!({"gatewayOnly": "yes"}), "spec.session.gatewayOnly"),
+        ("/spec/session", json!({"maxSessions": 0}), "spec.session.maxSessions"),
+        ("/spec/session", json!({"maxSessions": 1001}), "spec.session.maxSessions"),
+        ("/spec/session", json!({"idleTimeoutSeconds": 59}), "spec.session.idleTimeoutSeconds"),
+        ("/spec/session", json!({"idleTimeoutSeconds": 86_401}), "spec.session.idleTimeoutSeconds"),
+        ("/spec/session", json!({"end": {}}), "spec.session.end.strategy: Required value"),
+        ("/spec/session", json!({"end": {"strategy": "Keep"}}), "spec.session.end.strategy: Unsupported value"),
+        drain("Drain", json!(0), "spec.session.end.drainSeconds"),
+        drain("Drain", json!(3601), "spec.session.end.drainSeconds"),
+        drain("Drain", Value::Null, DRAIN_SECONDS),
+        drain("Cut", json!(60), DRAIN_SECONDS),
+        // A grant of the default length would open no session.
+        drain("Drain", json!(600), "spec.session: Forbidden: must be less than spec.ttl.defaultSeconds"),
     ];
     check(&world.admin, &policy("bounds"), rows).await;
+    let good = [
+        json!({}),
+        json!({"gatewayOnly": true, "maxSessions": 1, "idleTimeoutSeconds": 60, "end": {"strategy": "Cut"}}),
+        drain("Drain", json!(599), "").1,
+    ];
+    check_taken(&world.admin, &policy("bounds"), "/spec/session", good.into()).await;
+    let continuous = policy("bounds").with("/spec/keyDelivery", json!(["Continuous"]));
+    let gateway_only = |only: bool| json!({"gatewayOnly": only});
+    let contradiction = "spec.keyDelivery: Forbidden: with gatewayOnly must be left out or name OnConnect";
+    check(&world.admin, &continuous, vec![("/spec/session", gateway_only(true), contradiction)]).await;
+    check_taken(&world.admin, &continuous, "/spec/session", vec![gateway_only(false)]).await;
+    let on_connect = policy("bounds").with("/spec/keyDelivery", json!(["Continuous", "OnConnect"]));
+    check_taken(&world.admin, &on_connect, "/spec/session", vec![gateway_only(true)]).await;
+}
+
+const DRAIN_SECONDS: &str = "spec.session.end.drainSeconds: Forbidden: is for the strategy Drain, which needs it";
+
+/// A policy whose sessions end so.
+fn drain(strategy: &str, seconds: Value, words: &'static str) -> (&'static str, Value, &'static str) {
+    ("/spec/session", json!({"end": {"strategy": strategy, "drainSeconds": seconds}}), words)
 }
 
 /// A delegate that may assert these.
@@ -482,6 +515,7 @@ async fn a_deny_policy_cannot_be_narrowed_in_silence() {
         ("limits", json!({"activePerSubject": 1})),
         ("delegates", json!([])),
         ("conditions", json!([])),
+        ("session", json!({"idleTimeoutSeconds": 60})),
     ];
     let pointers: Vec<String> = narrowing.iter().map(|(field, _)| format!("/spec/{field}")).collect();
     let rows = narrowing.into_iter().zip(&pointers);

@@ -35,7 +35,7 @@ async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
         applies(&world, "alice", &name, &manifest).await;
     }
     let policies = [examples("policy"), examples("deny")].concat();
-    assert_eq!(policies.len(), 5);
+    assert_eq!(policies.len(), 6);
     for (name, manifest) in policies {
         applies(&world, "admin", &name, &manifest).await;
     }
@@ -48,6 +48,18 @@ async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
         let apply = ["apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-"];
         let applied = kubectl_with(world.lab, "admin", &apply, &manifest).await;
         assert!(applied.is_ok(), "{name}: {applied:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_policy_in_the_pages_is_one_that_the_api_server_takes() {
+    let world = world().await;
+    let page = fs::read_to_string(file("docs/policies.md")).unwrap();
+    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.iter().any(|block| block.contains("gatewayOnly")), "none of {} shows a session", blocks.len());
+    for block in blocks {
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+        kubectl_with(world.lab, "admin", &apply, block).await.unwrap_or_else(|error| panic!("{block}: {error:#}"));
     }
 }
 

@@ -113,6 +113,33 @@ async fn a_grant_is_written_once_and_only_ever_ends_earlier() {
 }
 
 #[tokio::test]
+async fn what_binds_the_sessions_of_a_grant_only_ever_becomes_stricter() {
+    let world = world().await;
+    let object = with_grant(&world, "bound").await;
+    let set = async |session: Value| {
+        world.operator.patch_status(&object, &json!({"status": {"grant": {"session": session}}})).await
+    };
+    refused(set(json!({"maxSessions": 0})).await, "status.grant.session.maxSessions");
+    refused(set(json!({"idleTimeoutSeconds": 1})).await, "status.grant.session.idleTimeoutSeconds");
+    refused(set(json!({"drainSeconds": 3601})).await, "status.grant.session.drainSeconds");
+    set(json!({"maxSessions": 3})).await.unwrap();
+    set(json!({"maxSessions": 2, "idleTimeoutSeconds": 600, "drainSeconds": 60})).await.unwrap();
+    for (field, looser) in [
+        ("maxSessions", json!(3)),
+        ("maxSessions", Value::Null),
+        ("idleTimeoutSeconds", json!(601)),
+        ("idleTimeoutSeconds", Value::Null),
+        ("drainSeconds", json!(59)),
+        ("drainSeconds", Value::Null),
+    ] {
+        let words = format!("status.grant.session.{field}: Forbidden: may only become stricter");
+        refused(set(json!({field: looser})).await, &words);
+    }
+    refused(set(Value::Null).await, "status.grant.session: Forbidden: may only become stricter");
+    set(json!({"maxSessions": 1, "idleTimeoutSeconds": 60, "drainSeconds": 61})).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_end_is_written_once() {
     let world = world().await;
     let object = with_grant(&world, "ended").await;

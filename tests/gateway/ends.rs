@@ -23,7 +23,7 @@ const REVOKE_SECONDS_MAX: f64 = 2.0;
 
 /// The moment was that of the end: not before it, and hardly after.
 #[track_caller]
-fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
+pub fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
     let late = seconds(expiration_time, cut_time);
     assert!((0.0..CUT_SECONDS_MAX).contains(&late), "cut {late} s after its end");
 }

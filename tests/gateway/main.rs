@@ -32,6 +32,7 @@ mod ends;
 mod jump;
 mod limits;
 mod refused;
+mod rules;
 mod strangers;
 
 use libtest_mimic::Arguments;
@@ -69,6 +70,14 @@ fn main() -> std::process::ExitCode {
             a_gateway_that_stops_lets_sessions_go_on_for_a_while_and_then_cuts_them,
             one_key_has_so_many_connections_and_one_grant_so_many_sessions,
             whoever_does_not_log_in_takes_few_places_and_not_for_long,
+        }
+        rules {
+            an_idle_session_is_cut_and_one_with_a_keepalive_is_not,
+            a_policy_that_is_edited_reaches_the_idle_session_of_a_live_grant,
+            a_grant_has_as_many_sessions_as_its_policy_says,
+            a_grant_that_drains_opens_no_session_and_ends_those_that_are_open_on_time,
+            a_policy_that_demands_the_gateway_refuses_a_key_that_is_renewed_without_it,
+            the_end_is_told_at_the_login_to_whoever_asks_ssh_to_be_verbose,
         }
         strangers {
             whatever_a_stranger_sends_others_are_served,

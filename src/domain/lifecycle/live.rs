@@ -21,6 +21,7 @@ use crate::domain::enforcement::Enforcement;
 use crate::domain::policy::Granted;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit, REPUSH_INTERVAL};
 use crate::domain::record::{Record, RecordKind};
+use crate::domain::session::rules;
 use crate::domain::sight::Origin;
 use crate::domain::time::{due, is_fresh, plus, since, until, whole_second_up};
 
@@ -113,6 +114,7 @@ impl<'a> Draft<'a> {
         if let Err(why) = self.policy_admits(&asked, instance.as_deref(), expiration) {
             return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
+        self.tighten_session();
         // Nor does one leave that waits its turn: whoever said that may have meant it to stop.
         if self.world.decisions.unreadable().is_some() && self.world.sight.push.is_under_way() {
             self.before.push(Effect::StopPush);
@@ -285,6 +287,13 @@ impl<'a> Draft<'a> {
         let seconds = i32::try_from(until(start, expiration).as_secs()).unwrap_or(i32::MAX);
         question.granted = Some(Granted { seconds, until: expiration });
         self.world.policies.still_admits(pin, &question)
+    }
+
+    /// Has an edit of the policy reach the grant's sessions, where it binds them more.
+    fn tighten_session(&mut self) {
+        if let (Some(pin), Some(grant)) = (&self.status.policy, self.status.grant.as_mut()) {
+            grant.session = rules::tightened(grant.session, self.world.policies.session_of(pin));
+        }
     }
 
     /// Takes access back: at once where no key can be on the instance, else when the last one has faded.

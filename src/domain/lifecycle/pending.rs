@@ -7,7 +7,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::api::{ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, InstanceFacts, KeyFacts};
+use crate::api::{
+    ConditionType, ConnectionFacts, ConnectionMethod, EndCause, Grant, InstanceFacts, KeyFacts, SessionRules,
+};
 use crate::domain::approvals;
 use crate::domain::cloud::{Instance, InstanceState, TargetQuery};
 use crate::domain::condition::{ActiveReason, ApproveReason, DenyReason, Saying};
@@ -199,7 +201,7 @@ impl<'a> Draft<'a> {
             self.hold(ActiveReason::AuditUnavailable, "the audit trail takes no record, and nothing is granted without one; an administrator must look at the operator's disk", true);
             return self.wake(Deadline::Retry, again);
         }
-        self.grant(asked, instance, &route, start, expiration);
+        self.grant(asked, instance, &route, start, expiration, admission.session);
     }
 
     fn grant(
@@ -209,13 +211,14 @@ impl<'a> Draft<'a> {
         route: &Route,
         start: Timestamp,
         expiration: Timestamp,
+        session: Option<SessionRules>,
     ) {
         self.claim_grant();
         let uid = self.request.metadata.uid.clone().unwrap_or_default();
         let digest = spec_digest(&self.request.spec);
         self.status.spec_digest = Some(digest.clone());
-        self.status.grant =
-            Some(Grant { id: grant_id(&uid, &digest), start_time: Time(start), expiration_time: Time(expiration) });
+        let (start_time, expiration_time) = (Time(start), Time(expiration));
+        self.status.grant = Some(Grant { id: grant_id(&uid, &digest), start_time, expiration_time, session });
         let (address, endpoint_id) = match route {
             Route::Direct { address } => (*address, None),
             Route::Endpoint { endpoint_id, address } => (*address, Some(endpoint_id.clone())),

@@ -78,6 +78,7 @@ impl Policy {
                 message: "spec.ttl.defaultSeconds must be positive and must not exceed spec.ttl.maxSeconds".to_owned(),
             });
         }
+        problems.extend(super::session::session_problem(&spec));
         let problem = problems.into_iter().reduce(|first, next| Problem {
             reason: first.reason,
             message: format!("{}; {}", first.message, next.message),
@@ -108,6 +109,7 @@ impl Policy {
             limits: None,
             delegates: None,
             conditions: None,
+            session: None,
         };
         let pin = PolicyPin {
             name: metadata.name.clone().unwrap_or_default(),

@@ -13,6 +13,7 @@ use crate::domain::cloud::{AccountId, InstanceId, InstanceState, Region};
 use crate::domain::node::Node;
 
 mod delegates;
+mod session;
 
 const ED25519: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFfcsBlCiP8zjAovSSo3q1ARxbGaJuUh3l6diFgdIU4t";
 const RSA_2048: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC6n6bekvkcY0vVwCXHP/z2+M75iMPnam3e4t/850mxBs1eaUU9TtXk7SFGvaEHINrYaPFvsC9wu7FouNAtCDJ+9XnGLZHSrsUEmSqQNy/LuJnrRGNKm5dXxhMdqNfwF82NYkycOQ5AJo/InNQLNQTl+0wSD1DsdKTlgHvzykJcH1eKg6wk6NcONLtwcqAHx3gWFsMkAG6ud2s7JiPpD03l2I38CaoWTNrzHVYxQdsoWKA+hteFkhTuouwkd31YokX9fRfmwOvoWMLjRrpVBCfvVgGowY5/+X5l/Cd6Wq/lj1+iHjW1qJrKFqS6c88EUsmVpvW8bfT+5H2QbBx4P1zz";
@@ -157,6 +158,7 @@ fn allow(name: &str) -> InstanceAccessPolicy {
             limits: None,
             delegates: None,
             conditions: None,
+            session: None,
         },
         status: None,
     }

@@ -548,8 +548,12 @@ fn a_grant_that_was_on_record_and_not_stored_is_the_same_grant_a_moment_later_an
         let mut life = world();
         life.policies_read = false;
         life.run_until(at(now));
-        let intended =
-            Grant { id: "g".into(), start_time: Time(at(started)), expiration_time: Time(at(started + 600)) };
+        let intended = Grant {
+            id: "g".into(),
+            start_time: Time(at(started)),
+            expiration_time: Time(at(started + 600)),
+            session: None,
+        };
         life.sight.stores(None, Some(&intended));
         life.policies_read = true;
         let life = life.settled();

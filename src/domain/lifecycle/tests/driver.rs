@@ -113,6 +113,8 @@ pub(in super::super) struct Life {
     grants: BTreeMap<[Option<String>; 3], String>,
     pub book: again::Book,
     promise: Option<Timestamp>,
+    /// What was last seen to bind its sessions, each smaller the stricter.
+    bounds: [Option<i32>; 3],
     stuck: Vec<Condition>,
     policy_admits: bool,
     /// When the window of the policy closes, as it stands; and when its condition on `now` ceases to hold.
@@ -178,6 +180,7 @@ impl Life {
             landed: 0,
             grants: BTreeMap::new(),
             promise: None,
+            bounds: [None; 3],
             stuck: Vec::new(),
             policy_admits: true,
             closes: None,

@@ -46,6 +46,7 @@ pub(super) enum Turn {
     EnforcementGone,
     EnforcementBack(bool),
     Unreadable(bool),
+    Session(Option<i32>),
 }
 
 /// How a request is made again.
@@ -147,6 +148,7 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         1 => Just(Turn::EnforcementGone),
         2 => any::<bool>().prop_map(Turn::EnforcementBack),
         2 => any::<bool>().prop_map(Turn::Unreadable),
+        2 => prop::option::of(60..90i32).prop_map(Turn::Session),
     ]
 }
 
@@ -273,6 +275,14 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
                 policy.spec.limits = limits;
             });
         }
+        // Whichever binds: what a grant says of it is for the invariants.
+        Turn::Session(seconds) => life.policies.iter_mut().for_each(|policy| {
+            let drain_seconds = seconds.map(|seconds| 100 - seconds);
+            let end = Some(PolicySessionEnd { strategy: SessionEndStrategy::Drain, drain_seconds });
+            let bound = PolicySession { idle_timeout_seconds: *seconds, end, ..PolicySession::default() };
+            let is_allow = policy.spec.effect == PolicyEffect::Allow;
+            policy.spec.session = seconds.is_some().then_some(bound).filter(|_| is_allow);
+        }),
         Turn::OtherGranted => life.other_is_granted(),
         Turn::OtherEnds => life.other_ends(),
         Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),

@@ -18,6 +18,7 @@ mod nodes;
 mod objects;
 mod over;
 mod people;
+mod session;
 mod unseen;
 mod windows;
 
@@ -146,6 +147,7 @@ pub(super) fn policy(name: &str, effect: PolicyEffect) -> InstanceAccessPolicy {
             limits: None,
             delegates: None,
             conditions: None,
+            session: None,
         },
         status: None,
     }

@@ -71,6 +71,7 @@ impl Life {
         // Its own: what is promised of one request binds no other, but for the one grant that they have.
         self.sight = Sight::new(self.sight.since_time);
         (self.promise, self.look_again, self.last_record, self.last_status) = (None, None, None, None);
+        self.bounds = [None; 3];
         (self.redeemed, self.landed) = (0, 0);
         self.stuck.clear();
         self.looks.clear();

@@ -170,6 +170,15 @@ impl Life {
                 self.log()
             );
             self.promise = Some(expiration);
+            // I3, of what binds its sessions: each number only ever becomes stricter.
+            let bounds = grant.session.map_or([None; 3], |rules| {
+                [rules.max_sessions, rules.idle_timeout_seconds, rules.drain_seconds.map(|seconds| -seconds)]
+            });
+            for (before, bound) in self.bounds.into_iter().zip(bounds) {
+                let is_kept = before.is_none_or(|before| bound.is_some_and(|bound| bound <= before));
+                assert!(is_kept, "I3: a session is bound less: {before:?}, then {bound:?}\n{}", self.log());
+            }
+            self.bounds = bounds;
             let digest = status.spec_digest.clone().unwrap();
             assert_eq!(grant.id, grant_id(&self.uid(), &digest), "I3");
             // Also of a request that was made again.
