@@ -26,7 +26,7 @@ mod stream;
 mod watch;
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -213,7 +213,8 @@ impl Gateway {
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     loop {
         let (socket, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            // One that listens on [::] sees IPv4 in IPv6's coat.
+            Ok((socket, peer)) => (socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -233,13 +234,7 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     }
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    socket: TcpStream,
-    peer: std::net::SocketAddr,
-    connection: Place<()>,
-    login: Place<IpAddr>,
-) {
+async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, connection: Place<()>, login: Place<IpAddr>) {
     connection::serve(shared, socket, peer, login).await;
     drop(connection);
 }
