@@ -74,21 +74,27 @@ fn verify(args: VerifyArgs) -> Outcome {
     let first = (!files.is_empty()).then_some((files, Expectation { after, heads: head }));
     let others = trail.into_iter().map(|TrailFiles(files)| (files, Expectation::default()));
     let trails: Vec<_> = first.into_iter().chain(others).collect();
-    let (number, mut failed) = (trails.len(), 0);
+    let (number, mut failed, mut firsts) = (trails.len(), 0, std::collections::HashMap::new());
     for (files, expect) in trails {
+        let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
         if number > 1 {
-            let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-            print(format!("== {}\n", files.join(", ")))?;
+            print(format!("== {names}\n"))?;
         }
-        match audit::verify_files(&files, expect) {
-            Ok(summary) => print(summary.to_string())?,
+        let finding = match audit::verify_files(&files, expect) {
+            // A copy of another's trail verifies as well as that one does, and hides its own.
+            Ok(summary) => match summary.first.clone().and_then(|first| firsts.insert(first, names)) {
+                Some(other) => format!("it begins as {other} does: one is a copy of the other"),
+                None => {
+                    print(summary.to_string())?;
+                    continue;
+                }
+            },
             Err(error) if number == 1 => return Err(error.into()),
-            // The others may tell what this one does not.
-            Err(error) => {
-                failed += 1;
-                print(format!("not verified: {error}\n"))?;
-            }
-        }
+            Err(error) => error.to_string(),
+        };
+        // The others may tell what this one does not.
+        failed += 1;
+        print(format!("not verified: {finding}\n"))?;
     }
     if failed > 0 { Err(format!("{failed} of {number} trails do not verify").into()) } else { Ok(()) }
 }

@@ -30,6 +30,8 @@ pub struct Summary {
     pub first_time: Option<Timestamp>,
     /// The last line's time. Clocks step: it may lie before the first.
     pub last_time: Option<Timestamp>,
+    /// The first line: two trails that have it in common are one.
+    pub first: Option<Receipt>,
     /// The last line.
     pub head: Option<Receipt>,
 }
@@ -37,7 +39,7 @@ pub struct Summary {
 /// As `audit verify` prints it: whole lines.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, segments, first_time, last_time, head } = self;
+        let Self { records, segments, first_time, last_time, first: _, head } = self;
         let time = |time: &Option<Timestamp>| time.map_or_else(|| "never".to_owned(), |time| time.to_string());
         let (first, last) = (time(first_time), time(last_time));
         writeln!(f, "verified: {records} records in {segments} segments, from {first} to {last}")?;
@@ -248,6 +250,7 @@ impl Verifier {
         self.summary.records += 1;
         self.summary.segments += u64::from(opens_segment);
         self.summary.first_time.get_or_insert(time);
+        self.summary.first.get_or_insert_with(|| receipt.clone());
         self.summary.last_time = Some(time);
         self.previous = receipt;
         Ok(())

@@ -147,6 +147,10 @@ pub async fn several_gateways_behind_one_address_cut_alike_and_stand_in_for_one_
     let opened = two.records(&other.uid, "SessionOpened");
     assert_eq!(opened.len(), 3, "{opened:?}");
     assert!(opened.iter().all(|line| line["record"]["grantId"] == granted[0]["record"]["grantId"]), "{opened:?}");
+    // A copy in the place of another's trail hides that one.
+    let copied = verify(&audit_of_one).await;
+    assert_eq!(copied.status, Some(1), "{copied:?}");
+    assert!(copied.stdout.contains("one is a copy of the other"), "{copied:?}");
     // An edit in one of them is found, whichever it is, and the others are judged all the same.
     let edited = stand.lab.dir().join("edited.jsonl");
     let text = fs::read_to_string(&two.audit).unwrap();
