@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::LazyLock;
@@ -10,7 +11,7 @@ use lab::ssh;
 use lab::{Instance, poll};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, Command};
 
 use crate::client::Client;
@@ -159,17 +160,17 @@ while True:
 struct Remote {
     child: Child,
     stdin: ChildStdin,
-    socks: u16,
+    socks: SocketAddr,
     line: String,
 }
 
 impl Remote {
     /// Starts it; returns when the script has said its first line.
-    async fn start(client: &Client<'_>, host: &str, script: &str) -> Self {
-        // Free a moment ago; ssh has no way to choose one by itself and say which.
-        let socks = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    async fn start(client: &Client<'_>, instance: &Instance, script: &str) -> Self {
+        // An address of the lab's own, where nobody else listens: ssh cannot choose a port by itself and say which.
+        let socks = SocketAddr::new(instance.private_ip, 1080);
         let mut ssh = client.ssh();
-        ssh.args(["-v", "-T", "-D", &socks.to_string(), "-o", "ConnectTimeout=15", host, "bash"]);
+        ssh.args(["-v", "-T", "-D", &socks.to_string(), "-o", "ConnectTimeout=15", &instance.id, "bash"]);
         let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut stdin = child.stdin.take().expect("it is piped");
         stdin.write_all(script.as_bytes()).await.unwrap();
@@ -186,7 +187,7 @@ impl Remote {
     }
 
     async fn ask(&self, port: u16, name: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.socks)).await?;
+        let mut stream = TcpStream::connect(self.socks).await?;
         // SOCKS 5, without a login: connect to 127.0.0.1.
         stream.write_all(&[5, 1, 0]).await?;
         stream.read_exact(&mut [0; 2]).await?;
@@ -211,7 +212,7 @@ pub async fn what_an_editors_remote_does_works_and_works_again_after_a_drop() {
     // The scripts that such editors send are long: more than every pipe and window on the way.
     let padding = format!("# {}\n", "x".repeat(1000)).repeat(300);
     let script = format!("{padding}cat >server.py <<'END'\n{SERVER}\nEND\nexec python3 server.py\n");
-    let first = Remote::start(&client, &instance.id, &script).await;
+    let first = Remote::start(&client, &instance, &script).await;
     let port = first.line.strip_prefix("listening on ").and_then(|port| port.parse().ok());
     let port: u16 = port.unwrap_or_else(|| panic!("it said {:?}", first.line));
     let said = first.asks(port, "alice").await;
@@ -220,7 +221,7 @@ pub async fn what_an_editors_remote_does_works_and_works_again_after_a_drop() {
     let Remote { mut child, stdin, .. } = first;
     child.kill().await.unwrap();
     drop(stdin);
-    let second = Remote::start(&client, &instance.id, "echo back again\nexec cat\n").await;
+    let second = Remote::start(&client, &instance, "echo back again\nexec cat\n").await;
     assert_eq!(second.line, "back again");
     let again = second.asks(port, "alice").await;
     assert_eq!(again, said, "another server");
