@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -76,9 +77,46 @@ pub struct ControllerArgs {
     /// the user name.
     #[arg(long, env = "INSTANCE_ACCESS_PRINCIPAL", value_name = "CEL")]
     pub principal: Option<PrincipalRule>,
+    /// The Lease by which one of several controllers leads, and the others stand by; made if it is not there. All of them
+    /// write one audit trail: on a volume that each can write, or on standard output. Left out: this one is alone.
+    #[arg(long, env = "INSTANCE_ACCESS_LEASE", value_name = "NAMESPACE/NAME")]
+    pub lease: Option<LeaseName>,
+    /// How long the lease holds, in seconds: a leader that died is followed that much later. It renews the lease six times
+    /// as often, and stops at two thirds of it if it cannot.
+    #[arg(long, env = "INSTANCE_ACCESS_LEASE_SECONDS", value_name = "6..120", default_value_t = 9,
+          value_parser = clap::value_parser!(u16).range(6..=120))]
+    pub lease_seconds: u16,
     /// How log lines look.
     #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// The Lease of an election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl FromStr for LeaseName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_name = |name: &str| {
+            let (first, last) = (name.as_bytes().first(), name.as_bytes().last());
+            let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+            let is_inner = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
+            name.len() <= 253 && is_end(first) && is_end(last) && name.bytes().all(is_inner)
+        };
+        match text.split_once('/') {
+            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("must be NAMESPACE/NAME, for example instance-access/controller".to_owned()),
+        }
+    }
 }
 
 /// What the gateway runs with.
@@ -213,10 +251,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE,…", value_parser = parse_trail)]
     pub trail: Vec<TrailFiles>,
     /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.
-    #[arg(long, value_name = "SEQUENCE:DIGEST", value_parser = parse_head, requires = "files")]
+    #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub head: Vec<Receipt>,
     /// The record that the first file continues, if it is not the beginning of the trail.
-    #[arg(long, value_name = "SEQUENCE:DIGEST", value_parser = parse_head, requires = "files")]
+    #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub after: Option<Receipt>,
 }
 
@@ -232,10 +270,32 @@ fn parse_trail(text: &str) -> Result<TrailFiles, String> {
     Ok(TrailFiles(files.into_iter().map(PathBuf::from).collect()))
 }
 
-fn parse_head(text: &str) -> Result<Receipt, String> {
-    let form = || "must be SEQUENCE:DIGEST, as status.audit has them, for example 42:9f86d0…".to_owned();
-    let (sequence, digest) = text.split_once(':').ok_or_else(form)?;
-    let sequence = sequence.parse().ok().filter(|sequence: &i64| *sequence > 0).ok_or_else(form)?;
-    let is_digest = digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_digest { Ok(Receipt { sequence, digest: digest.to_owned() }) } else { Err(form()) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_named_by_namespace_and_name_and_nothing_else() {
+        let lease: LeaseName = "instance-access/controller.v2".parse().unwrap();
+        assert_eq!((lease.namespace.as_str(), lease.name.as_str()), ("instance-access", "controller.v2"));
+        let long = "a".repeat(254);
+        for text in [
+            "",
+            "/",
+            "controller",
+            "a/",
+            "/b",
+            "a/b/c",
+            "A/b",
+            "a/B",
+            "a/-b",
+            "a/b-",
+            "a/b c",
+            "a/é",
+            &format!("a/{long}"),
+        ] {
+            let refused = text.parse::<LeaseName>().unwrap_err();
+            assert!(refused.contains("NAMESPACE/NAME"), "{text}: {refused}");
+        }
+    }
 }

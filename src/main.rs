@@ -113,18 +113,43 @@ fn controller(args: ControllerArgs) -> Outcome {
 
 #[cfg(feature = "aws")]
 async fn run(args: ControllerArgs) -> Outcome {
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
     use instance_access::audit::Sinks;
     use instance_access::aws::{Cloud, LookupLimits, PushLimits, SdkCloud};
     use instance_access::clock;
-    use instance_access::controller::{Controller, Parts, Records};
+    use instance_access::controller::{Candidate, Controller, Health, Leads, Parts, Records, Term};
+    use instance_access::domain::lease::Terms;
     use instance_access::domain::lifecycle::Settings;
     use instance_access::server::Pages;
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
 
-    let ControllerArgs { audit_file, audit_stdout, listen, pushes_per_second, principal, log_format: _ } = args;
+    let ControllerArgs {
+        audit_file,
+        audit_stdout,
+        listen,
+        pushes_per_second,
+        principal,
+        lease,
+        lease_seconds,
+        log_format: _,
+    } = args;
     let stop = CancellationToken::new();
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let told = {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let stop = stop.clone();
+        async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            tracing::info!("stopping");
+            stop.cancel();
+        }
+    };
+    tokio::spawn(told);
     let clock = clock::system();
     let listener = tokio::net::TcpListener::bind(listen)
         .await
@@ -133,17 +158,47 @@ async fn run(args: ControllerArgs) -> Outcome {
     let listen = listener.local_addr()?;
     let sinks = Sinks { file: audit_file, stdout: audit_stdout };
     let records = Arc::new(Records::default());
+    let client = instance_access::kubernetes::client().await?;
+    let metrics = Arc::new(Metrics::default());
+    // Whoever stands by is there, and ready to lead.
+    let life: Arc<OnceLock<Health>> = Arc::new(OnceLock::new());
+    let served = CancellationToken::new();
+    let server = tokio::spawn(instance_access::server::serve(
+        listener,
+        Pages::of_controller(Arc::clone(&life), Arc::clone(&clock), Arc::clone(&metrics)),
+        served.clone(),
+    ));
+    tracing::info!(%listen, "started");
+    let mut candidate = lease.map(|lease| {
+        let head = Arc::clone(&records);
+        Candidate::new(
+            client.clone(),
+            &lease.namespace,
+            &lease.name,
+            Terms { identity: identity(&clock), lease: Duration::from_secs(lease_seconds.into()) },
+            Arc::clone(&clock),
+            Arc::new(move || head.head()),
+        )
+    });
+    let mut term = Term::Alone;
+    if let Some(candidate) = &mut candidate {
+        let Some(head) = candidate.until_leads(&stop).await else {
+            served.cancel();
+            server.await?;
+            return Ok(());
+        };
+        term = Term::next(head);
+    }
+    let leads: Leads = candidate.as_ref().map_or_else(|| Arc::new(|| true) as Leads, Candidate::leads);
     let opening = {
         let (records, clock, stop) = (Arc::clone(&records), Arc::clone(&clock), stop.clone());
-        tokio::spawn(async move { records.open(sinks, &clock, &stop).await })
+        tokio::spawn(async move { records.open(sinks, &term, &clock, &stop).await })
     };
     let cloud = SdkCloud::load().await;
     let region = cloud.region();
     if region.is_none() {
         tracing::warn!("the AWS configuration names no region: requests must name theirs, in spec.target.region");
     }
-    let client = instance_access::kubernetes::client().await?;
-    let metrics = Arc::new(Metrics::default());
     let rate_per_second_max = f64::from(pushes_per_second);
     let controller = Controller::new(Parts {
         client,
@@ -151,31 +206,50 @@ async fn run(args: ControllerArgs) -> Outcome {
         push_limits: PushLimits { rate_per_second_max, ..PushLimits::default() },
         lookup_limits: LookupLimits::default(),
         records: Arc::clone(&records),
+        leads,
         clock: Arc::clone(&clock),
         settings: Settings { region, principals: principal.unwrap_or_default() },
         metrics: Arc::clone(&metrics),
     });
-    let health = controller.health();
-    let server = tokio::spawn(instance_access::server::serve(
-        listener,
-        Pages::of_controller(health, clock, metrics),
-        stop.clone(),
-    ));
+    drop(life.set(controller.health())); // it is set nowhere else
     let running = tokio::spawn(controller.run(stop.clone()));
-    tracing::info!(%listen, "started");
+    // The lease is kept until nothing is done any more.
+    let kept = CancellationToken::new();
+    let keeping = candidate.map(|mut candidate| {
+        let (stop, kept) = (stop.clone(), kept.clone());
+        tokio::spawn(async move {
+            let outcome = candidate.keep(&kept).await;
+            stop.cancel();
+            candidate.release().await;
+            outcome
+        })
+    });
     let refused = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = tokio::signal::ctrl_c() => None,
         Some(error) = refused(opening) => Some(error),
-        _ = stop.cancelled() => None,
+        () = stop.cancelled() => None,
     };
-    tracing::info!("stopping");
     stop.cancel();
     let ran = running.await?;
-    server.await?;
     records.close().await;
+    kept.cancel();
+    let lost = match keeping {
+        Some(keeping) => keeping.await?.err(),
+        None => None,
+    };
+    served.cancel();
+    server.await?;
     tracing::info!("stopped");
-    refused.map_or(Ok(()), |error| Err(error.into())).and(ran.map_err(Into::into))
+    if let Some(error) = refused {
+        return Err(error.into());
+    }
+    lost.map_or(Ok(()), |loss| Err(loss.into())).and(ran.map_err(Into::into))
+}
+
+/// This process, and no other one that ever was: in a pod its name, and what tells its lives apart.
+#[cfg(feature = "aws")]
+fn identity(clock: &instance_access::clock::Clock) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}_{}_{:x}", host.trim(), std::process::id(), clock().as_nanosecond())
 }
 
 fn gateway(args: GatewayArgs) -> Outcome {

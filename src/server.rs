@@ -1,6 +1,6 @@
 //! The probes and the metrics page.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -24,15 +24,15 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The controller's.
-    pub fn of_controller(health: Health, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    /// The controller's. One that stands by, and has no health yet, is there and ready to lead.
+    pub fn of_controller(health: Arc<OnceLock<Health>>, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let live = {
-            let (health, clock) = (health.clone(), Arc::clone(&clock));
-            move || health.is_live(clock())
+            let (health, clock) = (Arc::clone(&health), Arc::clone(&clock));
+            move || health.get().is_none_or(|health| health.is_live(clock()))
         };
         Self {
             is_live: Box::new(live),
-            why_not_ready: Box::new(move || health.why_not_ready(clock())),
+            why_not_ready: Box::new(move || health.get().and_then(|health| health.why_not_ready(clock()))),
             metrics: Box::new(move || metrics.page()),
         }
     }

@@ -106,6 +106,8 @@ pub struct Reading {
     pub grants_live: usize,
     /// Whether what guards the requests stands in the API server.
     pub enforcement_stands: bool,
+    /// Whether this process may act.
+    pub leads: bool,
 }
 
 type Source = Box<dyn Fn() -> Reading + Send + Sync>;
@@ -122,8 +124,17 @@ impl std::fmt::Debug for Rooms {
 impl Collector for Rooms {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(source) = self.0.get() else { return Ok(()) };
-        let Reading { pushes, lookups, audit, requests, decisions, ledger_grants, grants_live, enforcement_stands } =
-            source();
+        let Reading {
+            pushes,
+            lookups,
+            audit,
+            requests,
+            decisions,
+            ledger_grants,
+            grants_live,
+            enforcement_stands,
+            leads,
+        } = source();
         let outcomes = [
             ("delivered", pushes.delivered),
             ("failed", pushes.failed),
@@ -175,6 +186,7 @@ impl Collector for Rooms {
             "Whether admission policies and CRDs stand as shipped; while 0, nothing is granted and no key pushed",
             enforcement_stands.into(),
         )?;
+        gauge(&mut encoder, "leader", "Whether this process leads; without --lease it always does", leads.into())?;
         gauge(&mut encoder, "requests", "Requests in the cluster", requests as u64)?;
         gauge(&mut encoder, "decisions_kept", "Decisions that may count, of all in the cluster", decisions as u64)?;
         gauge(

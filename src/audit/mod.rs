@@ -53,6 +53,29 @@ pub struct Receipt {
     pub digest: String,
 }
 
+impl std::fmt::Display for Receipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.sequence, self.digest)
+    }
+}
+
+/// The text is no receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be SEQUENCE:DIGEST, as status.audit has them, for example 42:9f86d0…")]
+pub struct NoReceipt;
+
+impl std::str::FromStr for Receipt {
+    type Err = NoReceipt;
+
+    /// Reads `SEQUENCE:DIGEST`.
+    fn from_str(text: &str) -> Result<Self, NoReceipt> {
+        let (sequence, digest) = text.split_once(':').ok_or(NoReceipt)?;
+        let sequence = sequence.parse().ok().filter(|sequence: &i64| *sequence > 0).ok_or(NoReceipt)?;
+        let receipt = Receipt { sequence, digest: digest.to_owned() };
+        if receipt.is_plausible() { Ok(receipt) } else { Err(NoReceipt) }
+    }
+}
+
 impl Receipt {
     /// Returns what the first line of all continues: number 0, and a digest of 64 zeros.
     pub(crate) fn origin() -> Self {

@@ -20,6 +20,8 @@ use crate::api::InstanceAccess;
 use crate::clock::Clock;
 use crate::telemetry::Metrics;
 
+use super::leader::Leads;
+
 /// Who reports.
 const REPORTER: &str = "instanceaccess.dev/controller";
 /// Events that may wait: what the pace below clears in a minute. Older ones would only confuse.
@@ -47,9 +49,9 @@ pub struct Events {
 
 impl Events {
     /// Makes a sender, which ends when this is dropped.
-    pub fn new(client: Client, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, leads: Leads, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(send(client, waiting, Arc::clone(&metrics)));
+        tokio::spawn(send(client, leads, waiting, Arc::clone(&metrics)));
         Self { queue, clock, metrics }
     }
 
@@ -86,13 +88,16 @@ fn event(object: &InstanceAccess, warning: bool, reason: &str, mut note: String,
     }
 }
 
-async fn send(client: Client, mut waiting: Receiver<Event>, metrics: Arc<Metrics>) {
+async fn send(client: Client, leads: Leads, mut waiting: Receiver<Event>, metrics: Arc<Metrics>) {
     // When the next may leave, if no burst were allowed.
     let mut next = Instant::now();
     while let Some(event) = waiting.recv().await {
         let now = Instant::now();
         next = next.max(now) + GAP;
         tokio::time::sleep_until(next - GAP * BURST).await;
+        if !leads() {
+            continue;
+        }
         let api: Api<Event> = Api::namespaced(client.clone(), event.metadata.namespace.as_deref().unwrap_or("default"));
         match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => metrics.count_event("sent"),

@@ -29,7 +29,7 @@ use crate::telemetry::chain;
 use super::Shared;
 use super::turn::wake_all;
 use super::watch::config;
-use super::write::WRITE_TIMEOUT;
+use super::write::{WRITE_TIMEOUT, WriteError};
 
 /// Entries a page, ten times as many as requests: an entry is a fraction of one, and nothing is granted before all came in.
 const PAGE_SIZE: u32 = 500;
@@ -222,6 +222,9 @@ async fn work(shared: &Shared, mut waiting: Receiver<Chore>, stop: &Cancellation
 }
 
 async fn done(shared: &Shared, chore: &Chore) -> Result<(), Box<dyn std::error::Error>> {
+    if !(shared.leads)() {
+        return Err(WriteError::Deposed.into());
+    }
     match chore {
         Chore::Restore(entry) => Ok(shared.writer.enter(entry).await?),
         Chore::Prune { name, uid } => {

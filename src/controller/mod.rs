@@ -14,6 +14,7 @@ mod decisions;
 mod enforcement;
 mod events;
 mod kept;
+mod leader;
 mod ledger;
 mod nodes;
 mod policies;
@@ -46,7 +47,8 @@ use crate::telemetry::{Metrics, Reading};
 
 use contact::Contact;
 use enforcement::Guard;
-pub use records::Records;
+pub use leader::{Candidate, Head, Leads};
+pub use records::{Records, Term};
 use slots::Slots;
 use timers::Timers;
 use write::Writer;
@@ -71,6 +73,8 @@ pub struct Parts {
     pub lookup_limits: LookupLimits,
     /// The audit trail.
     pub records: Arc<Records>,
+    /// Whether this process may act; one that is alone always may.
+    pub leads: Leads,
     /// The wall clock.
     pub clock: Clock,
     /// The operator's own place.
@@ -101,6 +105,7 @@ struct Shared {
     events: events::Events,
     tasks: TaskTracker,
     may_push: Arc<AtomicBool>,
+    leads: Leads,
     /// When this process began to look.
     since_time: Timestamp,
     contact: Arc<Contact>,
@@ -154,9 +159,9 @@ impl Shared {
         self.guard.enforcement((self.clock)())
     }
 
-    /// Whether the word to stop was given: nothing is pushed any more, and no turn begins.
+    /// Whether the word to stop was given, or another process leads: nothing is pushed any more, and no turn begins.
     fn is_stopping(&self) -> bool {
-        !self.may_push.load(Ordering::Acquire)
+        !self.may_push.load(Ordering::Acquire) || !(self.leads)()
     }
 }
 
@@ -239,27 +244,28 @@ pub struct Controller {
 impl Controller {
     /// Puts a controller together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, cloud, push_limits, lookup_limits, records, clock, settings, metrics } = parts;
+        let Parts { client, cloud, push_limits, lookup_limits, records, leads, clock, settings, metrics } = parts;
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
         let contact = Arc::new(Contact::new(since_time));
         let guard = Arc::new(Guard::default());
         let fence = {
             let (may_push, guard, clock) = (Arc::clone(&may_push), Arc::clone(&guard), Arc::clone(&clock));
-            let contact = Arc::clone(&contact);
+            let (contact, leads) = (Arc::clone(&contact), Arc::clone(&leads));
             Arc::new(move || {
                 let now = clock();
                 may_push.load(Ordering::Acquire)
+                    && leads()
                     && guard.enforcement(now).stands()
                     && !lifecycle::is_contact_lost(now, contact.lost_time(now))
             })
         };
         let census = Arc::new(census::Counter::new(Arc::clone(&clock), settings.principals.clone()));
         let shared = Shared {
-            writer: Writer::new(client.clone(), Arc::clone(&metrics)),
+            writer: Writer::new(client.clone(), Arc::clone(&leads), Arc::clone(&metrics)),
             lookups: Lookups::new(Arc::clone(&cloud), lookup_limits),
             pushes: Pushes::new(cloud, push_limits, Arc::clone(&clock), fence),
-            events: events::Events::new(client.clone(), Arc::clone(&clock), Arc::clone(&metrics)),
+            events: events::Events::new(client.clone(), Arc::clone(&leads), Arc::clone(&clock), Arc::clone(&metrics)),
             client,
             records,
             clock,
@@ -276,6 +282,7 @@ impl Controller {
             timers: Timers::default(),
             tasks: TaskTracker::new(),
             may_push,
+            leads,
             since_time,
             health: Health::new(since_time, Arc::clone(&contact), Arc::clone(&guard)),
             contact,
@@ -297,6 +304,7 @@ impl Controller {
                 ledger_grants,
                 grants_live: shared.slots.live_len(),
                 enforcement_stands: shared.enforcement().stands(),
+                leads: (shared.leads)(),
             }
         });
         Self { shared }

@@ -182,6 +182,9 @@ fn store(shared: &Arc<Shared>, mut object: InstanceAccessPolicy, status: Instanc
     object.status = Some(status);
     object.metadata.managed_fields = None;
     let api: Api<InstanceAccessPolicy> = Api::all(shared.client.clone());
+    if !(shared.leads)() {
+        return;
+    }
     shared.tasks.spawn(async move {
         let name = object.metadata.name.clone().unwrap_or_default();
         let params = PostParams { field_manager: Some(super::FIELD_MANAGER.to_owned()), ..PostParams::default() };

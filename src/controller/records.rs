@@ -2,6 +2,8 @@
 //!
 //! A trail that cannot be opened (a full disk, a volume that is not mounted yet) must not keep the controller from
 //! ending grants. So it is opened in the background, and until it is, every append fails: nothing is granted.
+//!
+//! A leader continues the trail of the one before, of which the lease names the head.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -19,6 +21,33 @@ const OPEN_RETRY: Duration = Duration::from_secs(5);
 /// The longest record. The greatest identity, reason and message together stay below half of it.
 const RECORD_BYTES_MAX: usize = 256 << 10;
 
+/// Whose trail it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Term {
+    /// No other process ever writes it.
+    Alone,
+    /// Leaders write it, one after the other.
+    Next {
+        /// The head that the lease named when this one began to lead.
+        known_head: Option<Receipt>,
+    },
+    /// The same, but what the lease says of the head is no receipt.
+    Unclear {
+        /// What it says.
+        head: String,
+    },
+}
+
+impl Term {
+    /// The term of a leader whose lease says so of the head.
+    pub fn next(head: Option<String>) -> Self {
+        match head.map(|head| head.parse().map_err(|_| head)).transpose() {
+            Ok(known_head) => Self::Next { known_head },
+            Err(head) => Self::Unclear { head },
+        }
+    }
+}
+
 /// The trail, once it is open.
 #[derive(Debug, Default)]
 pub struct Records {
@@ -32,6 +61,11 @@ impl Records {
             Some(trail) => trail.append(record, time).await,
             None => Err(AppendError::Closed),
         }
+    }
+
+    /// The last durable record; none while the trail is not open.
+    pub fn head(&self) -> Option<Receipt> {
+        self.trail.get().map(Trail::head)
     }
 
     /// What the trail counted; nothing while it is not open.
@@ -49,11 +83,29 @@ impl Records {
     /// Opens the trail, and tries again for as long as somebody may mend what is in the way.
     ///
     /// # Errors
-    /// Returns at once what no waiting mends: no sink, a path that is no file, another process that writes to it, a
-    /// trail that does not verify.
-    pub async fn open(&self, sinks: Sinks, clock: &Clock, stop: &CancellationToken) -> Result<(), OpenError> {
+    /// Returns at once what no waiting mends: no sink, a path that is no file, a trail that does not verify or has lost its
+    /// end; and another process that writes to it, unless this one succeeds a leader, which may not have gone yet.
+    pub async fn open(
+        &self,
+        sinks: Sinks,
+        term: &Term,
+        clock: &Clock,
+        stop: &CancellationToken,
+    ) -> Result<(), OpenError> {
         loop {
-            let begin = Begin { now: clock(), known_head: None };
+            let known_head = match term {
+                Term::Alone => None,
+                Term::Next { known_head } => known_head.clone(),
+                Term::Unclear { head } => {
+                    tracing::error!(
+                        head,
+                        "the lease names a head of the audit trail that is no SEQUENCE:DIGEST, so nothing is granted; ends go on; put its annotation right, or take it off, and start the controller again"
+                    );
+                    stop.cancelled().await;
+                    return Ok(());
+                }
+            };
+            let begin = Begin { now: clock(), known_head };
             match Trail::open(sinks.clone(), Limits { record_bytes_max: RECORD_BYTES_MAX, ..Limits::default() }, begin)
                 .await
             {
@@ -80,6 +132,13 @@ impl Records {
                     tracing::error!(
                         error = chain(&error),
                         "the audit trail cannot be opened, so nothing is granted; ends go on; trying again"
+                    );
+                }
+                // It may be frozen, or on its way out; what it appends it is not given a receipt for by us.
+                Err(error @ OpenError::Locked { .. }) if matches!(term, Term::Next { .. }) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "the leader before has not let go of the audit trail, so nothing is granted; ends go on; trying again"
                     );
                 }
                 Err(error) => return Err(error),

@@ -32,6 +32,7 @@ const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the record of an end, which goes on without it.
 const AUDIT_TIMEOUT_OF_AN_END: Duration = Duration::from_secs(1);
 /// Steps of one turn. A grant takes four; more than this is a plan that never comes to rest, which must not burn a core.
+/// What others' changes called off is not among them: it is asked about as often as they change something.
 const STEPS_MAX: u32 = 32;
 /// First and longest wait after a failed write.
 const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -74,6 +75,8 @@ enum Step {
     Done,
     /// Ask again: a required record could not be made durable, or a place was taken meanwhile, and the plan fell.
     Fell,
+    /// Ask again: the world that was judged is another one by now, and what was decided on it was left undone.
+    CalledOff,
     /// Ask again, but not before a while.
     Failed,
     /// There is nothing left to ask about.
@@ -122,6 +125,8 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
         let (plan, object, known, was_gone, is_live) = {
             let mut state = slot.lock();
             state.dirty = false;
+            // What called is looked at now: it must not call off what is decided on it.
+            let _ = slot.nudged.notified().now_or_never();
             let known = Known::now(&shared, &slot, &mut state);
             let plan = if state.gone { vanished(&shared, &mut state) } else { ask(&shared, &mut state, &known) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
@@ -165,10 +170,12 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             };
             continue;
         }
-        steps += 1;
         // In a box of its own: of the turns that wait above there are thousands.
         let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan)).await;
         let mut state = slot.lock();
+        let others_did = matches!(step, Step::CalledOff)
+            && (state.dirty || !known.is(&Known::now(&shared, &slot, &mut state), &object));
+        steps += u32::from(!others_did);
         match step {
             Step::Done if is_last => {
                 state.running = false;
@@ -176,7 +183,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
                 shared.slots.forget(&slot.uid);
                 return;
             }
-            Step::Done | Step::Fell => state.failures = 0,
+            Step::Done | Step::Fell | Step::CalledOff => state.failures = 0,
             Step::Failed => {
                 state.failures = state.failures.saturating_add(1);
                 let wait = WRITE_RETRY.0.saturating_mul(1 << (state.failures - 1).min(10)).min(WRITE_RETRY.1);
@@ -322,7 +329,7 @@ async fn carry_out(
                 Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
             },
             // Dropping the permit is a refusal, and the next question is asked of what the world is now.
-            Effect::Push(_) if !holds() => return Step::Done,
+            Effect::Push(_) if !holds() => return Step::CalledOff,
             effect => begin(shared, slot, &object, effect),
         }
     }
@@ -475,6 +482,10 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
     {
         return Ok(receipt.clone());
     }
+    // Whoever leads now continues the trail.
+    if !(shared.leads)() {
+        return Err(());
+    }
     let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
     let outcome = tokio::time::timeout(bound, shared.records.append(value, (shared.clock)())).await;
     match outcome {
@@ -530,7 +541,7 @@ fn unentered(object: &InstanceAccess, error: &WriteError) -> Step {
 async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &str, error: WriteError) -> Step {
     let meta = &object.metadata;
     match error {
-        WriteError::Stale => Step::Done,
+        WriteError::Stale => Step::CalledOff,
         WriteError::Gone => {
             set_gone(shared, slot);
             Step::Done
@@ -549,6 +560,8 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
                 Err(_) => Step::Failed,
             }
         }
+        // This process ends, and the next begins with what is stored.
+        WriteError::Deposed => Step::Failed,
         WriteError::Build(_) | WriteError::Refused(_) => {
             tracing::warn!(
                 namespace = meta.namespace,

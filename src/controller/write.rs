@@ -19,6 +19,8 @@ use crate::api::{
 use crate::domain::lifecycle::Lane;
 use crate::telemetry::Metrics;
 
+use super::leader::Leads;
+
 /// The longest that one write may take: the API server gives up a PUT after 34 s, and a sick one should not hold a lane.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes at once. The API server is CPU-bound: four clients saturate two cores, more only wait in its queue.
@@ -45,6 +47,9 @@ pub enum WriteError {
     /// The object is gone.
     #[error("the object is gone")]
     Gone,
+    /// Another process leads; nothing was sent.
+    #[error("this process does not lead any more")]
+    Deposed,
     /// The API server did not answer in time; the write may have happened.
     #[error("the API server did not answer within {WRITE_TIMEOUT:?}")]
     Timeout,
@@ -61,7 +66,7 @@ impl WriteError {
     pub fn may_be_stored(&self) -> bool {
         match self {
             Self::Timeout | Self::Refused(_) => true,
-            Self::Stale | Self::Conflict | Self::Gone | Self::Build(_) => false,
+            Self::Stale | Self::Conflict | Self::Gone | Self::Deposed | Self::Build(_) => false,
         }
     }
 }
@@ -105,6 +110,7 @@ pub struct Still<'a> {
 /// The writer.
 pub struct Writer {
     client: Client,
+    leads: Leads,
     grants: Semaphore,
     ends: Semaphore,
     words: Semaphore,
@@ -114,9 +120,10 @@ pub struct Writer {
 
 impl Writer {
     /// Makes a writer.
-    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, leads: Leads, metrics: Arc<Metrics>) -> Self {
         Self {
             client,
+            leads,
             grants: Semaphore::new(GRANT_WRITES_MAX),
             ends: Semaphore::new(END_WRITES_MAX),
             words: Semaphore::new(WORD_WRITES_MAX),
@@ -155,6 +162,7 @@ impl Writer {
             Err(WriteError::Stale) => "stale",
             Err(WriteError::Conflict) => "conflict",
             Err(WriteError::Gone) => "gone",
+            Err(WriteError::Deposed) => "deposed",
             Err(WriteError::Timeout) => "timeout",
             Err(WriteError::Build(_) | WriteError::Refused(_)) => "refused",
         });
@@ -182,6 +190,9 @@ impl Writer {
         let _place = self.leaving.acquire().await.expect("the lanes are never closed");
         let api: Api<InstanceAccessLedgerEntry> = Api::all(self.client.clone());
         let params = PostParams { field_manager: Some(super::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        if !(self.leads)() {
+            return Err(WriteError::Deposed);
+        }
         match tokio::time::timeout(WRITE_TIMEOUT, api.create(&params, entry)).await {
             Err(_) => Err(WriteError::Timeout),
             Ok(Ok(_)) => Ok(()),
@@ -250,6 +261,9 @@ impl Writer {
         let Call { method, uri, content_type } = call;
         let request = Request::builder().method(method).uri(uri).header("content-type", content_type).body(body);
         let request = request.map_err(|error| WriteError::Build(Box::new(error)))?;
+        if !(self.leads)() {
+            return Err(WriteError::Deposed);
+        }
         self.request(request, object).await
     }
 

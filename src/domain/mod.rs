@@ -12,6 +12,7 @@ pub mod enforcement;
 pub mod expression;
 pub mod identity;
 pub mod key;
+pub mod lease;
 pub mod ledger;
 pub mod lifecycle;
 pub mod node;

@@ -6,7 +6,7 @@
 //! aws            AWS refuses, hangs, lies           outlast      …and the grant ends on time all the same
 //! api_server     away, frozen, conflicts            audit        the disk is full
 //! crash          kill -9 under load                 hostile      people who try
-//! unreadable     a decision that may be a no
+//! unreadable     a decision that may be a no   leaders      several controllers, of which one leads
 //! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
@@ -20,6 +20,7 @@ mod flood;
 mod hostile;
 mod input;
 mod keys;
+mod leaders;
 mod outlast;
 mod policies;
 mod stand;
@@ -47,6 +48,7 @@ fn main() {
     let days = [
         // The longest first.
         outlast::days(),
+        leaders::days(),
         api_server::days(),
         audit::days(),
         crash::days(),

@@ -2,7 +2,7 @@
 
 use instance_access::api::InstanceAccessPolicy;
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::days;
@@ -16,6 +16,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_condition_that_could_burn_a_core_is_told_and_the_others_go_on,
         without_the_right_to_nodes_those_who_ask_by_node_are_told_and_the_others_served,
         a_policy_that_names_no_such_policy_is_told,
+        policies_that_change_all_the_time_hold_up_nobodys_answer,
     ]
 }
 
@@ -179,5 +180,39 @@ async fn a_policy_that_names_no_such_policy_is_told() -> Outcome {
     stand.ask(Ask::new("by-no-such").instance(&id).with("policyName", json!("no-such"))).await?;
     let words = ["spec.policyName names no-such", "leave it out to let the operator choose"];
     stand.until_denied("by-no-such", "DeniedByPolicy", &words).await?;
+    Ok(())
+}
+
+async fn policies_that_change_all_the_time_hold_up_nobodys_answer() -> Outcome {
+    const ASKED: usize = 100;
+    let stand = Stand::own(Special::default()).await?;
+    let id = stand.running();
+    let allow = "  effect: Allow\n  targets: {instanceIds: ['*']}\n  osUsers: [tester]\n  \
+                 ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
+    apply(&stand.lab, &policy("restless", allow)).await?;
+    let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
+    // As fast as the API server takes them, until everybody has an answer.
+    let edits = async {
+        for priority in 0.. {
+            let patch = json!({"spec": {"priority": priority % 1000}});
+            policies.patch("restless", &PatchParams::default(), &Patch::Merge(patch)).await?;
+        }
+        anyhow::Ok(())
+    };
+    let answers = async {
+        let names: Vec<_> = (0..ASKED).map(|number| format!("stranger-{number}")).collect();
+        let asks: Vec<_> = names.iter().map(|name| Ask::new(name).instance(&id)).collect();
+        futures::future::try_join_all(asks.iter().map(|ask| stand.create("mallory", ask))).await?;
+        for name in &names {
+            stand.until_denied(name, "DeniedByPolicy", &["no policy admits mallory"]).await?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        edited = edits => edited?,
+        answered = answers => answered?,
+    }
+    let restless = stand.controller.metric("instance_access_restless_turns_total").await?;
+    anyhow::ensure!(restless == 0.0, "{restless} turns came to no rest:\n{}", stand.controller.log_of("come to rest"));
     Ok(())
 }

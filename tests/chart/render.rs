@@ -165,6 +165,37 @@ fn one_replica_is_replaced_by_stopping_it_first() {
 }
 
 #[test]
+fn several_replicas_lead_by_a_lease_that_they_alone_may_write() {
+    let shared = "audit.persistence.accessModes={ReadWriteMany}";
+    let objects = rendered(&["--set", "replicas=2", "--set", shared]);
+    let spec = &the(&objects, "Deployment")["spec"];
+    assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&json!(2), &json!("RollingUpdate")));
+    assert_eq!(variable(&objects, "INSTANCE_ACCESS_LEASE").as_deref(), Some("ops/access-instance-access"));
+    // The rules are those of the example, for this Lease.
+    let example = super::helm::objects(&read("examples/lease-rbac.yaml"));
+    let mut rules = the(&example, "Role")["rules"].clone();
+    rules[1]["resourceNames"] = json!(["access-instance-access"]);
+    let role = the(&objects, "Role");
+    assert_eq!((&role["rules"], &role["metadata"]["namespace"]), (&rules, &json!("ops")));
+    let subject = &the(&objects, "RoleBinding")["subjects"][0];
+    assert_eq!((&subject["name"], &subject["namespace"]), (&json!("operator"), &json!("ops")));
+    // One alone has neither Lease nor Role.
+    let alone = rendered(&[]);
+    assert_eq!(variable(&alone, "INSTANCE_ACCESS_LEASE"), None);
+    assert!(of_kind(&alone, "Role").is_empty());
+
+    for (values, words) in [
+        (&["replicas=2"][..], "does not hold ReadWriteMany"),
+        (&["settings.lease=elsewhere/it"], "not in the namespace ops"),
+    ] {
+        let mut arguments = vec!["--set", IMAGE];
+        arguments.extend(values.iter().flat_map(|value| ["--set", *value]));
+        let refused = template(&arguments).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
+#[test]
 fn the_trail_is_on_a_volume_that_outlives_an_uninstall_or_somebody_said_otherwise() {
     let objects = rendered(&[]);
     let claim = the(&objects, "PersistentVolumeClaim");

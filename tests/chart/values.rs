@@ -25,9 +25,11 @@ fn camel(name: &str) -> String {
 }
 
 /// A value for each setting that is not its default.
-const SAMPLES: [(&str, &str); 6] = [
+const SAMPLES: [(&str, &str); 8] = [
     ("auditFile", "/srv/trail/audit.jsonl"),
     ("auditStdout", "true"),
+    ("lease", "ops/another"),
+    ("leaseSeconds", "30"),
     ("listen", "[::]:9090"),
     ("logFormat", "text"),
     ("principal", "user.username"),
@@ -146,7 +148,9 @@ fn a_mistake_in_the_values_is_refused_and_named() {
         ("audit.persistence.accessModes={ReadOnlyMany}", "accessModes"),
         ("audit.enabled=false", "enabled"),
         ("resources.limit.memory=1Gi", "limit"),
-        ("replicas=2", "replicas"),
+        ("replicas=0", "replicas"),
+        ("settings.lease=another", "lease"),
+        ("settings.leaseSeconds=5", "leaseSeconds"),
         ("extraEnv[0].name=INSTANCE_ACCESS_PRINCIPAL", "extraEnv"),
         ("networkPolicy.tcpPorts={0}", "tcpPorts"),
     ] {

@@ -48,6 +48,21 @@ here, since `helm template` checks neither.
 {{- end -}}
 {{- end -}}
 
+{{/*
+The Lease of the leader, NAMESPACE/NAME; nothing for one controller alone. Our Role is for the release's namespace.
+*/}}
+{{- define "instance-access.lease" -}}
+{{- $lease := .Values.settings.lease -}}
+{{- if $lease -}}
+{{- if not (hasPrefix (printf "%s/" .Release.Namespace) $lease) -}}
+{{- fail (printf "settings.lease: %q is not in the namespace %s of the release, where the controller may write it" $lease .Release.Namespace) -}}
+{{- end -}}
+{{- $lease -}}
+{{- else if gt (int .Values.replicas) 1 -}}
+{{- printf "%s/%s" .Release.Namespace (include "instance-access.fullname" .) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The port that settings.listen names. */}}
 {{- define "instance-access.port" -}}
 {{- regexFind "[0-9]+$" .Values.settings.listen -}}

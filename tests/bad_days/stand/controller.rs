@@ -53,6 +53,18 @@ impl Controller {
         Ok(Self { env: Mutex::new(env), audit, disk, log, listen, child: Mutex::default() })
     }
 
+    /// Another one beside it, on the same audit file, with a log of its own.
+    pub fn beside(&self, name: &str) -> anyhow::Result<Self> {
+        Ok(Self {
+            env: Mutex::new(self.env.lock().expect("no holder panics").clone()),
+            audit: self.audit.clone(),
+            disk: None,
+            log: self.log.with_file_name(format!("{name}.log")),
+            listen: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            child: Mutex::default(),
+        })
+    }
+
     /// Changes its environment; the next start sees it.
     pub fn set_env(&self, name: &str, value: &str) {
         self.env.lock().expect("no holder panics").push((name.into(), value.into()));

@@ -1,0 +1,266 @@
+//! Carries out an election: reads and writes the Lease, and tells everybody else whether we lead.
+//!
+//! What a step is, and why, is decided in [`crate::domain::lease`]. Whoever waits holds nothing: no watch, no trail, no
+//! timer; a leader that has lost the lease ends. So each term begins by reading everything from the API server.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio_util::sync::CancellationToken;
+
+use crate::audit::Receipt;
+use crate::clock::Clock;
+use crate::domain::lease::{Election, LeaseRecord, Loss, Moment, Step, Terms};
+use crate::telemetry::chain;
+
+use super::FIELD_MANAGER;
+
+/// The annotation of the Lease that bears the head of the audit trail, `SEQUENCE:DIGEST`.
+const HEAD: &str = "instanceaccess.dev/audit-head";
+
+/// Whether this process may act now. Asked often; answers from memory.
+pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
+/// The head of the trail that this process writes, once there is one.
+pub type Head = Arc<dyn Fn() -> Option<Receipt> + Send + Sync>;
+
+/// A process that would lead.
+pub struct Candidate {
+    leases: Api<Lease>,
+    name: String,
+    timeout: Duration,
+    watch: Watch,
+    head: Head,
+    /// The Lease as it was read last, with all that others wrote into it.
+    last: Option<Lease>,
+}
+
+/// The election and the clocks that it is judged by.
+#[derive(Clone)]
+struct Watch {
+    election: Arc<Mutex<Election>>,
+    clock: Clock,
+    origin: Instant,
+}
+
+impl Watch {
+    fn election(&self) -> MutexGuard<'_, Election> {
+        self.election.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Moment {
+        Moment { ticks: self.origin.elapsed(), time: (self.clock)() }
+    }
+}
+
+/// What the API server said to a write.
+enum Written {
+    Stored(Lease),
+    /// Another version stands, or none.
+    Stale,
+}
+
+impl Candidate {
+    /// Stands for election by the Lease of this name; `head` is asked at each renewal.
+    pub fn new(client: Client, namespace: &str, name: &str, terms: Terms, clock: Clock, head: Head) -> Self {
+        let timeout = terms.call_timeout();
+        let watch = Watch { election: Arc::new(Mutex::new(Election::new(terms))), clock, origin: Instant::now() };
+        Self { leases: Api::namespaced(client, namespace), name: name.to_owned(), timeout, watch, head, last: None }
+    }
+
+    /// Whether this process leads, for whoever acts.
+    pub fn leads(&self) -> Leads {
+        let watch = self.watch.clone();
+        Arc::new(move || {
+            let now = watch.now();
+            watch.election().leads(now)
+        })
+    }
+
+    /// Waits until this process leads; returns the head of the audit trail that the lease names, as text. None, if it was
+    /// stopped before.
+    pub async fn until_leads(&mut self, stop: &CancellationToken) -> Option<Option<String>> {
+        let mut told = None;
+        loop {
+            let wait = self.step().await.unwrap_or(self.timeout);
+            let (leads, holder) = {
+                let (now, election) = (self.watch.now(), self.watch.election());
+                (election.leads(now), election.holder().map(str::to_owned))
+            };
+            if leads {
+                tracing::info!(lease = self.name, "leads");
+                return Some(self.watch.election().head().map(str::to_owned));
+            }
+            if told.as_ref() != Some(&holder) {
+                tracing::info!(lease = self.name, leader = holder.as_deref().unwrap_or("nobody yet"), "stands by");
+                told = Some(holder);
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Renews the lease for as long as it can.
+    ///
+    /// # Errors
+    /// Why this process leads no more, once it does not; `Ok` if it was told to stop, and then it leads still.
+    pub async fn keep(&mut self, stop: &CancellationToken) -> Result<(), Loss> {
+        loop {
+            let wait = self.step().await?;
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Gives the lease back, so that the next leader need not wait for its end. From here on this process does not lead.
+    pub async fn release(&mut self) {
+        let head = (self.head)().map(|head| head.to_string());
+        let now = self.watch.now();
+        let released = self.watch.election().release(now, head);
+        let Some(record) = released else { return };
+        match self.write(&record).await {
+            Ok(Written::Stored(_)) => tracing::info!(lease = self.name, "gave the lease back"),
+            Ok(Written::Stale) => {}
+            Err(error) => {
+                tracing::warn!(lease = self.name, error = chain(&*error), "the lease was not given back; it runs out");
+            }
+        }
+    }
+
+    /// Takes one step; returns how long to wait before the next.
+    async fn step(&mut self) -> Result<Duration, Loss> {
+        let head = (self.head)().map(|head| head.to_string());
+        let sent = self.watch.now();
+        let step = self.watch.election().next(sent, head);
+        let outcome = match step {
+            Step::Wait(wait) => return Ok(wait),
+            Step::Lost(loss) => return Err(loss),
+            Step::Read => match self.read().await {
+                Ok(lease) => {
+                    let record = lease.as_ref().map(record);
+                    self.last = lease;
+                    let now = self.watch.now();
+                    self.watch.election().read(now, record);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            Step::Write(wanted) => match self.write(&wanted).await {
+                Ok(Written::Stored(lease)) => {
+                    let now = self.watch.now();
+                    self.watch.election().wrote(sent, now, record(&lease));
+                    self.last = Some(lease);
+                    Ok(())
+                }
+                Ok(Written::Stale) => {
+                    let now = self.watch.now();
+                    self.watch.election().failed(now);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(lease = self.name, error = chain(&*error), "the lease could not be asked for");
+            let now = self.watch.now();
+            self.watch.election().failed(now);
+        }
+        Ok(Duration::ZERO)
+    }
+
+    async fn read(&self) -> Result<Option<Lease>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(tokio::time::timeout(self.timeout, self.leases.get_opt(&self.name)).await??)
+    }
+
+    async fn write(&self, wanted: &LeaseRecord) -> Result<Written, Box<dyn std::error::Error + Send + Sync>> {
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let known = self.last.clone().filter(|_| wanted.version.is_some()).unwrap_or_default();
+        let lease = lease(known, &self.name, wanted);
+        let answer = if wanted.version.is_some() {
+            tokio::time::timeout(self.timeout, self.leases.replace(&self.name, &params, &lease)).await?
+        } else {
+            tokio::time::timeout(self.timeout, self.leases.create(&params, &lease)).await?
+        };
+        match answer {
+            Ok(stored) => Ok(Written::Stored(stored)),
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Written::Stale),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A Lease as the election sees it. What is not there, or out of its bounds, is as if it had been there for long.
+fn record(lease: &Lease) -> LeaseRecord {
+    let metadata = &lease.metadata;
+    let spec = lease.spec.clone().unwrap_or_default();
+    let time = |time: Option<MicroTime>| time.map(|MicroTime(time)| time);
+    let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    LeaseRecord {
+        version: metadata.resource_version.clone(),
+        holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
+        duration: Duration::from_secs(seconds.unwrap_or_default()),
+        acquire_time: time(spec.acquire_time),
+        renew_time: time(spec.renew_time),
+        transitions: spec.lease_transitions.unwrap_or_default(),
+        head: metadata.annotations.as_ref().and_then(|annotations| annotations.get(HEAD)).cloned(),
+    }
+}
+
+/// The Lease to write, with all that others have put on it.
+fn lease(known: Lease, name: &str, wanted: &LeaseRecord) -> Lease {
+    let mut lease = known;
+    lease.metadata.name = Some(name.to_owned());
+    lease.metadata.resource_version.clone_from(&wanted.version);
+    lease.metadata.managed_fields = None;
+    if let Some(head) = &wanted.head {
+        lease.metadata.annotations.get_or_insert_default().insert(HEAD.to_owned(), head.clone());
+    }
+    let time = |time: Option<Timestamp>| time.map(MicroTime);
+    lease.spec = Some(LeaseSpec {
+        holder_identity: Some(wanted.holder.clone().unwrap_or_default()),
+        lease_duration_seconds: Some(i32::try_from(wanted.duration.as_secs()).unwrap_or(i32::MAX)),
+        acquire_time: time(wanted.acquire_time),
+        renew_time: time(wanted.renew_time),
+        lease_transitions: Some(wanted.transitions),
+        ..lease.spec.unwrap_or_default()
+    });
+    lease
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_put_on_the_lease_stays_there() {
+        let known: Lease = serde_json::from_value(json!({
+            "metadata": {"name": "it", "resourceVersion": "7", "labels": {"app": "it"}, "annotations": {"theirs": "1"}},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 9, "strategy": "OldestEmulationVersion"},
+        }))
+        .unwrap();
+        let seen = record(&known);
+        assert_eq!((seen.holder.as_deref(), seen.version.as_deref()), (None, Some("7")));
+        let wanted = LeaseRecord { holder: Some("a".to_owned()), head: Some("4:ab".to_owned()), ..seen };
+        let written = serde_json::to_value(lease(known, "it", &wanted)).unwrap();
+        assert_eq!(written["metadata"]["labels"], json!({"app": "it"}));
+        assert_eq!(written["metadata"]["annotations"], json!({"theirs": "1", HEAD: "4:ab"}));
+        assert_eq!(written["spec"]["holderIdentity"], "a");
+        assert_eq!(written["spec"]["strategy"], "OldestEmulationVersion");
+    }
+
+    #[test]
+    fn a_lease_without_a_spec_is_nobodys_and_not_free() {
+        let seen = record(&Lease::default());
+        assert_eq!((seen.holder, seen.acquire_time, seen.duration), (None, None, Duration::ZERO));
+    }
+}

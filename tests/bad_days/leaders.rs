@@ -1,0 +1,165 @@
+//! Several controllers, of which one leads: it dies, freezes, is told to go, loses sight of the API server or its lease.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::days;
+use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, reason, shown};
+
+pub fn days() -> Vec<(&'static str, Day)> {
+    days![
+        a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_once,
+        a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes,
+        a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_second_one,
+    ]
+}
+
+const LEASE: &str = "instance-access/controller";
+
+async fn two() -> anyhow::Result<(Stand, Controller)> {
+    let env = vec![("INSTANCE_ACCESS_LEASE", LEASE.to_owned())];
+    let rbac: fn(&str) -> String =
+        |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
+    let stand = Stand::own(Special { env, rbac: Some(rbac), ..Special::default() }).await?;
+    leads(&stand.controller).await?;
+    let other = stand.controller.beside("other")?;
+    other.start()?;
+    until_log(&other, "stands by").await?;
+    // Whoever stands by is there, and does nothing.
+    anyhow::ensure!(other.page("/readyz").await?.0 == 200, "{:?}", other.page("/readyz").await?);
+    Ok((stand, other))
+}
+
+async fn until_log(controller: &Controller, words: &str) -> Outcome {
+    lab::poll::until(words, SOON, async || match controller.log_of(words) {
+        found if found.is_empty() => Err(controller.log_of("")),
+        _ => Ok(()),
+    })
+    .await
+}
+
+async fn leads(controller: &Controller) -> Outcome {
+    until_log(controller, "opened the audit trail").await
+}
+
+async fn gone(controller: &Controller) -> anyhow::Result<std::process::ExitStatus> {
+    lab::poll::until("the controller to end", SOON, async || controller.death().ok_or("it runs")).await
+}
+
+async fn a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_once() -> Outcome {
+    let (stand, other) = two().await?;
+    let (id, others) = (stand.running(), stand.running());
+    stand.ask(Ask::new("before").instance(&id).ends_in(130)).await?;
+    stand.until_granted("before").await?;
+    anyhow::ensure!(stand.controller.death().is_none(), "the first one leads");
+
+    stand.controller.kill();
+    let killed = Instant::now();
+    stand.ask(Ask::new("after").instance(&others)).await?;
+    leads(&other).await?;
+    stand.until_granted("after").await?;
+    let followed = killed.elapsed();
+    eprintln!("a grant {:.1} s after kill -9 of the leader", followed.as_secs_f64());
+    anyhow::ensure!(followed > Duration::from_secs(2), "the lease was not waited for: {followed:?}");
+
+    // The other way round, and this time it steps down.
+    let third = stand.controller.beside("third")?;
+    third.start()?;
+    until_log(&third, "stands by").await?;
+    other.signal("-TERM").await?;
+    let told = Instant::now();
+    anyhow::ensure!(gone(&other).await?.success(), "{}", other.log_of("error"));
+    stand.ask(Ask::new("at-last").instance(&others)).await?;
+    stand.until_granted("at-last").await?;
+    eprintln!("a grant {:.1} s after SIGTERM to the leader", told.elapsed().as_secs_f64());
+
+    // What the first one granted, the third ends, on time and once; and it is one chain.
+    let ended = stand.ended_well("before", &id).await?;
+    anyhow::ensure!(reason(&ended) == "Expired", "{}", shown(&ended));
+    let records = ["GrantIntended", "Granted", "Ended"].map(|kind| third.recorded(&ended, kind));
+    anyhow::ensure!(records == [1, 1, 1], "records {records:?}");
+    let after = stand.get("after").await?;
+    let said = third.verify(&[&ended, &after]).await?;
+    anyhow::ensure!(said.contains("in 3 segments"), "{said}");
+    third.signal("-TERM").await?;
+    gone(&third).await?;
+    let lease = lease(&stand).await?;
+    let head = lease.metadata.annotations.unwrap_or_default().remove("instanceaccess.dev/audit-head");
+    let head = head.context("the lease names the head of the trail")?;
+    anyhow::ensure!(third.verify(&[]).await?.contains(&head), "{head} is not the trail's head");
+    Ok(())
+}
+
+async fn lease(stand: &Stand) -> anyhow::Result<Lease> {
+    let leases: Api<Lease> = Api::namespaced(stand.client("admin").await?, "instance-access");
+    Ok(leases.get("controller").await?)
+}
+
+async fn a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes() -> Outcome {
+    let (stand, other) = two().await?;
+    let id = stand.running();
+    stand.ask(Ask::new("frozen").instance(&id).ends_in(125)).await?;
+    stand.until_granted("frozen").await?;
+    stand.controller.signal("-STOP").await?;
+    until_log(&other, "leads").await?;
+    // It has the trail's lock, even now: so nothing is granted, and all else goes on.
+    until_log(&other, "has not let go of the audit trail").await?;
+    let ended = stand.ended_well("frozen", &id).await?;
+    anyhow::ensure!(reason(&ended) == "Expired", "{}", shown(&ended));
+    let (pushes, object) = (stand.pushes(&id).len(), stand.get("frozen").await?);
+    stand.controller.signal("-CONT").await?;
+    let status = gone(&stand.controller).await?;
+    anyhow::ensure!(!status.success(), "who lost its lease says so");
+    anyhow::ensure!(
+        stand.controller.log_of("the lease").contains("renewed in time"),
+        "{}",
+        stand.controller.log_of("")
+    );
+    anyhow::ensure!(stand.pushes(&id).len() == pushes, "the deposed one pushed");
+    let now = stand.get("frozen").await?;
+    anyhow::ensure!(now.metadata.resource_version == object.metadata.resource_version, "the deposed one wrote");
+    // Without it the trail is free.
+    leads(&other).await?;
+    stand.ask(Ask::new("thawed").instance(&id)).await?;
+    stand.until_granted("thawed").await?;
+    other.verify(&[]).await?;
+    Ok(())
+}
+
+async fn a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_second_one() -> Outcome {
+    let (stand, other) = two().await?;
+    let leases: Api<Lease> = Api::namespaced(stand.client("admin").await?, "instance-access");
+    leases.delete("controller", &DeleteParams::default()).await?;
+    gone(&stand.controller).await?;
+    let ended = Instant::now();
+    anyhow::ensure!(other.log_of("leads").is_empty(), "a second one leads: {}", other.log_of("leads"));
+    leads(&other).await?;
+    anyhow::ensure!(ended.elapsed() > Duration::from_secs(2), "a lease that is new is nobody's for a while");
+    // Somebody writes another name into it.
+    let mallory = json!({"spec": {"holderIdentity": "mallory"}});
+    leases.patch("controller", &PatchParams::default(), &Patch::Merge(mallory)).await?;
+    let status = gone(&other).await?;
+    anyhow::ensure!(!status.success() && other.log_of("not ours any more") != "", "{}", other.log_of("error"));
+    // And never renews it: so the next one leads.
+    stand.controller.start()?;
+    let id = stand.running();
+    stand.ask(Ask::new("still").instance(&id)).await?;
+    stand.until_granted("still").await?;
+    // A head that is none keeps grants back, and no end.
+    let broken = json!({"metadata": {"annotations": {"instanceaccess.dev/audit-head": "far"}}});
+    stand.controller.signal("-TERM").await?;
+    gone(&stand.controller).await?;
+    leases.patch("controller", &PatchParams::default(), &Patch::Merge(broken)).await?;
+    stand.controller.start()?;
+    until_log(&stand.controller, "is no SEQUENCE:DIGEST").await?;
+    stand.delete("alice", "still").await?;
+    stand.ask(Ask::new("not-now").instance(&id)).await?;
+    stand.until("not-now", "AuditUnavailable", &[]).await?;
+    stand.until("still", "RevocationPending", &["the request was deleted"]).await?;
+    Ok(())
+}
