@@ -25,6 +25,7 @@ test:
 	@$(MAKE) --no-print-directory build
 	@tests/lab/setup-aws-cli.sh >/dev/null
 	@tests/lab/setup-moto.sh >/dev/null
+	@tests/lab/setup-ansible.sh >/dev/null
 	@tests/lab/setup-helm.sh >/dev/null
 	@cargo test --workspace
 	@$(MAKE) --no-print-directory gitops

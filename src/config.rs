@@ -122,10 +122,11 @@ impl FromStr for LeaseName {
 /// What the gateway runs with.
 #[derive(Debug, Args)]
 pub struct GatewayArgs {
-    /// The file of the gateway's host key, an ED25519 key without passphrase that not everybody may read. Made, for the
-    /// owner alone, if it is not there.
-    #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH")]
-    pub host_key_file: PathBuf,
+    /// The file of the gateway's host key, ED25519 or ECDSA (nistp256) without passphrase, that only the owner and the
+    /// group may read. Made as ED25519, for the owner alone, if it is not there. While it is rotated, two files of different
+    /// kinds with a comma, which both must be there: each client is shown the one that it knows.
+    #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH", value_delimiter = ',', required = true)]
+    pub host_key_file: Vec<PathBuf>,
     /// The gateway's name in its audit trail, another one for each replica.
     #[arg(long, env = "INSTANCE_ACCESS_NAME", value_name = "NAME", default_value = "gateway")]
     pub name: String,
@@ -206,9 +207,10 @@ pub struct GatewayArgs {
 /// Print the gateway's host key.
 #[derive(Debug, Args)]
 pub struct HostKeyArgs {
-    /// The file of the gateway's host key; made if it is not there.
-    #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH")]
-    pub host_key_file: PathBuf,
+    /// The file of the gateway's host key; made if it is not there. Of several, with commas, each has a line, and all must
+    /// be there.
+    #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH", value_delimiter = ',', required = true)]
+    pub host_key_file: Vec<PathBuf>,
     /// The name by which clients know the gateway, as known_hosts spells it: HOST for port 22, else [HOST]:PORT.
     #[arg(value_name = "HOST")]
     pub host: String,
@@ -247,15 +249,31 @@ pub enum AuditCommand {
 /// Verify the chain.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The files of the trail, the oldest first.
-    #[arg(required = true, value_name = "FILE")]
+    /// The files of one trail, the controller's for example, the oldest first.
+    #[arg(required_unless_present = "trail", value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// A record that must be there, as status.audit of an object has it; may be given several times.
-    #[arg(long, value_name = "SEQUENCE:DIGEST")]
+    /// The files of another trail, a gateway's for example, the oldest first and with commas between; may be given several
+    /// times. All trails are read, whatever is wrong with one of them.
+    #[arg(long, value_name = "FILE,…", value_parser = parse_trail)]
+    pub trail: Vec<TrailFiles>,
+    /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.
+    #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub head: Vec<Receipt>,
     /// The record that the first file continues, if it is not the beginning of the trail.
-    #[arg(long, value_name = "SEQUENCE:DIGEST")]
+    #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub after: Option<Receipt>,
+}
+
+/// Files that continue one another, the oldest first.
+#[derive(Clone, Debug)]
+pub struct TrailFiles(pub Vec<PathBuf>);
+
+fn parse_trail(text: &str) -> Result<TrailFiles, String> {
+    let files: Vec<&str> = text.split(',').collect();
+    if files.iter().any(|file| file.is_empty()) {
+        return Err("must be the files of one trail with commas between, for example old.jsonl,new.jsonl".to_owned());
+    }
+    Ok(TrailFiles(files.into_iter().map(PathBuf::from).collect()))
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use clap::Parser;
 use instance_access::audit::{self, Expectation};
 use instance_access::config::{
-    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, GatewayArgs, HostKeyArgs, ReadyArgs, VerifyArgs,
+    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, GatewayArgs, HostKeyArgs, ReadyArgs, TrailFiles,
+    VerifyArgs,
 };
-use instance_access::gateway::HostKey;
+use instance_access::gateway::{HostKeys, known_hosts_lines};
 use instance_access::{admission, api, ready};
 
 #[global_allocator]
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         Command::Controller(args) => controller(args),
         Command::Gateway(args) => gateway(args),
         Command::HostKey(HostKeyArgs { host_key_file, host }) => {
-            host_key(&host_key_file).and_then(|key| print(key.known_hosts_line(&host) + "\n"))
+            known_hosts_lines(&host_key_file, &host).map_err(Into::into).and_then(print)
         }
         Command::Crds => print(api::crds_yaml().into_iter().map(|(_, yaml)| format!("---\n{yaml}")).collect()),
         Command::Admission(AdmissionArgs { operator_service_account, without_mutating }) => {
@@ -69,20 +70,33 @@ fn print(text: String) -> Outcome {
 }
 
 fn verify(args: VerifyArgs) -> Outcome {
-    let VerifyArgs { files, head, after } = args;
-    let summary = audit::verify_files(&files, Expectation { after, heads: head })?;
-    let time = |time: Option<jiff::Timestamp>| time.map_or_else(|| "never".to_owned(), |time| time.to_string());
-    println!(
-        "verified: {} records in {} segments, from {} to {}",
-        summary.records,
-        summary.segments,
-        time(summary.first_time),
-        time(summary.last_time)
-    );
-    if let Some(head) = summary.head {
-        println!("head: {}:{}", head.sequence, head.digest);
+    let VerifyArgs { files, trail, head, after } = args;
+    let first = (!files.is_empty()).then_some((files, Expectation { after, heads: head }));
+    let others = trail.into_iter().map(|TrailFiles(files)| (files, Expectation::default()));
+    let trails: Vec<_> = first.into_iter().chain(others).collect();
+    let (number, mut failed, mut firsts) = (trails.len(), 0, std::collections::HashMap::new());
+    for (files, expect) in trails {
+        let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+        if number > 1 {
+            print(format!("== {names}\n"))?;
+        }
+        let finding = match audit::verify_files(&files, expect) {
+            // A copy of another's trail verifies as well as that one does, and hides its own.
+            Ok(summary) => match summary.first.clone().and_then(|first| firsts.insert(first, names)) {
+                Some(other) => format!("it begins as {other} does: one is a copy of the other"),
+                None => {
+                    print(summary.to_string())?;
+                    continue;
+                }
+            },
+            Err(error) if number == 1 => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        // The others may tell what this one does not.
+        failed += 1;
+        print(format!("not verified: {finding}\n"))?;
     }
-    Ok(())
+    if failed > 0 { Err(format!("{failed} of {number} trails do not verify").into()) } else { Ok(()) }
 }
 
 #[cfg(not(feature = "aws"))]
@@ -238,10 +252,6 @@ fn identity(clock: &instance_access::clock::Clock) -> String {
     format!("{}_{}_{:x}", host.trim(), std::process::id(), clock().as_nanosecond())
 }
 
-fn host_key(path: &std::path::Path) -> Result<HostKey, Box<dyn std::error::Error>> {
-    HostKey::load(path).map_err(Into::into)
-}
-
 fn gateway(args: GatewayArgs) -> Outcome {
     instance_access::telemetry::start_logs(args.log_format);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_gateway(args))
@@ -280,7 +290,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     let seconds = |seconds: u16| Duration::from_secs(seconds.into());
     let mut terminate = signal(SignalKind::terminate())?;
     let clock = clock::system();
-    let host_key = host_key(&host_key_file)?;
+    let host_keys = HostKeys::load(&host_key_file)?;
     let bind = async |flag, address| {
         let bound = tokio::net::TcpListener::bind(address).await;
         bound.map_err(|error| format!("{flag} {address}: {error}; give another address"))
@@ -295,14 +305,16 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
     }
     let metrics = Arc::new(GatewayMetrics::default());
-    let known_hosts = host_key.known_hosts_line("GATEWAY");
-    tracing::info!(fingerprint = host_key.fingerprint(), known_hosts, "read the host key");
+    for key in host_keys.all() {
+        let known_hosts = key.known_hosts_line("GATEWAY");
+        tracing::info!(fingerprint = key.fingerprint(), known_hosts, "read a host key");
+    }
     let gateway = Gateway::new(GatewayParts {
         client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
         trail,
         clock,
         name,
-        host_key,
+        host_keys,
         limits: GatewayLimits {
             connections_max: connections_max.into(),
             logins_max: logins_max.into(),

@@ -1,5 +1,6 @@
 //! Reads a trail from one end to the other and says the first thing that is wrong with it.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -29,8 +30,21 @@ pub struct Summary {
     pub first_time: Option<Timestamp>,
     /// The last line's time. Clocks step: it may lie before the first.
     pub last_time: Option<Timestamp>,
+    /// The first line: two trails that have it in common are one.
+    pub first: Option<Receipt>,
     /// The last line.
     pub head: Option<Receipt>,
+}
+
+/// As `audit verify` prints it: whole lines.
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { records, segments, first_time, last_time, first: _, head } = self;
+        let time = |time: &Option<Timestamp>| time.map_or_else(|| "never".to_owned(), |time| time.to_string());
+        let (first, last) = (time(first_time), time(last_time));
+        writeln!(f, "verified: {records} records in {segments} segments, from {first} to {last}")?;
+        head.iter().try_for_each(|head| writeln!(f, "head: {}:{}", head.sequence, head.digest))
+    }
 }
 
 /// The first thing that is wrong with a trail, and where.
@@ -115,7 +129,7 @@ pub enum Finding {
     },
     /// A number that was there already.
     #[error(
-        "expected record {expected}, found {found} again; lines were repeated or reordered, or there were two writers"
+        "expected record {expected}, found {found} again; lines were repeated or reordered, or there were two writers, or another trail begins here: give that with --trail"
     )]
     Repeated {
         /// The number after the line before.
@@ -236,6 +250,7 @@ impl Verifier {
         self.summary.records += 1;
         self.summary.segments += u64::from(opens_segment);
         self.summary.first_time.get_or_insert(time);
+        self.summary.first.get_or_insert_with(|| receipt.clone());
         self.summary.last_time = Some(time);
         self.previous = receipt;
         Ok(())

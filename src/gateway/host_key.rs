@@ -1,4 +1,9 @@
-//! The key by which clients know the gateway: read from a file, and made once if that is not there.
+//! The keys by which clients know the gateway: read from files, and made once if there is none.
+//!
+//! One key serves for years; while it is rotated, two of different kinds do. SSH shows a client one key of each kind, and a
+//! client asks for the kind that it knows: so those who know the old one and those who know the new one are both let in
+//! without a question. OpenSSH's own way, to announce the new one (`hostkeys-00@openssh.com`), russh does not speak as a
+//! server.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -6,10 +11,10 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use russh::keys::ssh_key::private::Ed25519Keypair;
-use russh::keys::ssh_key::{Algorithm, LineEnding};
+use russh::keys::ssh_key::{Algorithm, EcdsaCurve, LineEnding};
 use russh::keys::{HashAlg, PrivateKey};
 
-/// The longest file that is read: an ED25519 key has 400 bytes, and a comment.
+/// The longest file that is read: an ED25519 key has 400 bytes, an ECDSA one 500, and a comment.
 const FILE_BYTES_MAX: u64 = 16 << 10;
 
 /// Why there is no host key.
@@ -25,9 +30,9 @@ pub enum HostKeyError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// Others may read it.
+    /// Others may read it, or the group may change it.
     #[error(
-        "--host-key-file {path}: everybody may read it (mode {mode:o}); chmod 600 it, or, if it lay open, make a new one"
+        "--host-key-file {path}: others may read it, or its group may write it (mode {mode:o}); chmod 600 it (in a pod, defaultMode: 0440 of the Secret's volume), or, if it lay open, make a new one"
     )]
     Open {
         /// The file.
@@ -37,9 +42,29 @@ pub enum HostKeyError {
     },
     /// It is no key, or none that this gateway takes.
     #[error(
-        "--host-key-file {path}: is no ED25519 private key without passphrase; make one with ssh-keygen -t ed25519 -N ''"
+        "--host-key-file {path}: is no ED25519 or ECDSA (nistp256) private key of OpenSSH's without passphrase; make one with ssh-keygen -t ed25519 -N ''"
     )]
     NotAKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A client could not be shown both.
+    #[error(
+        "--host-key-file {path}: is a second key of the kind {kind}, and clients are shown one of each; make the new one of the other kind, with ssh-keygen -t {other} -N ''"
+    )]
+    SameKind {
+        /// The second file.
+        path: PathBuf,
+        /// What both are.
+        kind: Algorithm,
+        /// What one of them could be.
+        other: &'static str,
+    },
+    /// A rotation with a key that nobody has been told of yet.
+    #[error(
+        "--host-key-file {path}: is not there; of several keys none is made: look at the path, or name one file only"
+    )]
+    NotThere {
         /// The file.
         path: PathBuf,
     },
@@ -59,15 +84,71 @@ impl std::fmt::Debug for HostKey {
     }
 }
 
-impl HostKey {
-    /// Reads the key, or makes one if the file is not there: mode 0600, whole or not at all.
+/// The host keys of a gateway: one or two, of different kinds.
+#[derive(Debug)]
+pub struct HostKeys(Vec<HostKey>);
+
+impl HostKeys {
+    /// Reads the keys. If one file is named and not there, its key is made: mode 0600, whole or not at all.
     ///
     /// # Errors
     /// See [`HostKeyError`]; a file that is there is never overwritten.
-    pub fn load(path: &Path) -> Result<Self, HostKeyError> {
+    pub fn load(paths: &[PathBuf]) -> Result<Self, HostKeyError> {
+        let mut keys: Vec<HostKey> = Vec::new();
+        for (path, key) in paths.iter().zip(load(paths)?) {
+            let kind = key.key.algorithm();
+            if keys.iter().any(|other| other.key.algorithm() == kind) {
+                let other = if kind == Algorithm::Ed25519 { "ecdsa" } else { "ed25519" };
+                return Err(HostKeyError::SameKind { path: path.clone(), kind, other });
+            }
+            keys.push(key);
+        }
+        Ok(Self(keys))
+    }
+
+    /// Each of them.
+    pub fn all(&self) -> &[HostKey] {
+        &self.0
+    }
+
+    /// The private halves, for the SSH server.
+    pub fn private(&self) -> Vec<PrivateKey> {
+        self.0.iter().map(|key| key.key.clone()).collect()
+    }
+
+    /// Their kinds, but for ED25519.
+    pub fn more_algorithms(&self) -> Vec<Algorithm> {
+        self.0.iter().map(|key| key.key.algorithm()).filter(|kind| *kind != Algorithm::Ed25519).collect()
+    }
+}
+
+/// The lines for `known_hosts` of all these keys, also of two that no gateway could show at once. See [`HostKeys::load`].
+///
+/// # Errors
+/// See [`HostKeyError`].
+pub fn known_hosts_lines(paths: &[PathBuf], host: &str) -> Result<String, HostKeyError> {
+    Ok(load(paths)?.iter().map(|key| key.known_hosts_line(host) + "\n").collect())
+}
+
+fn load(paths: &[PathBuf]) -> Result<Vec<HostKey>, HostKeyError> {
+    match paths {
+        [path] => Ok(vec![HostKey::load(path)?]),
+        several => several
+            .iter()
+            .map(|path| HostKey::find(path)?.ok_or_else(|| HostKeyError::NotThere { path: path.clone() }))
+            .collect(),
+    }
+}
+
+impl HostKey {
+    fn load(path: &Path) -> Result<Self, HostKeyError> {
+        Self::find(path)?.map_or_else(|| Self::make(path), Ok)
+    }
+
+    fn find(path: &Path) -> Result<Option<Self>, HostKeyError> {
         match File::open(path) {
-            Ok(file) => Self::read(path, file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::make(path),
+            Ok(file) => Self::read(path, file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(HostKeyError::Io { path: path.to_owned(), action: "read it", source }),
         }
     }
@@ -75,15 +156,16 @@ impl HostKey {
     fn read(path: &Path, file: File) -> Result<Self, HostKeyError> {
         let io = |source| HostKeyError::Io { path: path.to_owned(), action: "read it", source };
         let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
-        // The group may: a Secret that is mounted for a pod's group is 0440.
-        if mode & 0o007 != 0 {
+        // The group may read: a Secret that is mounted for a pod's group is 0440.
+        if mode & 0o027 != 0 {
             return Err(HostKeyError::Open { path: path.to_owned(), mode });
         }
         let mut text = String::new();
         let not_a_key = || HostKeyError::NotAKey { path: path.to_owned() };
         file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(io)?;
         let key = PrivateKey::from_openssh(&text).map_err(|_| not_a_key())?;
-        let is_ours = key.algorithm() == Algorithm::Ed25519 && !key.is_encrypted();
+        let kinds = [Algorithm::Ed25519, Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 }];
+        let is_ours = kinds.contains(&key.algorithm()) && !key.is_encrypted();
         is_ours.then_some(Self { key }).ok_or_else(not_a_key)
     }
 
@@ -111,11 +193,6 @@ impl HostKey {
         }
     }
 
-    /// The private half, for the SSH server.
-    pub fn private(&self) -> PrivateKey {
-        self.key.clone()
-    }
-
     /// As `ssh-keygen -l` prints it.
     pub fn fingerprint(&self) -> String {
         self.key.fingerprint(HashAlg::Sha256).to_string()
@@ -123,7 +200,7 @@ impl HostKey {
 
     /// The line for `known_hosts`, under a name that clients use: `HOST`, or `[HOST]:PORT`.
     pub fn known_hosts_line(&self, host: &str) -> String {
-        let public = self.key.public_key().to_openssh().expect("an ED25519 key has an OpenSSH form");
+        let public = self.key.public_key().to_openssh().expect("a host key has an OpenSSH form");
         let public: Vec<&str> = public.split(' ').take(2).collect();
         format!("{host} {}", public.join(" "))
     }
@@ -147,14 +224,60 @@ mod tests {
         assert!(!format!("{made:?}").contains("PRIVATE"));
     }
 
+    fn ecdsa(path: &Path) {
+        let kind = Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 };
+        let key = PrivateKey::random(&mut russh::keys::key::safe_rng(), kind).unwrap();
+        std::fs::write(path, key.to_openssh(LineEnding::LF).unwrap().as_bytes()).unwrap();
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+    }
+
+    #[test]
+    fn two_keys_of_different_kinds_serve_and_each_has_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new, third, none] = ["old", "new", "third", "none"].map(|name| dir.path().join(name));
+        drop(HostKey::load(&old).unwrap());
+        drop(HostKey::load(&third).unwrap());
+        ecdsa(&new);
+        let both = HostKeys::load(&[old.clone(), new.clone()]).unwrap();
+        assert_eq!((both.private().len(), both.more_algorithms().len()), (2, 1));
+        let kinds = |paths: &[PathBuf]| -> Vec<String> {
+            let lines = known_hosts_lines(paths, "gateway").unwrap();
+            lines.lines().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect()
+        };
+        assert_eq!(kinds(&[old.clone(), new.clone()]), ["ssh-ed25519", "ecdsa-sha2-nistp256"]);
+        // Two that no client could be shown, for who gives both lines out before the one replaces the other.
+        assert_eq!(kinds(&[old.clone(), third.clone()]), ["ssh-ed25519", "ssh-ed25519"]);
+        for (paths, path, other) in
+            [([&old, &third], &third, "ecdsa"), ([&third, &old], &old, "ecdsa"), ([&new, &new], &new, "ed25519")]
+        {
+            let refused = HostKeys::load(&paths.map(Clone::clone)).unwrap_err();
+            assert!(
+                matches!(&refused, HostKeyError::SameKind { path: found, other: advised, .. }
+                    if found == path && *advised == other),
+                "{refused}"
+            );
+        }
+        let refused = HostKeys::load(&[old, none.clone()]).unwrap_err();
+        assert!(matches!(&refused, HostKeyError::NotThere { path } if *path == none), "{refused}");
+        assert!(!none.exists(), "a key was made that nobody was told of");
+    }
+
     #[test]
     fn what_others_may_read_or_is_no_key_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("host_key");
         drop(HostKey::load(&path).unwrap());
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(matches!(HostKey::load(&path), Err(HostKeyError::Open { mode: 0o644, .. })));
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        let with_mode = |mode| {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            HostKey::load(&path).map(drop)
+        };
+        for open in [0o644, 0o604, 0o640 | 0o020, 0o601, 0o666] {
+            assert!(matches!(with_mode(open), Err(HostKeyError::Open { mode, .. }) if mode == open), "{open:o}");
+        }
+        // As a Secret is mounted, with and without fsGroup.
+        for closed in [0o440, 0o400, 0o640, 0o600] {
+            assert!(with_mode(closed).is_ok(), "{closed:o}");
+        }
         for text in ["", "not a key", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"]
         {
             std::fs::write(&path, text).unwrap();

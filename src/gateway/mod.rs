@@ -27,12 +27,12 @@ mod stream;
 mod watch;
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use russh::keys::{Algorithm, HashAlg, PrivateKey};
+use russh::keys::{Algorithm, HashAlg};
 use russh::{MethodKind, MethodSet, SshId, cipher, compression, kex, mac};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -43,7 +43,7 @@ use crate::clock::Clock;
 use crate::domain::session::Dialling;
 
 use grants::Grants;
-pub use host_key::{HostKey, HostKeyError};
+pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
 use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
 use watch::Contact;
@@ -99,7 +99,7 @@ pub struct GatewayParts {
     /// Its name in the trail.
     pub name: String,
     /// What clients know it by.
-    pub host_key: HostKey,
+    pub host_keys: HostKeys,
     /// Bounds.
     pub limits: GatewayLimits,
     /// What may be dialled at all.
@@ -156,13 +156,13 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, trail, clock, name, host_key, limits, dialling, metrics } = parts;
+        let GatewayParts { client, trail, clock, name, host_keys, limits, dialling, metrics } = parts;
         let shared = Shared {
             client,
             trail,
             clock,
             name,
-            ssh: Arc::new(ssh_config(host_key.private())),
+            ssh: Arc::new(ssh_config(&host_keys)),
             limits,
             dialling,
             metrics,
@@ -216,7 +216,8 @@ impl Gateway {
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     loop {
         let (socket, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            // One that listens on [::] sees IPv4 in IPv6's coat.
+            Ok((socket, peer)) => (socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -236,19 +237,13 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     }
 }
 
-async fn serve(
-    shared: Arc<Shared>,
-    socket: TcpStream,
-    peer: std::net::SocketAddr,
-    connection: Place<()>,
-    login: Place<IpAddr>,
-) {
+async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, connection: Place<()>, login: Place<IpAddr>) {
     connection::serve(shared, socket, peer, login).await;
     drop(connection);
 }
 
 /// What is spoken: nothing old, and nothing that is read before a login but what a login needs.
-fn ssh_config(host_key: PrivateKey) -> russh::server::Config {
+fn ssh_config(host_keys: &HostKeys) -> russh::server::Config {
     let preferred = russh::Preferred {
         kex: Cow::Borrowed(&[
             kex::MLKEM768X25519_SHA256,
@@ -258,11 +253,14 @@ fn ssh_config(host_key: PrivateKey) -> russh::server::Config {
             kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
         ]),
         // Also what clients are told that they may log in with: RSA without SHA-1.
-        key: Cow::Borrowed(&[
-            Algorithm::Ed25519,
-            Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
-            Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
-        ]),
+        key: Cow::Owned(
+            [
+                &[Algorithm::Ed25519][..],
+                &[HashAlg::Sha512, HashAlg::Sha256].map(|hash| Algorithm::Rsa { hash: Some(hash) }),
+                &host_keys.more_algorithms(),
+            ]
+            .concat(),
+        ),
         cipher: Cow::Borrowed(&[
             cipher::CHACHA20_POLY1305,
             cipher::AES_256_GCM,
@@ -280,7 +278,7 @@ fn ssh_config(host_key: PrivateKey) -> russh::server::Config {
         auth_rejection_time: OFFER_TIME,
         // Every client asks first, with none, what there is.
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: vec![host_key],
+        keys: host_keys.private(),
         preferred,
         max_auth_attempts: OFFERS_MAX,
         window_size: WINDOW_BYTES,

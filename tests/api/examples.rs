@@ -1,7 +1,11 @@
 //! The files in `examples/`, and what a person sees of them.
 
 use std::fs;
+use std::path::Path;
 
+use clap::Parser;
+use instance_access::config::{Command, CommandLine};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::world::{World, assert_unchanged, world};
@@ -44,11 +48,35 @@ async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
     for (name, manifest) in decisions {
         applies(&world, "admin", &name, &manifest).await;
     }
-    for (name, manifest) in [examples("operator-rbac"), examples("user-rbac")].concat() {
+    let gateway = examples("gateway");
+    assert_eq!(gateway.len(), 2, "its rights, and two of it");
+    for (name, manifest) in [examples("operator-rbac"), examples("user-rbac"), gateway].concat() {
         let apply = ["apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-"];
         let applied = kubectl_with(world.lab, "admin", &apply, &manifest).await;
         assert!(applied.is_ok(), "{name}: {applied:?}");
     }
+}
+
+#[test]
+fn the_gateways_example_runs_what_the_command_line_takes() {
+    let manifest = fs::read_to_string(file("examples/gateway.yaml")).unwrap();
+    let documents = serde_yaml::Deserializer::from_str(&manifest).map(|it| Value::deserialize(it).unwrap());
+    let set = documents.into_iter().find(|document| document["kind"] == "StatefulSet").unwrap();
+    let pod = &set["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let arguments = container["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+    let line = CommandLine::try_parse_from(["instance-access"].into_iter().chain(arguments));
+    let Ok(CommandLine { command: Command::Gateway(gateway) }) = line else { panic!("{line:?}") };
+    // Everything that it reads and writes is mounted, and its port is the one that is served.
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let is_mounted = |path: &Path| mounts.iter().any(|mount| path.starts_with(mount["mountPath"].as_str().unwrap()));
+    assert!(gateway.host_key_file.iter().chain(&gateway.audit_file).all(|path| is_mounted(path)), "{mounts:?}");
+    assert_eq!(container["ports"][0]["containerPort"], gateway.ssh_listen.port());
+    assert_eq!(container["ports"][1]["containerPort"], gateway.listen.port());
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
+    assert!(grace > u64::from(gateway.drain_seconds) + 5, "it is killed before its last records are written");
+    // Octal, as kubectl reads YAML; a key of this mode is taken, as `gateway::host_key` has it.
+    assert!(manifest.contains("defaultMode: 0440"));
 }
 
 #[tokio::test]

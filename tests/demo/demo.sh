@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Shows the main job on a lab of its own: a request applied with kubectl, a login with stock ssh, and its end.
+# Shows the main job on a lab of its own: a request applied with kubectl, a login with stock ssh, a session through the
+# gateway, and the end of both.
 # Leaves nothing running, however it ends.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,6 +10,8 @@ operator="$target/instance-access"
 work=$(mktemp -d "${TMPDIR:-/tmp}/instance-access-demo.XXXXXX")
 export LAB_DIR="$work/lab"
 controller=""
+gateway=""
+session=""
 watcher=""
 
 bold=""; plain=""
@@ -19,15 +22,16 @@ run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
 cleanup() {
 	status=$?
 	trap - EXIT INT TERM
-	[ -n "$watcher" ] && kill "$watcher" 2>/dev/null || true
-	if [ -n "$controller" ]; then
-		kill "$controller" 2>/dev/null || true
-		wait "$controller" 2>/dev/null || true
-	fi
-	if [ "$status" -ne 0 ] && [ -f "$work/controller.log" ]; then
-		echo "-- the controller's last words" >&2
-		tail -n 15 "$work/controller.log" >&2
-	fi
+	for process in $watcher $session $gateway $controller; do
+		kill "$process" 2>/dev/null || true
+		wait "$process" 2>/dev/null || true
+	done
+	for part in controller gateway; do
+		if [ "$status" -ne 0 ] && [ -f "$work/$part.log" ]; then
+			echo "-- the $part's last words" >&2
+			tail -n 15 "$work/$part.log" >&2
+		fi
+	done
 	"$lab" down 2>/dev/null || true
 	rm -rf "$work"
 	exit "$status"
@@ -58,6 +62,15 @@ KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/operator) \
 	"$operator" controller --audit-file "$work/audit.jsonl" --listen 127.0.0.1:0 2>"$work/controller.log" &
 controller=$!
 echo "  instance-access controller --audit-file $work/audit.jsonl (process $controller)"
+
+say "The gateway, a jump host, under an account that may read requests and nothing else"
+kube admin apply -f examples/gateway-rbac.yaml | sed 's/^/  /'
+# The lab's instances have loopback addresses, which a gateway dials only if it is told what not to dial instead.
+KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/gateway) \
+	"$operator" gateway --host-key-file "$work/host_key" --audit-file "$work/sessions.jsonl" --ports "$port" \
+	--ssh-listen 127.0.0.1:0 --listen 127.0.0.1:0 --never-dial 127.0.0.1/32,::1/128 2>"$work/gateway.log" &
+gateway=$!
+echo "  instance-access gateway --host-key-file $work/host_key --audit-file $work/sessions.jsonl (process $gateway)"
 
 say "A policy: developers may log in to dev instances as ec2-user, for an hour at most"
 cat >"$work/policy.yaml" <<YAML
@@ -93,14 +106,17 @@ spec:
 YAML
 }
 request look "$web" 120 >"$work/request.yaml"
-# New resources and admission policies are in force some seconds after they are stored; the controller says when.
-ready=
-for _ in $(seq 300); do
-	listen=$(sed -n 's/.* started listen=//p' "$work/controller.log")
-	[ -n "$listen" ] && curl -sf "http://$listen/readyz" >/dev/null && ready=yes && break
-	sleep 0.1
-done
-[ -n "$ready" ] || { echo "the controller was not ready within 30 s:" >&2; cat "$work/controller.log" >&2; exit 1; }
+# New resources and admission policies are in force some seconds after they are stored; controller and gateway say when.
+ready() { # part
+	for _ in $(seq 300); do
+		listen=$(sed -n 's/.* started .*\blisten=//p' "$work/$1.log")
+		[ -n "$listen" ] && curl -sf "http://$listen/readyz" >/dev/null && return
+		sleep 0.1
+	done
+	echo "the $1 was not ready within 30 s" >&2
+	exit 1
+}
+ready controller
 run cat "$work/request.yaml"
 # Shows each change of status as it happens, beside what follows. kubectl is the watcher itself, so that it can be ended.
 KUBECONFIG=$("$lab" kubeconfig alice) kubectl -n team get instanceaccess --watch --output-watch-events \
@@ -118,6 +134,42 @@ login() { # shellcheck disable=SC2086
 }
 printf '%s$ %s -i id_alice "id -un; hostname"%s\n' "$bold" "$command" "$plain"
 login 'echo "  logged in as $(id -un)"'
+
+say "And through the gateway, by the instance's name: this session stays open, and prints the time every twenty seconds"
+ready gateway
+jump=$(sed -n 's/.* started ssh_listen=127\.0\.0\.1:\([0-9]*\).*/\1/p' "$work/gateway.log")
+"$operator" host-key --host-key-file "$work/host_key" "[127.0.0.1]:$jump" >"$work/known_hosts"
+cat >"$work/ssh_config" <<CONFIG
+Host gateway
+  HostName 127.0.0.1
+  Port $jump
+Host i-*
+  ProxyJump gateway
+  User ec2-user
+  Port $port
+Host *
+  IdentityFile $work/id_alice
+  IdentitiesOnly yes
+  BatchMode yes
+  UserKnownHostsFile $work/known_hosts $LAB_DIR/known_hosts
+CONFIG
+printf '%s$ ssh %s%s\n' "$bold" "$web" "$plain"
+# What the terminal shows is kept as well: that it says why it ended is looked at below.
+ssh -n -F "$work/ssh_config" "$web" 'while date -u "+session | %H:%M:%S, logged in as $(id -un)"; do sleep 20; done' \
+	> >(tee "$work/session.out" | sed -u 's/^/  /') 2>"$work/session.err" &
+session=$!
+for _ in $(seq 100); do
+	grep -q 'logged in as ec2-user' "$work/session.out" 2>/dev/null && break
+	sleep 0.1
+done
+grep -q 'logged in as ec2-user' "$work/session.out"
+echo "  another instance by the same way:"
+if ssh -F "$work/ssh_config" "$db" true 2>"$work/elsewhere"; then
+	echo "the gateway led to an instance that was not granted: that is a bug" >&2
+	exit 1
+fi
+sed 's/^/  /' "$work/elsewhere"
+grep -q "is none of your grants' instances" "$work/elsewhere"
 
 say "What policy refuses: a production instance, and three hours"
 request prod "$db" 600 | kube alice apply -f -
@@ -171,6 +223,15 @@ kube alice -n team wait --for condition=Ended --timeout 180s instanceaccess/look
 kill "$watcher" 2>/dev/null || true
 watcher=""
 date -u '+  ended in status, it is now %Y-%m-%dT%H:%M:%SZ'
+say "The session was cut, and its terminal says why"
+if wait "$session"; then
+	echo "the session ended by itself: that is a bug" >&2
+	exit 1
+fi
+session=""
+sed 's/^/  /' "$work/session.err"
+grep -q 'the grant of look.team has ended: its time is over' "$work/session.err"
+say "And no new login"
 printf '%s$ %s -i id_alice%s\n' "$bold" "$command" "$plain"
 if login true 2>"$work/refused"; then
 	echo "the login still works: that is a bug" >&2
@@ -185,6 +246,13 @@ kube alice -n team get instanceaccess look -o json | jq .status
 say "The audit trail, and its chain"
 jq -c '{sequence, time, kind: .record.kind, who: .record.requester.username, request: .record.request.name, instance: .record.instanceId, requestId: .record.requestId, cause: .record.cause} | with_entries(select(.value != null))' "$work/audit.jsonl"
 head=$(kube alice -n team get instanceaccess look -o json | jq -r '.status.audit | "\(.sequence):\(.digest)"')
-run "$operator" audit verify --head "$head" "$work/audit.jsonl"
+for _ in $(seq 100); do
+	grep -q SessionEnded "$work/sessions.jsonl" && break
+	sleep 0.1
+done
+echo "  and the gateway's:"
+jq -c '{sequence, time, kind: .record.kind, who: .record.requester, instance: .record.instanceId, asked: .record.asked, cause: .record.cause, bytesFromInstance: .record.bytesFromInstance} | with_entries(select(.value != null))' "$work/sessions.jsonl"
+jq -es '.[-1].record | .kind == "SessionEnded" and .cause == "Expired"' "$work/sessions.jsonl" >/dev/null
+run "$operator" audit verify --head "$head" "$work/audit.jsonl" --trail "$work/sessions.jsonl"
 
 say "Done; the lab goes away"

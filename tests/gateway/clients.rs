@@ -1,17 +1,17 @@
 //! Stock OpenSSH, in the ways that people use it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use lab::poll;
 use lab::ssh::{self, KeyPair};
+use lab::{Lab, Launch, poll};
 use serde_json::json;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::client::Client;
 use crate::history::text;
-use crate::jump::both;
+use crate::jump::{Jump, both};
 use crate::stand::BOUND;
 
 pub async fn ssh_leads_in_by_every_name_of_the_instance_and_leaves_a_record() {
@@ -105,24 +105,30 @@ pub async fn a_master_connection_carries_sessions_to_several_instances() {
     assert!(client.typed(&["-O", "exit", "gateway"]).await.success());
 }
 
+/// A running agent that holds these keys, and its socket.
+async fn agent(lab: &Lab, name: &str, keys: &[PathBuf]) -> (Child, PathBuf) {
+    let socket = lab.dir().join(name);
+    let mut agent = Command::new("ssh-agent");
+    agent.arg("-D").arg("-a").arg(&socket).env(lab::proc::MARK, lab.dir()).stdout(Stdio::null()).kill_on_drop(true);
+    let agent = agent.spawn().unwrap();
+    poll::until_ok("the agent", BOUND, || if socket.exists() { Ok(()) } else { Err("no socket") }).await.unwrap();
+    let added = ssh::run(Command::new("ssh-add").args(keys).env("SSH_AUTH_SOCK", &socket)).await.unwrap();
+    assert!(added.success(), "{added:?}");
+    (agent, socket)
+}
+
 pub async fn an_agent_with_twenty_keys_is_let_in_by_the_last_of_them() {
     let (stand, jump) = both().await;
     let instance = stand.instance("agent").await;
     let request = stand.request("alice", "agent").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
     request.becomes("Granted").await;
     let dir = stand.lab.dir();
-    let socket = dir.join("agent");
-    let mut agent = Command::new("ssh-agent");
-    agent.arg("-D").arg("-a").arg(&socket).env(lab::proc::MARK, dir).stdout(Stdio::null()).kill_on_drop(true);
-    let _agent = agent.spawn().unwrap();
-    poll::until_ok("the agent", BOUND, || if socket.exists() { Ok(()) } else { Err("no socket") }).await.unwrap();
     let mut keys = Vec::new();
     for number in 1..20 {
         keys.push(stand.lab.new_key(&format!("agent-{number}")).await.unwrap().private);
     }
     keys.push(request.key.private.clone());
-    let added = ssh::run(Command::new("ssh-add").args(&keys).env("SSH_AUTH_SOCK", &socket)).await.unwrap();
-    assert!(added.success(), "{added:?}");
+    let (_agent, socket) = agent(&stand.lab, "agent", &keys).await;
     // Whatever the agent has is offered, in its order; the instance's sshd takes no more than six.
     let offers =
         format!("  IdentitiesOnly no\n  IdentityAgent {}\n  IdentityFile {}/none", socket.display(), dir.display());
@@ -160,4 +166,68 @@ pub async fn an_rsa_key_is_let_in() {
     let old = stand.lab.ssh_config(&key, &jump.config(&stand.lab, "  PubkeyAcceptedAlgorithms ssh-rsa", "")).unwrap();
     let refused = ssh::run(stand.lab.ssh(&old).unwrap().args([&instance.id, "id -un"])).await.unwrap();
     assert!(!refused.success() && refused.stderr.contains("Permission denied (publickey)"), "{refused:?}");
+}
+
+pub async fn an_agent_alone_leads_in_and_is_forwarded_to_the_instance_only() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("forwarded").await;
+    let request = stand.request("alice", "forwarded").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let dir = stand.lab.dir();
+    let (_agent, socket) = agent(&stand.lab, "agent-alone", std::slice::from_ref(&request.key.private)).await;
+    // No private key in any file that ssh would find: the agent signs for both logins.
+    let config = format!(
+        "{}\nHost *\n  IdentityAgent {}\n  IdentityFile {}/none\n  UserKnownHostsFile {}\n  \
+         GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  BatchMode yes\n  ConnectTimeout 30\n",
+        jump.config(&stand.lab, "  ForwardAgent yes", "  ForwardAgent yes"),
+        socket.display(),
+        dir.display(),
+        stand.lab.known_hosts().display(),
+    );
+    let path = dir.join("agent-alone.config");
+    fs::write(&path, config).unwrap();
+    let client = Client { request: &request, config: path };
+    let inside = client.typed(&[&instance.id, "ssh-add -l"]).await;
+    assert!(inside.success() && inside.stdout.contains(&request.fingerprint()), "{inside:?}");
+    // The gateway has no session in which to ask for the agent, whatever the client would let it do.
+    let outside = client.typed(&["-A", "gateway", "ssh-add -l"]).await;
+    assert!(!outside.success() && outside.stderr.contains("this gateway is a jump host"), "{outside:?}");
+    assert!(outside.stdout.is_empty(), "{outside:?}");
+}
+
+pub async fn ipv6_leads_to_the_gateway_and_to_the_instance() {
+    let (stand, _) = both().await;
+    let launch = Launch::new("six").tag("env", "dev").ipv6();
+    let instance = stand.lab.launch_instance(launch).await.unwrap();
+    let port = instance.port.to_string();
+    let more = ["--ssh-listen", "[::1]:0", "--ports", &port];
+    let dials = [&more[..], &["--never-dial", "127.0.0.1/32"]].concat();
+    let on_both = ["--ssh-listen", "[::]:0", "--ports", &port];
+    let (jump, never) = tokio::join!(
+        Jump::start(stand, "gateway-six", &dials),
+        // What the lab's gateways are told, and every gateway by default: loopback is nobody's instance.
+        Jump::start(stand, "gateway-never-six", &on_both),
+    );
+    let asked = json!({"ttlSeconds": 600, "connection": {"method": "Direct", "port": instance.port}});
+    let request = stand.request("alice", "six").on(&instance).with(asked).applied().await;
+    let granted = request.becomes("Granted").await;
+    assert_eq!(text(&granted, "/status/connection/address"), "::1", "{}", granted["status"]);
+    let client = Client::of(&request, &jump);
+    client.gets_in(&["-p", &port, &instance.id]).await;
+    client.gets_in(&["-p", &port, "-o", &format!("HostKeyAlias={}", instance.id), "six.team"]).await;
+    let opened = jump.records(&request.uid, "SessionOpened");
+    assert_eq!(opened[0]["record"]["destination"], format!("[::1]:{port}"), "{opened:?}");
+    assert!(text(&opened[0], "/record/source").starts_with("[::1]:"), "{opened:?}");
+    // Addresses are no names, in this family as well.
+    let said = client.refused(&format!("[::1]:{port}")).await;
+    assert!(said.contains("ask for i-"), "{said}");
+    // By IPv4, to one that listens for both: the client's address is what it is, not what the socket makes of it.
+    let alias = format!("  HostKeyAlias [::]:{}", never.ssh.port());
+    let config = never.config(&stand.lab, &alias, "").replace("HostName ::\n", "HostName 127.0.0.1\n");
+    let by_four = Client { request: &request, config: stand.lab.ssh_config(&request.key, &config).unwrap() };
+    let said = by_four.refused(&format!("{}:{port}", instance.id)).await;
+    assert!(said.contains("an address that the gateway never dials"), "{said}");
+    let log = never.log();
+    assert!(log.lines().any(|line| line.contains("NeverDialled") && line.contains("source=127.0.0.1:")), "{log}");
+    jump.verifies();
 }

@@ -62,11 +62,20 @@ impl Jump {
         let mut command = Command::new(PROGRAM);
         command.env_clear().env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
         command.env("RUST_LOG", "info,instance_access=debug");
-        command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit);
-        command.arg("--host-key-file").arg(&host_key).args(["--listen", "127.0.0.1:0", "--ssh-listen", "127.0.0.1:0"]);
-        // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
-        command.args(["--never-dial", "127.0.0.1/32,::1/128"]);
-        command.args(["--ports", &lab.ssh_port().to_string()]).args(more);
+        command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit).args(more);
+        let port = lab.ssh_port().to_string();
+        for (flag, value) in [
+            ("--host-key-file", host_key.to_str().unwrap()),
+            ("--listen", "127.0.0.1:0"),
+            ("--ssh-listen", "127.0.0.1:0"),
+            // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
+            ("--never-dial", "127.0.0.1/32,::1/128"),
+            ("--ports", &port),
+        ] {
+            if !more.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let known_hosts = dir.join("known_hosts");
@@ -84,8 +93,8 @@ impl Jump {
         .unwrap()
         .unwrap();
         let host = format!("[{}]:{}", jump.ssh.ip(), jump.ssh.port());
-        let line = Command::new(PROGRAM).args(["host-key", "--host-key-file"]).arg(&host_key).arg(host).output();
-        fs::write(&jump.known_hosts, line.unwrap().stdout).unwrap();
+        let given = more.iter().position(|flag| *flag == "--host-key-file").map(|at| PathBuf::from(more[at + 1]));
+        fs::write(&jump.known_hosts, known_hosts_lines(given.as_ref().unwrap_or(&host_key), &host)).unwrap();
         poll::until("a ready gateway", BOUND, async || match jump.get("/readyz").await {
             Ok((200, _)) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -165,6 +174,14 @@ impl Jump {
             lab.ssh_port(),
         )
     }
+}
+
+/// What `instance-access host-key` prints.
+pub fn known_hosts_lines(host_key_file: &Path, host: &str) -> String {
+    let printed = Command::new(PROGRAM).args(["host-key", "--host-key-file"]).arg(host_key_file).arg(host).output();
+    let printed = printed.unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    String::from_utf8(printed.stdout).unwrap()
 }
 
 impl Drop for Jump {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lab::poll;
@@ -31,6 +32,13 @@ pub async fn nothing_is_reached_but_the_grants_own_instance_and_port() {
         "169.254.169.254:80".to_owned(),            // the gateway's own credentials
         "[fd00:ec2::254]:80".to_owned(),            //
         "[::ffff:169.254.169.254]:80".to_owned(),   //
+        "[::ffff:a9fe:a9fe]:80".to_owned(),         //
+        "[64:ff9b::a9fe:a9fe]:80".to_owned(),       //
+        "2852039166:80".to_owned(),                 // in decimal, in hex, in octal, with one part missing
+        "0xa9fea9fe:80".to_owned(),                 //
+        "0251.0376.0251.0376:80".to_owned(),        //
+        "169.254.43518:80".to_owned(),              //
+        "kubernetes.default.svc:443".to_owned(),    // a name that the gateway's resolver may know
         format!("127.0.0.1:{}", jump.ssh.port()),   // the gateway itself
         format!("localhost:{}", jump.ssh.port()),   //
         format!("[::1]:{}", jump.ssh.port()),       //
@@ -48,6 +56,68 @@ pub async fn nothing_is_reached_but_the_grants_own_instance_and_port() {
     }
     assert_eq!(jump.records(&request.uid, "SessionOpened").len(), 0, "something was dialled");
     client.gets_in(&[&web.id]).await;
+}
+
+/// What a client is told of a channel that is not opened: all of it, as it came.
+struct Told(Arc<Mutex<Vec<String>>>);
+
+impl russh::client::Handler for Told {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &russh::keys::PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+
+    async fn channel_open_failure(
+        &mut self,
+        _: russh::ChannelId,
+        _: russh::ChannelOpenFailure,
+        description: &str,
+        _: &str,
+        _: &mut russh::client::Session,
+    ) -> Result<(), russh::Error> {
+        self.0.lock().unwrap().push(description.to_owned());
+        Ok(())
+    }
+}
+
+pub async fn a_refusal_says_nothing_that_a_terminal_would_obey() {
+    let (stand, _) = both().await;
+    let jump = Jump::start(stand, "gateway-terminal", &[]).await;
+    let request = stand.request("alice", "terminal").with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    // OpenSSH cleans what it shows. Others may not; so this one looks at what is sent.
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let client = russh::client::connect(Default::default(), jump.ssh, Told(Arc::clone(&told))).await;
+    let mut client = client.unwrap();
+    let key = russh::keys::load_secret_key(&request.key.private, None).unwrap();
+    let key = russh::keys::PrivateKeyWithHashAlg::new(Arc::new(key), None);
+    assert!(client.authenticate_publickey("whoever", key).await.unwrap().success());
+    let names = [
+        "\x1b]0;owned\x07\x1b[2J\x1b[31m".to_owned(),
+        "i-0123456789abcdef0\r\nthe gateway says: type your password\0".to_owned(),
+        "\u{202e}\u{9b}31m\u{7f}".to_owned(),
+        "x".repeat(100_000),
+    ];
+    for name in &names {
+        let opened = client.channel_open_direct_tcpip(name.clone(), 22, "127.0.0.1", 1).await;
+        assert!(opened.is_err(), "{name:?}");
+    }
+    let told = poll::until_ok("all refusals", BOUND, || match told.lock().unwrap().clone() {
+        told if told.len() == names.len() => Ok(told),
+        told => Err(format!("{told:?}")),
+    });
+    let told = told.await.unwrap();
+    for text in &told {
+        let is_plain = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        assert!(is_plain && text.len() < 500, "{text:?}");
+        assert!(text.contains("is none of your grants' instances"), "{text}");
+    }
+    // Nor does the log, which people read on terminals as well, nor the trail.
+    let log = jump.log();
+    let is_obeyed = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(log.contains("refused a session") && !log.contains(is_obeyed), "{log:?}");
+    assert!(log.lines().all(|line| line.len() < 2000), "a line of the log has no bound");
 }
 
 pub async fn whoever_tries_doors_is_shown_out() {

@@ -6,7 +6,8 @@
 #
 #   tests/lab/setup.sh                       the version that control-plane/kubernetes/go.mod names
 #   tests/lab/setup.sh --kubernetes 1.34.4   another one, beside it
-#   tests/lab/setup.sh --clients             also what the tests' foreign clients need (AWS's CLI, moto)
+#   tests/lab/setup.sh --clients             also the tests' foreign clients (rsync, git), and what AWS's CLI, moto and
+#                                            ansible need
 #
 # KUBEBUILDER_ASSETS, if set, names a directory that holds the three programs: then nothing is built.
 
@@ -32,7 +33,7 @@ while (($#)); do
   case $1 in
     --kubernetes) version=${2:?--kubernetes wants a version, as in 1.34.4}; version=${version#v}; explicit=yes; shift 2 ;;
     --clients) clients=yes; shift ;;
-    -h | --help) sed -n '3,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '3,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown argument $1; see --help" ;;
   esac
 done
@@ -53,6 +54,8 @@ packages() {
   have_nss_wrapper || missing+=(libnss-wrapper)
   if [[ $clients ]]; then
     have_program npm || missing+=(npm)
+    have_program rsync || missing+=(rsync)
+    have_program git || missing+=(git)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
   fi
   if ((${#missing[@]} == 0)); then

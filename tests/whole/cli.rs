@@ -48,6 +48,9 @@ pub async fn help_says_what_there_is_and_where_settings_come_from() {
     }
 }
 
+/// A record's number and digest.
+const DIGEST: &str = "1:0000000000000000000000000000000000000000000000000000000000000000";
+
 pub async fn a_mistake_on_the_command_line_names_its_remedy() {
     for (arguments, words) in [
         (&["controller"][..], "--audit-file"),
@@ -64,6 +67,11 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
         (&["ready", "--wait-seconds", "0", "127.0.0.1:1"], "controller at 127.0.0.1:1 does not answer"),
         (&["audit", "verify", "--head", "1:abc", "f"], "SEQUENCE:DIGEST"),
         (&["audit", "verify", "/no/such/trail"], "/no/such/trail"),
+        (&["audit", "verify"], "<FILE>"),
+        (&["audit", "verify", "--trail", "a,,b"], "old.jsonl,new.jsonl"),
+        (&["audit", "verify", "--trail", "a", "--head", DIGEST], "<FILE>"),
+        (&["audit", "verify", "/dev/null", "--trail", "/no/such/trail"], "1 of 2 trails do not verify"),
+        (&["host-key", "--host-key-file", "/no/such/old,/no/such/new", "gateway"], "/no/such/old: is not there"),
     ] {
         let refused = said(arguments).await;
         assert!(!refused.success() && refused.stderr.contains(words), "{arguments:?}: {refused:?}");

@@ -58,6 +58,9 @@ impl Network {
     }
 }
 
+/// The metadata service of AWS, by IPv6. Source: EC2 User Guide, "Access instance metadata".
+const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
 /// Networks of the operator's choice, and those that no instance's address is ever in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<Network>);
@@ -71,18 +74,17 @@ impl Networks {
     /// Whether an address must not be dialled.
     ///
     /// Never an instance's: link-local ones (among them the metadata services), multicast, broadcast, unspecified. An IPv4
-    /// address in an IPv6 coat is that IPv4 address.
+    /// address in an IPv6 coat, or behind a translator, is that IPv4 address.
     pub fn has(&self, address: IpAddr) -> bool {
-        /// The metadata service of AWS, by IPv6. Source: EC2 User Guide, "Access instance metadata".
-        const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-        let address = match address {
-            // ::a.b.c.d is obsolete and still means that host to some stacks; ::1 stays itself.
-            IpAddr::V6(six) => match six.to_ipv4() {
-                Some(four) if !six.is_loopback() && !six.is_unspecified() => IpAddr::V4(four),
-                _ => IpAddr::V6(six),
-            },
-            four => four,
+        let inner = match address {
+            IpAddr::V6(six) => within(six).map(IpAddr::V4),
+            IpAddr::V4(_) => None,
         };
+        // By either form: who forbids a network of IPv6 means all of it.
+        self.has_form(address) || inner.is_some_and(|inner| self.has_form(inner))
+    }
+
+    fn has_form(&self, address: IpAddr) -> bool {
         let is_nobodys = match address {
             IpAddr::V4(four) => {
                 four.octets()[0] == 0 || four.is_link_local() || four.is_multicast() || four.is_broadcast()
@@ -95,18 +97,46 @@ impl Networks {
     }
 }
 
+/// The IPv4 host that an IPv6 address leads to.
+fn within(six: Ipv6Addr) -> Option<Ipv4Addr> {
+    match six.segments() {
+        // ::1 stays itself, and so does ::.
+        _ if six.is_loopback() || six.is_unspecified() => None,
+        // NAT64, which subnets of AWS can have. Source: RFC 6052, 2.1.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(four(high, low)),
+        // 6to4. Source: RFC 3056, 2.
+        [0x2002, high, low, ..] => Some(four(high, low)),
+        // ::ffff:a.b.c.d, and ::a.b.c.d, which is obsolete and still means that host to some stacks.
+        _ => six.to_ipv4(),
+    }
+}
+
+fn four(high: u16, low: u16) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(high) << 16 | u32::from(low))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_no_instance_has_is_never_dialled_and_neither_is_what_was_configured() {
-        let own = Networks::new(["127.0.0.0/8", "::1/128", "10.96.0.0/12"].map(|text| text.parse().unwrap()).into());
+        let own = Networks::new(
+            ["127.0.0.0/8", "::1/128", "10.96.0.0/12", "2001:db8::/32"].map(|text| text.parse().unwrap()).into(),
+        );
         for (address, never) in [
             ("169.254.169.254", true),
             ("::ffff:169.254.169.254", true),
             ("::169.254.169.254", true),
+            ("::ffff:a9fe:a9fe", true),
+            ("2001:db8:6::1", true),
+            ("64:ff9b::169.254.169.254", true),
+            ("64:ff9b::10.96.0.1", true),
+            ("64:ff9b::203.0.113.17", false),
+            ("2002:a9fe:a9fe::1", true),
+            ("2002:7f00:1::", true),
             ("fd00:ec2::254", true),
+            ("fd00:0ec2:0:0::0254", true),
             ("fe80::1", true),
             ("0.0.0.0", true),
             ("0.1.2.3", true),
@@ -151,5 +181,7 @@ mod tests {
         }
         assert!(Networks::new(vec!["0.0.0.0/0".parse().unwrap()]).has("8.8.8.8".parse().unwrap()));
         assert!(!Networks::new(vec!["0.0.0.0/0".parse().unwrap()]).has("2600::1".parse().unwrap()));
+        let no_six = Networks::new(vec!["::/0".parse().unwrap()]);
+        assert!(no_six.has("64:ff9b::203.0.113.17".parse().unwrap()) && !no_six.has("8.8.8.8".parse().unwrap()));
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -44,6 +44,8 @@ pub struct Launch {
     pub tags: BTreeMap<String, String>,
     /// Whether it has a public address; without, only an endpoint leads to it.
     pub public: bool,
+    /// Whether it has an IPv6 address: `::1`, with a port of its own, for there is no second one that needs no configuration.
+    pub ipv6: bool,
     /// Whether it runs.
     pub running: bool,
 }
@@ -51,7 +53,7 @@ pub struct Launch {
 impl Launch {
     /// A running instance with a public address and no tag but `Name`.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), tags: BTreeMap::new(), public: true, running: true }
+        Self { name: name.to_owned(), tags: BTreeMap::new(), public: true, ipv6: false, running: true }
     }
 
     /// With a tag.
@@ -63,6 +65,12 @@ impl Launch {
     /// With a private address only.
     pub fn private(mut self) -> Self {
         self.public = false;
+        self
+    }
+
+    /// With an IPv6 address, and no public IPv4 one.
+    pub fn ipv6(mut self) -> Self {
+        (self.public, self.ipv6) = (false, true);
         self
     }
 
@@ -86,6 +94,8 @@ pub struct Instance {
     pub private_ip: IpAddr,
     /// Its public address, while it runs.
     pub public_ip: Option<IpAddr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<IpAddr>,
     /// Its availability zone.
     pub availability_zone: String,
     /// Its VPC.
@@ -105,7 +115,7 @@ pub struct Instance {
 impl Instance {
     /// Where a client that takes the direct way connects.
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.public_ip.unwrap_or(self.private_ip), self.port)
+        SocketAddr::new(self.public_ip.or(self.ipv6).unwrap_or(self.private_ip), self.port)
     }
 
     /// As AWS describes it.
@@ -121,7 +131,7 @@ impl Instance {
             subnet_id: self.subnet_id.clone(),
             private_ip: (self.state != "terminated").then_some(self.private_ip),
             public_ip: self.public_ip.filter(|_| running),
-            ipv6: None,
+            ipv6: self.ipv6,
             tags: self.tags.clone(),
             host_addr: Some(SocketAddr::new(self.private_ip, self.port)),
         }
@@ -208,6 +218,11 @@ impl Fleet {
         let nth = u8::try_from(number).expect("fewer than 100");
         let private_ip = self.workspace.address(110 + nth);
         let public_ip = launch.public.then(|| self.workspace.address(10 + nth));
+        let ipv6 = launch.ipv6.then_some(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        let port = match ipv6 {
+            Some(ip) => TcpListener::bind((ip, 0)).and_then(|it| it.local_addr())?.port(),
+            None => self.port,
+        };
 
         let dir = self.workspace.dir.join("instances").join(&name);
         fs::create_dir_all(&dir)?;
@@ -219,21 +234,22 @@ impl Fleet {
             state: if launch.running { "pending" } else { "stopped" }.to_owned(),
             private_ip,
             public_ip: None,
+            ipv6,
             availability_zone: format!("{REGION}a"),
             vpc_id: self.vpc_id.clone(),
             subnet_id: self.subnet_id.clone(),
-            port: self.port,
+            port,
             tags,
             host_key: host_key.public.clone(),
             log: self.workspace.log(&name),
             name: name.clone(),
         };
-        let addresses: Vec<IpAddr> = [Some(private_ip), public_ip].into_iter().flatten().collect();
+        let addresses: Vec<IpAddr> = [Some(private_ip), public_ip, ipv6].into_iter().flatten().collect();
 
         let environment = self.people(&name)?;
         let config = dir.join("sshd_config");
-        fs::write(&config, self.sshd_config(&host_key.private, &addresses, &environment)?)?;
-        let known = ssh::known_hosts_line(&instance.id, &addresses, self.port, &instance.host_key);
+        fs::write(&config, self.sshd_config(&host_key.private, &addresses, port, &environment)?)?;
+        let known = ssh::known_hosts_line(&instance.id, &addresses, port, &instance.host_key);
         let mut file = fs::File::options().create(true).append(true).open(self.known_hosts())?;
         std::io::Write::write_all(&mut file, known.as_bytes())?;
 
@@ -285,6 +301,7 @@ impl Fleet {
         &self,
         host_key: &Path,
         addresses: &[IpAddr],
+        port: u16,
         environment: &[(&str, String)],
     ) -> anyhow::Result<String> {
         let metadata = self.standin.metadata_addr();
@@ -303,7 +320,6 @@ impl Fleet {
              Subsystem sftp internal-sftp\nAcceptEnv LANG LC_*\n\
              # So that people in a session are who sshd thinks they are, and the lab finds what they leave behind.\n\
              SetEnv {session} {mark}={dir}\n",
-            port = self.port,
             host_key = host_key.display(),
             curl = proc::program("curl")?.display(),
             address = addresses[0],
@@ -376,7 +392,8 @@ impl Fleet {
                 if let Some(death) = machine.sshd.as_mut().and_then(Process::death) {
                     return Ok(Err(anyhow::anyhow!(death)));
                 }
-                for address in machine.addresses.iter().map(|ip| SocketAddr::new(*ip, self.port)) {
+                let port = machine.instance.port;
+                for address in machine.addresses.iter().map(|ip| SocketAddr::new(*ip, port)) {
                     if !proc::listening(address)? {
                         anyhow::bail!("nobody listens on {address}");
                     }
@@ -437,8 +454,8 @@ impl Fleet {
 
     /// What lives in sessions on an instance, seen from outside.
     pub fn session_processes(&self, name: &str) -> Vec<SessionProcess> {
-        let addresses = self.with(name, |machine| machine.addresses.clone());
-        proc::session_processes(&addresses, self.port)
+        let (addresses, port) = self.with(name, |machine| (machine.addresses.clone(), machine.instance.port));
+        proc::session_processes(&addresses, port)
     }
 }
 

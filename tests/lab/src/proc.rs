@@ -106,13 +106,17 @@ pub(crate) fn kill(pids: &[i32]) {
     }
 }
 
-/// Whether somebody listens on an IPv4 address and port, without knocking at it.
+/// Whether somebody listens on an address and port, without knocking at it.
 pub(crate) fn listening(address: SocketAddr) -> io::Result<bool> {
-    let IpAddr::V4(ip) = address.ip() else { return Err(io::ErrorKind::Unsupported.into()) };
-    // The kernel prints the address's four bytes as one number of the machine's byte order.
-    let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port());
+    let (bytes, table) = match address.ip() {
+        IpAddr::V4(ip) => (ip.octets().to_vec(), "/proc/net/tcp"),
+        IpAddr::V6(ip) => (ip.octets().to_vec(), "/proc/net/tcp6"),
+    };
+    // The kernel prints each four bytes of the address as one number of the machine's byte order.
+    let numbers = bytes.chunks_exact(4).map(|four| u32::from_ne_bytes(four.try_into().expect("there are four")));
+    let local = format!("{}:{:04X}", numbers.map(|it| format!("{it:08X}")).collect::<String>(), address.port());
     const LISTEN: &str = "0A";
-    Ok(fs::read_to_string("/proc/net/tcp")?.lines().any(|line| {
+    Ok(fs::read_to_string(table)?.lines().any(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
         fields.next() == Some(&local) && fields.nth(1) == Some(LISTEN)
     }))
