@@ -110,8 +110,9 @@ impl FromStr for LeaseName {
             let is_inner = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
             name.len() <= 253 && is_end(first) && is_end(last) && name.bytes().all(is_inner)
         };
+        let is_namespace = |name: &str| name.len() <= 63 && !name.contains('.') && is_name(name);
         match text.split_once('/') {
-            Some((namespace, name)) if is_name(namespace) && is_name(name) => {
+            Some((namespace, name)) if is_namespace(namespace) && is_name(name) => {
                 Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
             }
             _ => Err("must be NAMESPACE/NAME, for example instance-access/controller".to_owned()),
@@ -298,6 +299,8 @@ mod tests {
             "a/b-",
             "a/b c",
             "a/é",
+            "a.b/c",
+            &format!("{long}/b"),
             &format!("a/{long}"),
         ] {
             let refused = text.parse::<LeaseName>().unwrap_err();

@@ -119,12 +119,15 @@ async fn run(args: ControllerArgs) -> Outcome {
     use instance_access::audit::Sinks;
     use instance_access::aws::{Cloud, LookupLimits, PushLimits, SdkCloud};
     use instance_access::clock;
-    use instance_access::controller::{Candidate, Controller, Health, Leads, Parts, Records, Term};
-    use instance_access::domain::lease::Terms;
+    use instance_access::controller::{Candidate, Controller, Health, Leads, Parts, Records, Term, WhyNotReady};
+    use instance_access::domain::lease::{Loss, Terms};
     use instance_access::domain::lifecycle::Settings;
     use instance_access::server::Pages;
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
+
+    /// How long the last records may take to be durable at the end.
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
     let ControllerArgs {
         audit_file,
@@ -160,15 +163,8 @@ async fn run(args: ControllerArgs) -> Outcome {
     let records = Arc::new(Records::default());
     let client = instance_access::kubernetes::client().await?;
     let metrics = Arc::new(Metrics::default());
-    // Whoever stands by is there, and ready to lead.
-    let life: Arc<OnceLock<Health>> = Arc::new(OnceLock::new());
-    let served = CancellationToken::new();
-    let server = tokio::spawn(instance_access::server::serve(
-        listener,
-        Pages::of_controller(Arc::clone(&life), Arc::clone(&clock), Arc::clone(&metrics)),
-        served.clone(),
-    ));
-    tracing::info!(%listen, "started");
+    // Before it leads: who leads must renew, and asking for a region may take its time.
+    let cloud = SdkCloud::load().await;
     let mut candidate = lease.map(|lease| {
         let head = Arc::clone(&records);
         Candidate::new(
@@ -180,6 +176,16 @@ async fn run(args: ControllerArgs) -> Outcome {
             Arc::new(move || head.head()),
         )
     });
+    let starting: WhyNotReady = Arc::new(|| Some("starting"));
+    let standing_by = candidate.as_ref().map_or(starting, Candidate::why_not_ready);
+    let life: Arc<OnceLock<Health>> = Arc::new(OnceLock::new());
+    let served = CancellationToken::new();
+    let server = tokio::spawn(instance_access::server::serve(
+        listener,
+        Pages::of_controller(Arc::clone(&life), standing_by, Arc::clone(&clock), Arc::clone(&metrics)),
+        served.clone(),
+    ));
+    tracing::info!(%listen, "started");
     let mut term = Term::Alone;
     if let Some(candidate) = &mut candidate {
         let Some(head) = candidate.until_leads(&stop).await else {
@@ -194,7 +200,6 @@ async fn run(args: ControllerArgs) -> Outcome {
         let (records, clock, stop) = (Arc::clone(&records), Arc::clone(&clock), stop.clone());
         tokio::spawn(async move { records.open(sinks, &term, &clock, &stop).await })
     };
-    let cloud = SdkCloud::load().await;
     let region = cloud.region();
     if region.is_none() {
         tracing::warn!("the AWS configuration names no region: requests must name theirs, in spec.target.region");
@@ -214,14 +219,16 @@ async fn run(args: ControllerArgs) -> Outcome {
     drop(life.set(controller.health())); // it is set nowhere else
     let running = tokio::spawn(controller.run(stop.clone()));
     // The lease is kept until nothing is done any more.
-    let kept = CancellationToken::new();
+    let (kept, lost) = (CancellationToken::new(), CancellationToken::new());
     let keeping = candidate.map(|mut candidate| {
-        let (stop, kept) = (stop.clone(), kept.clone());
+        let (stop, kept, lost) = (stop.clone(), kept.clone(), lost.clone());
         tokio::spawn(async move {
-            let outcome = candidate.keep(&kept).await;
-            stop.cancel();
+            // However this ends, nobody works on without a lease.
+            let (_stop, lost) = (stop.drop_guard(), lost.drop_guard());
+            candidate.keep(&kept).await?;
+            lost.disarm();
             candidate.release().await;
-            outcome
+            Ok::<(), Loss>(())
         })
     });
     let refused = tokio::select! {
@@ -229,20 +236,30 @@ async fn run(args: ControllerArgs) -> Outcome {
         () = stop.cancelled() => None,
     };
     stop.cancel();
-    let ran = running.await?;
-    records.close().await;
-    kept.cancel();
-    let lost = match keeping {
-        Some(keeping) => keeping.await?.err(),
-        None => None,
+    let stopped = async {
+        let ran = running.await;
+        // A disk that hangs must not keep the lease.
+        if tokio::time::timeout(CLOSE_TIMEOUT, records.close()).await.is_err() {
+            tracing::error!("the audit trail does not close; stopping without");
+        }
+        ran
     };
+    let ran = tokio::select! {
+        ran = stopped => ran?,
+        // Nothing that is left to do may be done, and the next leader waits for the trail.
+        () = lost.cancelled() => Ok(()),
+    };
+    kept.cancel();
+    if let Some(keeping) = keeping {
+        keeping.await??;
+    }
     served.cancel();
     server.await?;
     tracing::info!("stopped");
     if let Some(error) = refused {
         return Err(error.into());
     }
-    lost.map_or(Ok(()), |loss| Err(loss.into())).and(ran.map_err(Into::into))
+    ran.map_err(Into::into)
 }
 
 /// This process, and no other one that ever was: in a pod its name, and what tells its lives apart.

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::controller::Health;
+use crate::controller::{Health, WhyNotReady};
 use crate::telemetry::Metrics;
 
 /// What is served.
@@ -24,15 +24,23 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The controller's. One that stands by, and has no health yet, is there and ready to lead.
-    pub fn of_controller(health: Arc<OnceLock<Health>>, clock: Clock, metrics: Arc<Metrics>) -> Self {
+    /// The controller's. One that has no health yet stands by, and is ready if it would take over.
+    pub fn of_controller(
+        health: Arc<OnceLock<Health>>,
+        standing_by: WhyNotReady,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let live = {
             let (health, clock) = (Arc::clone(&health), Arc::clone(&clock));
             move || health.get().is_none_or(|health| health.is_live(clock()))
         };
         Self {
             is_live: Box::new(live),
-            why_not_ready: Box::new(move || health.get().and_then(|health| health.why_not_ready(clock()))),
+            why_not_ready: Box::new(move || match health.get() {
+                Some(health) => health.why_not_ready(clock()),
+                None => standing_by().map(str::to_owned),
+            }),
             metrics: Box::new(move || metrics.page()),
         }
     }

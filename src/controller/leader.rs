@@ -25,8 +25,13 @@ const HEAD: &str = "instanceaccess.dev/audit-head";
 
 /// Whether this process may act now. Asked often; answers from memory.
 pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
+/// Why a process that stands by would not take over, if so.
+pub type WhyNotReady = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 /// The head of the trail that this process writes, once there is one.
 pub type Head = Arc<dyn Fn() -> Option<Receipt> + Send + Sync>;
+
+/// How often it is told at most that the lease cannot be asked for.
+const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A process that would lead.
 pub struct Candidate {
@@ -37,6 +42,8 @@ pub struct Candidate {
     head: Head,
     /// The Lease as it was read last, with all that others wrote into it.
     last: Option<Lease>,
+    /// When it was told last that the Lease cannot be asked for.
+    told: Option<Instant>,
 }
 
 /// The election and the clocks that it is judged by.
@@ -60,7 +67,7 @@ impl Watch {
 /// What the API server said to a write.
 enum Written {
     Stored(Lease),
-    /// Another version stands, or none.
+    /// Another version stands, or none any more.
     Stale,
 }
 
@@ -69,7 +76,15 @@ impl Candidate {
     pub fn new(client: Client, namespace: &str, name: &str, terms: Terms, clock: Clock, head: Head) -> Self {
         let timeout = terms.call_timeout();
         let watch = Watch { election: Arc::new(Mutex::new(Election::new(terms))), clock, origin: Instant::now() };
-        Self { leases: Api::namespaced(client, namespace), name: name.to_owned(), timeout, watch, head, last: None }
+        Self {
+            leases: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            timeout,
+            watch,
+            head,
+            last: None,
+            told: None,
+        }
     }
 
     /// Whether this process leads, for whoever acts.
@@ -81,6 +96,12 @@ impl Candidate {
         })
     }
 
+    /// Why this process would not take over, for the probes while it stands by.
+    pub fn why_not_ready(&self) -> WhyNotReady {
+        let watch = self.watch.clone();
+        Arc::new(move || watch.election().why_not_ready(watch.now()))
+    }
+
     /// Waits until this process leads; returns the head of the audit trail that the lease names, as text. None, if it was
     /// stopped before.
     pub async fn until_leads(&mut self, stop: &CancellationToken) -> Option<Option<String>> {
@@ -88,7 +109,7 @@ impl Candidate {
         loop {
             let wait = self.step().await.unwrap_or(self.timeout);
             let (leads, holder) = {
-                let (now, election) = (self.watch.now(), self.watch.election());
+                let (now, mut election) = (self.watch.now(), self.watch.election());
                 (election.leads(now), election.holder().map(str::to_owned))
             };
             if leads {
@@ -122,17 +143,30 @@ impl Candidate {
 
     /// Gives the lease back, so that the next leader need not wait for its end. From here on this process does not lead.
     pub async fn release(&mut self) {
-        let head = (self.head)().map(|head| head.to_string());
-        let now = self.watch.now();
-        let released = self.watch.election().release(now, head);
-        let Some(record) = released else { return };
-        match self.write(&record).await {
-            Ok(Written::Stored(_)) => tracing::info!(lease = self.name, "gave the lease back"),
-            Ok(Written::Stale) => {}
-            Err(error) => {
-                tracing::warn!(lease = self.name, error = chain(&*error), "the lease was not given back; it runs out");
+        // Twice: a renewal that nobody heard of may have made it another version.
+        for _ in 0..2 {
+            let head = (self.head)().map(|head| head.to_string());
+            let now = self.watch.now();
+            let released = self.watch.election().release(now, head);
+            let Some(record) = released else { return };
+            let known = match self.write(&record).await {
+                Ok(Written::Stored(_)) => return tracing::info!(lease = self.name, "gave the lease back"),
+                Ok(Written::Stale) => self.read().await,
+                Err(error) => Err(error),
+            };
+            match known {
+                Ok(lease) => {
+                    let now = self.watch.now();
+                    self.watch.election().read(now, lease.as_ref().map(record_of));
+                    self.last = lease;
+                }
+                Err(error) => {
+                    tracing::warn!(lease = self.name, error = chain(&*error), "the lease was not given back");
+                    break;
+                }
             }
         }
+        tracing::warn!(lease = self.name, "the lease runs out by itself");
     }
 
     /// Takes one step; returns how long to wait before the next.
@@ -145,7 +179,7 @@ impl Candidate {
             Step::Lost(loss) => return Err(loss),
             Step::Read => match self.read().await {
                 Ok(lease) => {
-                    let record = lease.as_ref().map(record);
+                    let record = lease.as_ref().map(record_of);
                     self.last = lease;
                     let now = self.watch.now();
                     self.watch.election().read(now, record);
@@ -156,7 +190,7 @@ impl Candidate {
             Step::Write(wanted) => match self.write(&wanted).await {
                 Ok(Written::Stored(lease)) => {
                     let now = self.watch.now();
-                    self.watch.election().wrote(sent, now, record(&lease));
+                    self.watch.election().wrote(sent, now, record_of(&lease));
                     self.last = Some(lease);
                     Ok(())
                 }
@@ -169,7 +203,10 @@ impl Candidate {
             },
         };
         if let Err(error) = outcome {
-            tracing::warn!(lease = self.name, error = chain(&*error), "the lease could not be asked for");
+            if self.told.is_none_or(|told| told.elapsed() >= TOLD_INTERVAL) {
+                self.told = Some(Instant::now());
+                tracing::warn!(lease = self.name, error = chain(&*error), "the lease could not be asked for");
+            }
             let now = self.watch.now();
             self.watch.election().failed(now);
         }
@@ -191,14 +228,16 @@ impl Candidate {
         };
         match answer {
             Ok(stored) => Ok(Written::Stored(stored)),
-            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(Written::Stale),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(Written::Stale),
+            // Without a version it is the namespace that is not there.
+            Err(kube::Error::Api(status)) if status.code == 404 && wanted.version.is_some() => Ok(Written::Stale),
             Err(error) => Err(error.into()),
         }
     }
 }
 
 /// A Lease as the election sees it. What is not there, or out of its bounds, is as if it had been there for long.
-fn record(lease: &Lease) -> LeaseRecord {
+fn record_of(lease: &Lease) -> LeaseRecord {
     let metadata = &lease.metadata;
     let spec = lease.spec.clone().unwrap_or_default();
     let time = |time: Option<MicroTime>| time.map(|MicroTime(time)| time);
@@ -244,14 +283,16 @@ mod tests {
     #[test]
     fn what_others_put_on_the_lease_stays_there() {
         let known: Lease = serde_json::from_value(json!({
-            "metadata": {"name": "it", "resourceVersion": "7", "labels": {"app": "it"}, "annotations": {"theirs": "1"}},
+            "metadata": {"name": "it", "uid": "u", "resourceVersion": "7", "labels": {"app": "it"}, "annotations": {"theirs": "1"}},
             "spec": {"holderIdentity": "", "leaseDurationSeconds": 9, "strategy": "OldestEmulationVersion"},
         }))
         .unwrap();
-        let seen = record(&known);
+        let seen = record_of(&known);
         assert_eq!((seen.holder.as_deref(), seen.version.as_deref()), (None, Some("7")));
         let wanted = LeaseRecord { holder: Some("a".to_owned()), head: Some("4:ab".to_owned()), ..seen };
         let written = serde_json::to_value(lease(known, "it", &wanted)).unwrap();
+        // With it a PUT makes no Lease where one was deleted.
+        assert_eq!(written["metadata"]["uid"], "u");
         assert_eq!(written["metadata"]["labels"], json!({"app": "it"}));
         assert_eq!(written["metadata"]["annotations"], json!({"theirs": "1", HEAD: "4:ab"}));
         assert_eq!(written["spec"]["holderIdentity"], "a");
@@ -260,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_lease_without_a_spec_is_nobodys_and_not_free() {
-        let seen = record(&Lease::default());
+        let seen = record_of(&Lease::default());
         assert_eq!((seen.holder, seen.acquire_time, seen.duration), (None, None, Duration::ZERO));
     }
 }

@@ -47,7 +47,7 @@ use crate::telemetry::{Metrics, Reading};
 
 use contact::Contact;
 use enforcement::Guard;
-pub use leader::{Candidate, Head, Leads};
+pub use leader::{Candidate, Head, Leads, WhyNotReady};
 pub use records::{Records, Term};
 use slots::Slots;
 use timers::Timers;

@@ -83,8 +83,9 @@ impl Records {
     /// Opens the trail, and tries again for as long as somebody may mend what is in the way.
     ///
     /// # Errors
-    /// Returns at once what no waiting mends: no sink, a path that is no file, a trail that does not verify or has lost its
-    /// end; and another process that writes to it, unless this one succeeds a leader, which may not have gone yet.
+    /// Returns at once what no waiting mends: no sink, a path that is no file, another process that writes to it, a trail that
+    /// does not verify. One of several leaders ends grants all the same: what the lease and the file say may be anybody's
+    /// doing, so it goes on trying.
     pub async fn open(
         &self,
         sinks: Sinks,
@@ -134,11 +135,19 @@ impl Records {
                         "the audit trail cannot be opened, so nothing is granted; ends go on; trying again"
                     );
                 }
-                // It may be frozen, or on its way out; what it appends it is not given a receipt for by us.
+                // It may be frozen, or on its way out.
                 Err(error @ OpenError::Locked { .. }) if matches!(term, Term::Next { .. }) => {
                     tracing::warn!(
                         error = chain(&error),
                         "the leader before has not let go of the audit trail, so nothing is granted; ends go on; trying again"
+                    );
+                }
+                Err(error @ (OpenError::Behind { .. } | OpenError::Broken { .. }))
+                    if matches!(term, Term::Next { .. }) =>
+                {
+                    tracing::error!(
+                        error = chain(&error),
+                        "the audit trail is not the one that the lease names, so nothing is granted; ends go on; trying again"
                     );
                 }
                 Err(error) => return Err(error),

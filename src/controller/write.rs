@@ -297,3 +297,40 @@ fn path(object: &InstanceAccess) -> String {
     let name = object.metadata.name.as_deref().unwrap_or_default();
     format!("/apis/{GROUP}/{VERSION}/namespaces/{namespace}/instanceaccesses/{name}")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::InstanceAccessStatus;
+
+    /// A writer that would say `Refused`, if it sent anything: nobody listens there.
+    fn deposed() -> Writer {
+        // Whoever was first has installed it.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let nobody = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        Writer::new(Client::try_from(nobody).unwrap(), Arc::new(|| false), Arc::new(Metrics::default()))
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_lead_sends_nothing() {
+        let writer = deposed();
+        let object: InstanceAccess = serde_json::from_value(json!({
+            "apiVersion": format!("{GROUP}/{VERSION}"),
+            "kind": "InstanceAccess",
+            "metadata": {"name": "it", "namespace": "team", "uid": "u", "resourceVersion": "1"},
+            "spec": {"target": {"instanceId": "i-0123456789abcdef0"}, "osUser": "ec2-user", "sshPublicKey": "ssh-ed25519 AAAA"},
+        }))
+        .unwrap();
+        let still = Still { holds: &|| true, nudged: None };
+        for lane in [Lane::End, Lane::Grant, Lane::Word, Lane::Leave] {
+            let status = writer.status(&object, &InstanceAccessStatus::default(), lane, &still).await;
+            assert!(matches!(status, Err(WriteError::Deposed)), "{lane:?}: {status:?}");
+        }
+        assert!(matches!(writer.add_finalizer(&object).await, Err(WriteError::Deposed)));
+        assert!(matches!(writer.remove_finalizer(&object).await, Err(WriteError::Deposed)));
+        // It may still look.
+        assert!(matches!(writer.read(&object).await, Err(WriteError::Refused(_))));
+    }
+}

@@ -18,6 +18,7 @@
 //! - On a machine that is suspended ticks stand still, and the wall clock tells. Who suspends a machine and sets its clock
 //!   back by as much can make it believe in a lease that is over; what it writes then is stale to the API server.
 //! - Whoever may write or delete the Lease can depose a leader.
+//! - All who stand for one Lease have one and the same length of it: if it is deleted, nobody knows of a longer one.
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::time::since;
+
+/// The longest lease: what says that it holds for longer was not written by one of us.
+pub const LEASE_MAX: Duration = Duration::from_secs(120);
 
 /// How often whoever waits looks at the lease: a leader that steps down is followed within a second.
 const LOOK: Duration = Duration::from_millis(500);
@@ -154,6 +158,8 @@ pub struct Election {
     /// When the renewal was sent that made us lead, the last one that succeeded.
     renewed: Option<Moment>,
     loss: Option<Loss>,
+    /// When the API server last said what the lease is.
+    heard: Option<Moment>,
     /// Nothing is asked before, in ticks.
     due: Duration,
 }
@@ -161,13 +167,26 @@ pub struct Election {
 impl Election {
     /// Begins with nothing known.
     pub fn new(terms: Terms) -> Self {
-        Self { terms, seen: None, is_stale: true, renewed: None, loss: None, due: Duration::ZERO }
+        Self { terms, seen: None, is_stale: true, renewed: None, loss: None, heard: None, due: Duration::ZERO }
     }
 
-    /// Whether this process leads now. Ask just before each act; the answer is good for no longer.
-    pub fn leads(&self, now: Moment) -> bool {
-        let in_time = |renewed| now.longest_since(renewed) < self.terms.renew_deadline();
-        self.loss.is_none() && self.renewed.is_some_and(in_time)
+    /// Whether this process leads now. Ask just before each act; the answer is good for no longer. Once it was late it is lost:
+    /// whatever it did not do meanwhile, nobody would do.
+    pub fn leads(&mut self, now: Moment) -> bool {
+        let Some(renewed) = self.renewed else { return false };
+        if now.longest_since(renewed) >= self.terms.renew_deadline() {
+            self.loss.get_or_insert(Loss::Late);
+        }
+        self.loss.is_none()
+    }
+
+    /// Why this process would not take over if it had to, while it stands by.
+    pub fn why_not_ready(&self, now: Moment) -> Option<&'static str> {
+        match self.heard {
+            Some(heard) if now.longest_since(heard) < self.terms.lease => {}
+            _ => return Some("the lease cannot be read; the log says why"),
+        }
+        self.holder().is_none().then_some("nobody leads yet; whoever takes the lease does within seconds")
     }
 
     /// Who holds the lease, as far as this process saw.
@@ -186,9 +205,7 @@ impl Election {
 
     /// Says what to do now. `head` is the head of the audit trail that this process writes, if it does.
     pub fn next(&mut self, now: Moment, head: Option<String>) -> Step {
-        if self.renewed.is_some() && !self.leads(now) {
-            self.loss.get_or_insert(Loss::Late);
-        }
+        self.leads(now);
         if let Some(loss) = self.loss {
             return Step::Lost(loss);
         }
@@ -201,7 +218,7 @@ impl Election {
             Some(record) if record.holder.as_ref() == Some(&self.terms.identity) => {
                 Step::Write(LeaseRecord { head: head.or_else(|| record.head.clone()), ..self.renewal(now, record) })
             }
-            Some(record) if record.is_free() || unchanged >= self.terms.lease.max(record.duration) => {
+            Some(record) if record.is_free() || unchanged >= self.terms.lease.max(record.duration.min(LEASE_MAX)) => {
                 Step::Write(LeaseRecord {
                     holder: Some(self.terms.identity.clone()),
                     acquire_time: Some(now.time),
@@ -229,6 +246,7 @@ impl Election {
         if is_new {
             self.seen = Some(Seen { record, since: now.ticks });
         }
+        self.heard = Some(now);
         // The next question is answered from this, and if that is nothing to write, from another look a little later.
         self.is_stale = false;
         if !matches!(self.next(now, None), Step::Write(_)) {
@@ -239,8 +257,11 @@ impl Election {
 
     /// Takes in that a write was stored, as the API server answered it. `sent` is when it left.
     pub fn wrote(&mut self, sent: Moment, now: Moment, record: LeaseRecord) {
+        // An answer that came late is no cure.
+        self.leads(now);
         let is_ours = record.holder.as_ref() == Some(&self.terms.identity);
         self.seen = Some(Seen { record: Some(record), since: now.ticks });
+        self.heard = Some(now);
         self.is_stale = !is_ours;
         self.due = if is_ours { sent.ticks + self.terms.renew_interval() } else { now.ticks + LOOK };
         if is_ours {
@@ -257,9 +278,8 @@ impl Election {
 
     /// Steps down, whatever comes of it: from here on this process does not lead. Returns what to write, if the lease is ours.
     pub fn release(&mut self, now: Moment, head: Option<String>) -> Option<LeaseRecord> {
-        let led = self.leads(now);
         self.loss.get_or_insert(Loss::Released);
-        let record = self.record().filter(|record| led && record.holder.as_ref() == Some(&self.terms.identity))?;
+        let record = self.record().filter(|record| record.holder.as_ref() == Some(&self.terms.identity))?;
         let head = head.or_else(|| record.head.clone());
         Some(LeaseRecord { holder: None, head, ..self.renewal(now, record) })
     }

@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use instance_access::api::InstanceAccess;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, reason, shown};
+use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, expiration, reason, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -30,8 +32,8 @@ async fn two() -> anyhow::Result<(Stand, Controller)> {
     let other = stand.controller.beside("other")?;
     other.start()?;
     until_log(&other, "stands by").await?;
-    // Whoever stands by is there, and does nothing.
-    anyhow::ensure!(other.page("/readyz").await?.0 == 200, "{:?}", other.page("/readyz").await?);
+    // Whoever stands by is ready: it sees that somebody leads.
+    other.until_ready().await?;
     Ok((stand, other))
 }
 
@@ -66,6 +68,7 @@ async fn a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_o
     let followed = killed.elapsed();
     eprintln!("a grant {:.1} s after kill -9 of the leader", followed.as_secs_f64());
     anyhow::ensure!(followed > Duration::from_secs(2), "the lease was not waited for: {followed:?}");
+    anyhow::ensure!(followed < Duration::from_secs(30), "{followed:?}");
 
     // The other way round, and this time it steps down.
     let third = stand.controller.beside("third")?;
@@ -76,7 +79,10 @@ async fn a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_o
     anyhow::ensure!(gone(&other).await?.success(), "{}", other.log_of("error"));
     stand.ask(Ask::new("at-last").instance(&others)).await?;
     stand.until_granted("at-last").await?;
-    eprintln!("a grant {:.1} s after SIGTERM to the leader", told.elapsed().as_secs_f64());
+    let followed = told.elapsed();
+    eprintln!("a grant {:.1} s after SIGTERM to the leader", followed.as_secs_f64());
+    // A lease that runs out takes seven and a half at least.
+    anyhow::ensure!(followed < Duration::from_secs(6), "the lease was not given back: {followed:?}");
 
     // What the first one granted, the third ends, on time and once; and it is one chain.
     let ended = stand.ended_well("before", &id).await?;
@@ -103,15 +109,19 @@ async fn lease(stand: &Stand) -> anyhow::Result<Lease> {
 async fn a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes() -> Outcome {
     let (stand, other) = two().await?;
     let id = stand.running();
-    stand.ask(Ask::new("frozen").instance(&id).ends_in(125)).await?;
-    stand.until_granted("frozen").await?;
+    stand.ask(Ask::new("frozen").instance(&id).ends_in(150)).await?;
+    let granted = stand.until_granted("frozen").await?;
+    let frozen = Timestamp::now();
     stand.controller.signal("-STOP").await?;
     until_log(&other, "leads").await?;
-    // It has the trail's lock, even now: so nothing is granted, and all else goes on.
+    // It has the trail's lock, even now: so nothing is granted and no key is pushed; ends go on.
     until_log(&other, "has not let go of the audit trail").await?;
-    let ended = stand.ended_well("frozen", &id).await?;
-    anyhow::ensure!(reason(&ended) == "Expired", "{}", shown(&ended));
-    let (pushes, object) = (stand.pushes(&id).len(), stand.get("frozen").await?);
+    // Its next push is overdue when it wakes.
+    let due = expiration(&granted)? - SignedDuration::from_secs(150 - 47);
+    let until_due = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+    tokio::time::sleep(until_due).await;
+    let pushes = stand.pushes(&id).len();
+    anyhow::ensure!(pushes == 1, "{pushes} pushes, although nobody can record one");
     stand.controller.signal("-CONT").await?;
     let status = gone(&stand.controller).await?;
     anyhow::ensure!(!status.success(), "who lost its lease says so");
@@ -120,14 +130,29 @@ async fn a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes(
         "{}",
         stand.controller.log_of("")
     );
-    anyhow::ensure!(stand.pushes(&id).len() == pushes, "the deposed one pushed");
-    let now = stand.get("frozen").await?;
-    anyhow::ensure!(now.metadata.resource_version == object.metadata.resource_version, "the deposed one wrote");
-    // Without it the trail is free.
+    // Without it the trail is free, and the new leader goes on where it stopped.
     leads(&other).await?;
-    stand.ask(Ask::new("thawed").instance(&id)).await?;
+    let opened = Timestamp::now();
+    stand.ask(Ask::new("thawed").instance(&stand.running())).await?;
     stand.until_granted("thawed").await?;
-    other.verify(&[]).await?;
+    let ended = stand.ended_well("frozen", &id).await?;
+    anyhow::ensure!(reason(&ended) == "Expired", "{}", shown(&ended));
+    // All that is between is silence: the deposed one appended nothing, and nothing was pushed before its successor could
+    // say so.
+    let text = std::fs::read_to_string(other.audit())?;
+    let times = text.lines().map(|line| -> anyhow::Result<(Timestamp, bool)> {
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        let time = line["time"].as_str().context("a time")?.parse()?;
+        Ok((time, line["record"]["kind"] == "SegmentOpened"))
+    });
+    let times = times.collect::<anyhow::Result<Vec<_>>>()?;
+    let second = times.iter().rposition(|(_, opens)| *opens).context("a segment")?;
+    anyhow::ensure!(second > 0 && times[second].0 <= opened, "the successor opened a segment of its own");
+    anyhow::ensure!(times[..second].iter().all(|(time, _)| *time <= frozen), "the deposed one appended: {text}");
+    let pushes = stand.pushes(&id);
+    anyhow::ensure!(pushes.len() >= 2, "the successor pushed: {pushes:?}");
+    anyhow::ensure!(pushes[1..].iter().all(|push| push.time >= times[second].0), "the deposed one pushed: {pushes:?}");
+    other.verify(&[&ended]).await?;
     Ok(())
 }
 
@@ -150,16 +175,25 @@ async fn a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_seco
     let id = stand.running();
     stand.ask(Ask::new("still").instance(&id)).await?;
     stand.until_granted("still").await?;
-    // A head that is none keeps grants back, and no end.
-    let broken = json!({"metadata": {"annotations": {"instanceaccess.dev/audit-head": "far"}}});
-    stand.controller.signal("-TERM").await?;
-    gone(&stand.controller).await?;
-    leases.patch("controller", &PatchParams::default(), &Patch::Merge(broken)).await?;
-    stand.controller.start()?;
-    until_log(&stand.controller, "is no SEQUENCE:DIGEST").await?;
+    // A head that is none, or none of this trail's, keeps grants back and no end.
+    let broken = async |head: &str, words: &str, name: &str| {
+        stand.controller.signal("-TERM").await?;
+        gone(&stand.controller).await?;
+        let broken = json!({"metadata": {"annotations": {"instanceaccess.dev/audit-head": head}}});
+        leases.patch("controller", &PatchParams::default(), &Patch::Merge(broken)).await?;
+        stand.controller.start()?;
+        until_log(&stand.controller, words).await?;
+        stand.ask(Ask::new(name).instance(&id)).await?;
+        stand.until(name, "AuditUnavailable", &[]).await
+    };
+    broken("far", "is no SEQUENCE:DIGEST", "not-now").await?;
     stand.delete("alice", "still").await?;
-    stand.ask(Ask::new("not-now").instance(&id)).await?;
-    stand.until("not-now", "AuditUnavailable", &[]).await?;
-    stand.until("still", "RevocationPending", &["the request was deleted"]).await?;
+    // It stays until its end is on record, and has ended.
+    let over = |object: &InstanceAccess| match reason(object) {
+        "Released" => Ok(()),
+        _ => Err(shown(object)),
+    };
+    stand.until_within("still", "Released", Duration::from_secs(90), over).await?;
+    broken(&format!("99999:{}", "a".repeat(64)), "not the one that the lease names", "nor-now").await?;
     Ok(())
 }

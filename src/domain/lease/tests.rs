@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 use super::*;
 
@@ -46,18 +47,16 @@ fn leader() -> Election {
 
 #[test]
 fn a_leader_leads_for_two_thirds_of_a_lease_from_the_sending_of_its_renewal() {
-    let election = leader();
     for (time, leads) in [(0.3, true), (6.0, true), (6.2, false), (60.0, false)] {
-        assert_eq!(election.leads(at(time)), leads, "{time}");
+        assert_eq!(leader().leads(at(time)), leads, "{time}");
     }
 }
 
 #[test]
 fn a_machine_that_was_suspended_does_not_lead_when_it_wakes_although_its_ticks_stood_still() {
-    let election = leader();
-    assert!(!election.leads(Moment { ticks: seconds(0.4), ..at(100.0) }));
+    assert!(!leader().leads(Moment { ticks: seconds(0.4), ..at(100.0) }));
     assert!(
-        election.leads(Moment { time: Timestamp::UNIX_EPOCH, ..at(1.0) }),
+        leader().leads(Moment { time: Timestamp::UNIX_EPOCH, ..at(1.0) }),
         "a clock that was set back says nothing"
     );
 }
@@ -83,6 +82,43 @@ fn a_leader_whose_renewals_fail_is_lost_at_its_deadline_and_for_ever() {
     election.read(at(6.3), Some(record(2, Some("a"))));
     assert_eq!(election.next(at(6.4), None), Step::Lost(Loss::Late));
     assert!(!election.leads(at(0.4)));
+}
+
+#[test]
+fn a_leader_that_was_late_once_is_lost_although_the_renewal_came_through_after_all() {
+    let mut election = leader();
+    let Step::Write(written) = election.next(at(1.7), None) else { panic!() };
+    assert!(!election.leads(at(6.2)), "whoever asks now leaves something undone");
+    election.wrote(at(1.7), at(6.3), stored(written.clone(), 3));
+    assert!(!election.leads(at(6.3)));
+    // And so is one whom nobody asked meanwhile.
+    let mut election = leader();
+    election.next(at(1.7), None);
+    election.wrote(at(1.7), at(6.3), stored(written, 3));
+    assert_eq!(election.next(at(6.4), None), Step::Lost(Loss::Late));
+}
+
+#[test]
+fn a_length_that_nobody_of_ours_would_write_keeps_nobody_waiting_for_ever() {
+    let mut election = Election::new(terms("b"));
+    let hostile = LeaseRecord { duration: Duration::from_secs(i32::MAX as u64), ..record(1, Some("x")) };
+    election.read(at(0.0), Some(hostile.clone()));
+    election.read(at(119.0), Some(hostile.clone()));
+    assert!(!matches!(election.next(at(119.5), None), Step::Write(_)));
+    election.read(at(120.0), Some(hostile));
+    assert!(matches!(election.next(at(120.0), None), Step::Write(_)));
+}
+
+#[test]
+fn whoever_stands_by_is_ready_if_it_reads_the_lease_and_somebody_leads() {
+    let mut election = Election::new(terms("b"));
+    assert!(election.why_not_ready(at(0.0)).is_some_and(|why| why.contains("cannot be read")));
+    election.read(at(1.0), Some(LeaseRecord { holder: None, acquire_time: None, ..record(1, None) }));
+    assert!(election.why_not_ready(at(1.0)).is_some_and(|why| why.contains("nobody leads")));
+    election.read(at(2.0), Some(record(2, Some("a"))));
+    assert_eq!(election.why_not_ready(at(2.0)), None);
+    assert_eq!(election.why_not_ready(at(10.9)), None);
+    assert!(election.why_not_ready(at(11.0)).is_some_and(|why| why.contains("cannot be read")));
 }
 
 #[test]
@@ -199,6 +235,10 @@ struct Cluster {
     flights: Vec<Flight>,
     processes: Vec<Process>,
     terms_begun: usize,
+    /// Who led, in order.
+    led: Vec<String>,
+    /// Who led and does no more.
+    lost: Vec<String>,
 }
 
 /// What happens next to a process.
@@ -346,8 +386,23 @@ impl Cluster {
     }
 
     /// Who would act, were they to look at their clocks now.
-    fn leaders(&self) -> Vec<usize> {
-        (0..self.processes.len()).filter(|index| self.processes[*index].election.leads(self.moment(*index))).collect()
+    fn leaders(&mut self) -> Vec<usize> {
+        let mut leaders = Vec::new();
+        for index in 0..self.processes.len() {
+            let moment = self.moment(index);
+            let election = &mut self.processes[index].election;
+            let (leads, identity) = (election.leads(moment), election.terms.identity.clone());
+            if leads {
+                assert!(!self.lost.contains(&identity), "{identity} leads again");
+                leaders.push(index);
+                if self.led.last() != Some(&identity) {
+                    self.led.push(identity);
+                }
+            } else if self.led.contains(&identity) && !self.lost.contains(&identity) {
+                self.lost.push(identity);
+            }
+        }
+        leaders
     }
 }
 
@@ -379,6 +434,23 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     ];
     let event = (0_u64..700, 0_usize..3, fate).prop_map(|(after_ms, process, fate)| Event { after_ms, process, fate });
     prop::collection::vec(event, 1..400)
+}
+
+#[test]
+fn the_histories_have_leaders_that_change() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut terms, mut changed) = (0, 0);
+    for _ in 0..200 {
+        let events = events().new_tree(&mut runner).unwrap().current();
+        let mut cluster = cluster(&[900, 1000, 1100], &[0; 3]);
+        for event in &events {
+            cluster.happens(event);
+            cluster.leaders();
+        }
+        terms += cluster.led.len();
+        changed += usize::from(cluster.led.len() > 1);
+    }
+    assert!(terms >= 200 && changed >= 60, "{terms} terms, {changed} histories with more than one");
 }
 
 proptest! {
