@@ -108,7 +108,15 @@ async fn run(args: ControllerArgs) -> Outcome {
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
 
-    let ControllerArgs { audit_file, audit_stdout, listen, pushes_per_second, principal, log_format: _ } = args;
+    let ControllerArgs {
+        audit_file,
+        audit_stdout,
+        listen,
+        pushes_per_second,
+        gateway_address,
+        principal,
+        log_format: _,
+    } = args;
     let stop = CancellationToken::new();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let clock = clock::system();
@@ -138,7 +146,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         lookup_limits: LookupLimits::default(),
         records: Arc::clone(&records),
         clock: Arc::clone(&clock),
-        settings: Settings { region, principals: principal.unwrap_or_default() },
+        settings: Settings { region, principals: principal.unwrap_or_default(), gateway: gateway_address },
         metrics: Arc::clone(&metrics),
     });
     let health = controller.health();
@@ -171,6 +179,37 @@ fn host_key(path: &std::path::Path) -> Result<HostKey, Box<dyn std::error::Error
 fn gateway(args: GatewayArgs) -> Outcome {
     instance_access::telemetry::start_logs(args.log_format);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_gateway(args))
+}
+
+/// AWS for the gateway, which serves meanwhile all that needs none: reading the configuration may ask the network.
+#[cfg(feature = "aws")]
+fn coming_cloud() -> instance_access::aws::ComingCloud {
+    use futures::FutureExt;
+    use instance_access::aws::{Cloud, SdkCloud};
+
+    let loading = tokio::spawn(async {
+        let cloud = Arc::new(SdkCloud::load().await);
+        let looking = Arc::clone(&cloud);
+        tokio::spawn(async move {
+            if looking.has_credentials().await {
+                tracing::info!("found AWS credentials; grants with keyDelivery OnConnect are served");
+            } else {
+                tracing::warn!(
+                    "found no AWS credentials; grants with keyDelivery OnConnect are refused until there are some"
+                );
+            }
+        });
+        cloud as Arc<dyn Cloud>
+    });
+    async move { loading.await.ok() }.boxed().shared()
+}
+
+#[cfg(not(feature = "aws"))]
+fn coming_cloud() -> instance_access::aws::ComingCloud {
+    use futures::FutureExt;
+
+    tracing::warn!("this binary was built without the feature aws; grants with keyDelivery OnConnect are refused");
+    std::future::ready(None).boxed().shared()
 }
 
 async fn run_gateway(args: GatewayArgs) -> Outcome {
@@ -224,6 +263,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     tracing::info!(fingerprint = host_key.fingerprint(), known_hosts, "read the host key");
     let gateway = Gateway::new(GatewayParts {
         client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
+        cloud: coming_cloud(),
         trail,
         clock,
         name,

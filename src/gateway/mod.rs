@@ -9,7 +9,8 @@
 //! inner SSH. Whatever of russh's cannot be trusted to end by itself is ended under it (`stream`).
 //!
 //! # Guarantees
-//! - No session without a record of its opening that is durable.
+//! - No session without a record of its opening that is durable, and no key pushed without one of that.
+//! - No key is pushed but on a grant that was read from the API server just then (`push`).
 //! - A session is cut within a second of the end of any grant that it is held to, also when nothing else of the system is
 //!   there; and within a second of whatever the watch says.
 //!
@@ -21,6 +22,7 @@ mod grants;
 mod host_key;
 mod limits;
 mod metrics;
+mod push;
 mod session;
 mod stream;
 mod watch;
@@ -38,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Trail;
+use crate::aws::ComingCloud;
 use crate::clock::Clock;
 use crate::domain::session::Dialling;
 
@@ -45,6 +48,7 @@ use grants::Grants;
 pub use host_key::{HostKey, HostKeyError};
 use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
+use push::KeyPushes;
 use watch::Contact;
 pub use watch::READ_TIMEOUT;
 
@@ -89,6 +93,8 @@ pub struct GatewayLimits {
 pub struct GatewayParts {
     /// The API server.
     pub client: Client,
+    /// AWS, for grants whose key is pushed when somebody connects.
+    pub cloud: ComingCloud,
     /// Its own audit trail, open.
     pub trail: Trail,
     /// The wall clock.
@@ -115,6 +121,7 @@ struct Shared {
     limits: GatewayLimits,
     dialling: Dialling,
     metrics: Arc<GatewayMetrics>,
+    keys_pushed: KeyPushes,
     grants: Grants,
     contact: Contact,
     connections: Arc<Places<()>>,
@@ -153,7 +160,7 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, trail, clock, name, host_key, limits, dialling, metrics } = parts;
+        let GatewayParts { client, cloud, trail, clock, name, host_key, limits, dialling, metrics } = parts;
         let shared = Shared {
             client,
             trail,
@@ -163,6 +170,7 @@ impl Gateway {
             limits,
             dialling,
             metrics,
+            keys_pushed: KeyPushes::new(cloud),
             grants: Grants::default(),
             contact: Contact::new(limits.silence_max),
             connections: Places::new(limits.connections_max, limits.connections_max),
