@@ -223,7 +223,11 @@ fn told(error: PushError, grant: &SessionGrant, standing: &watch::Receiver<Stand
         PushError::TooLate { .. } => (NoKey::Busy, false),
         PushError::Fenced => match &*standing.borrow() {
             Standing::Over(cause) => (NoKey::Over { request: grant.request.clone(), cause: (*cause).into() }, false),
-            Standing::Live(_) | Standing::Nothing => (NoKey::Busy, false),
+            Standing::Live(live) => match &live.not_now {
+                Some(reason) => (NoKey::NotNow { request: request_name(&live.request), reason: reason.clone() }, false),
+                None => (NoKey::Busy, false),
+            },
+            Standing::Nothing => (NoKey::NotAsGranted { request: request_name(&grant.request) }, false),
         },
         PushError::Failed { failure, unsure_time } => {
             let request = request_name(&grant.request);
