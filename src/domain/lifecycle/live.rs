@@ -321,15 +321,16 @@ impl<'a> Draft<'a> {
     /// assumed: that one left just then.
     pub(super) fn readable_until(&self) -> Option<Timestamp> {
         let sight = self.world.sight;
+        let by_gateways = self.readable_by_gateways();
         if self.is_on_connect() {
-            return self.readable_by_gateways();
+            return by_gateways;
         }
         // A first push that is not ours was another process', whatever our clocks say of who came first.
         let unknown = (self.is_restarted() || !self.first_push_is_ours())
             .then(|| plus(plus(sight.since_time, PUSH_TIMEOUT), KEY_WINDOW));
         let flying =
             sight.push.is_under_way().then(|| plus(plus(plus(self.now, STOP_LATENCY_MAX), PUSH_TIMEOUT), KEY_WINDOW));
-        unknown.max(flying).max(sight.push.readable_until())
+        unknown.max(flying).max(sight.push.readable_until()).max(by_gateways)
     }
 
     /// Looks at the instance again, in its slot of the minute.

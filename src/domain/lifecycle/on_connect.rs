@@ -9,10 +9,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::api::{ConditionType, KeyDelivery};
-use crate::domain::cloud::Instance;
 use crate::domain::cloud::InstanceId;
 use crate::domain::condition::{self, ActiveReason, Saying};
 use crate::domain::connect;
+use crate::domain::digest::spec_digest;
 use crate::domain::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use crate::domain::session::READ_AGE_MAX;
 use crate::domain::time::{plus, since};
@@ -34,7 +34,7 @@ impl Draft<'_> {
     /// Says that access is possible: by connecting through a gateway.
     pub(super) fn say_on_connect(&mut self, expiration: Timestamp) {
         let message = format!(
-            "connect through the gateway, as status.connection.command says, until {expiration}: it delivers the key when you do, last {} s before that; that AWS takes it proves neither that the login {} exists nor that sshd asks EC2 Instance Connect",
+            "connect through the gateway, as status.connection.command says, until {expiration}; it delivers the key when you do, for the last time {} s before that; that AWS takes it proves neither that the login {} exists nor that sshd asks EC2 Instance Connect",
             (KEY_WINDOW + PUSH_TIMEOUT).as_secs(),
             self.request.spec.os_user
         );
@@ -45,11 +45,7 @@ impl Draft<'_> {
     }
 
     /// What a person types, if gateways push and their address is known.
-    pub(super) fn command_through(&self, asked: &Asked<'_>, instance: &Instance) -> Option<String> {
-        self.command_to(asked, &instance.id)
-    }
-
-    fn command_to(&self, asked: &Asked<'_>, instance_id: &InstanceId) -> Option<String> {
+    pub(super) fn command_through(&self, asked: &Asked<'_>, instance_id: &InstanceId) -> Option<String> {
         let gateway = self.world.settings.gateway.as_ref().filter(|_| self.is_on_connect())?;
         Some(connect::command_through(gateway, instance_id, &asked.os_user, asked.port))
     }
@@ -57,7 +53,7 @@ impl Draft<'_> {
     /// Keeps the command right, should the gateway have moved.
     pub(super) fn follow_gateway(&mut self, asked: &Asked<'_>) {
         let instance_id = self.status.instance.as_ref().and_then(|it| InstanceId::parse(&it.instance_id).ok());
-        let Some(command) = instance_id.and_then(|id| self.command_to(asked, &id)) else { return };
+        let Some(command) = instance_id.and_then(|id| self.command_through(asked, &id)) else { return };
         if let Some(connection) = self.status.connection.as_mut() {
             connection.command = command;
         }
@@ -85,11 +81,16 @@ impl Draft<'_> {
     }
 
     /// Until when a key may be readable by the host that a gateway pushed, at the worst: on the last read of the request
-    /// that said nothing yet of an end.
+    /// that said nothing yet of an end. `None`, if none can have pushed one.
     ///
     /// A deletion and `spec.revoke` are in the object since before now, and so is its going. All else gateways read in the
     /// status that is about to be stored.
     pub(super) fn readable_by_gateways(&self) -> Option<Timestamp> {
+        // Of a spec that was bent since, what was granted may have been theirs.
+        let is_bent = self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec));
+        if !self.is_on_connect() && !is_bent {
+            return None;
+        }
         let expiration = self.status.grant.as_ref()?.expiration_time.0;
         let read_time = match self.world.sight.gone_time {
             Some(gone_time) => gone_time,

@@ -226,7 +226,7 @@ impl<'a> Draft<'a> {
             address: address.to_string(),
             port: asked.port.into(),
             endpoint_id,
-            command: self.command_through(asked, instance).unwrap_or_else(|| {
+            command: self.command_through(asked, &instance.id).unwrap_or_else(|| {
                 connect::command(route, &instance.id, &instance.region, &asked.os_user, asked.port, tunnel_seconds)
             }),
         });

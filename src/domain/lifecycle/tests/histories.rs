@@ -48,6 +48,7 @@ pub(super) enum Turn {
     Unreadable(bool),
     Connect(u64, u64, bool),
     Gateway(bool),
+    EditDelivery(KeyDelivery),
 }
 
 /// How a request is made again.
@@ -158,6 +159,7 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         2 => any::<bool>().prop_map(Turn::Unreadable),
         6 => any_connect(),
         1 => any::<bool>().prop_map(Turn::Gateway),
+        1 => prop::sample::select(vec![KeyDelivery::Continuous, KeyDelivery::OnConnect]).prop_map(Turn::EditDelivery),
     ]
 }
 
@@ -287,6 +289,7 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
         Turn::OtherGranted => life.other_is_granted(),
         Turn::OtherEnds => life.other_ends(),
         Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),
+        Turn::EditDelivery(delivery) => life.edit_spec(|spec| spec.key_delivery = Some(*delivery)),
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
             instance.tags.insert("env".into(), (*value).into());

@@ -129,6 +129,19 @@ fn its_end_counts_the_key_that_a_gateway_may_just_have_pushed() {
 }
 
 #[test]
+fn a_spec_that_was_bent_into_another_delivery_hides_no_key_of_a_gateway() {
+    for bent in [None, Some(KeyDelivery::Continuous)] {
+        let mut life = on_connect().until(100);
+        life.connects().unwrap();
+        life.edit_spec(|spec| spec.key_delivery = bent);
+        life.settle();
+        life.shows("Approved=True Active=True/RevocationPending Reconciling=True");
+        assert_eq!(life.expiration(), at(187));
+        life.until(187).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    }
+}
+
+#[test]
 fn a_grant_whose_plan_waited_is_judged_by_what_it_stands_on() {
     let mut life = on_connect();
     life.settle();
