@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::admission::ServiceAccount;
 use crate::audit::Receipt;
+use crate::domain::connect::GatewayAddress;
 use crate::domain::identity::PrincipalRule;
 use crate::domain::session::Network;
 use crate::telemetry::LogFormat;
@@ -36,8 +37,9 @@ pub enum Command {
     Controller(ControllerArgs),
     /// Run the gateway: an SSH jump host that ends sessions with their grants.
     ///
-    /// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. It needs no AWS
-    /// credentials. The log goes to standard error; RUST_LOG sets its level.
+    /// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. AWS is found as
+    /// by the controller, and needed for requests with keyDelivery OnConnect alone. The log goes to standard error; RUST_LOG
+    /// sets its level.
     Gateway(GatewayArgs),
     /// Print the gateway's host key as a line for known_hosts; make the key, if its file is not there.
     HostKey(HostKeyArgs),
@@ -71,6 +73,10 @@ pub struct ControllerArgs {
     #[arg(long, env = "INSTANCE_ACCESS_PUSHES_PER_SECOND", value_name = "1..1000", default_value_t = 200,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub pushes_per_second: u16,
+    /// Where people reach the gateway: what they type after ssh -J. Requests with keyDelivery OnConnect are granted only if
+    /// it is there, since their key is delivered by a gateway alone; status.connection.command has it.
+    #[arg(long, env = "INSTANCE_ACCESS_GATEWAY_ADDRESS", value_name = "HOST[:PORT]")]
+    pub gateway_address: Option<GatewayAddress>,
     /// Who is the same person: a CEL expression over user {username, uid, groups, extra} that yields a text. Who yields
     /// the same text, but for case, is one person; who yields none is nobody, and may do nothing. Requester, subject and
     /// approvers are compared by it. Left out: the session's name that EKS gives for an IAM role, else

@@ -134,6 +134,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         audit_stdout,
         listen,
         pushes_per_second,
+        gateway_address,
         principal,
         lease,
         lease_seconds,
@@ -213,7 +214,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         records: Arc::clone(&records),
         leads,
         clock: Arc::clone(&clock),
-        settings: Settings { region, principals: principal.unwrap_or_default() },
+        settings: Settings { region, principals: principal.unwrap_or_default(), gateway: gateway_address },
         metrics: Arc::clone(&metrics),
     });
     drop(life.set(controller.health())); // it is set nowhere else
@@ -274,6 +275,37 @@ fn gateway(args: GatewayArgs) -> Outcome {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_gateway(args))
 }
 
+/// AWS for the gateway, which serves meanwhile all that needs none: reading the configuration may ask the network.
+#[cfg(feature = "aws")]
+fn coming_cloud() -> instance_access::aws::ComingCloud {
+    use futures::FutureExt;
+    use instance_access::aws::{Cloud, SdkCloud};
+
+    let loading = tokio::spawn(async {
+        let cloud = Arc::new(SdkCloud::load().await);
+        let looking = Arc::clone(&cloud);
+        tokio::spawn(async move {
+            if looking.has_credentials().await {
+                tracing::info!("found AWS credentials; grants with keyDelivery OnConnect are served");
+            } else {
+                tracing::warn!(
+                    "found no AWS credentials; grants with keyDelivery OnConnect are refused until there are some"
+                );
+            }
+        });
+        cloud as Arc<dyn Cloud>
+    });
+    async move { loading.await.ok() }.boxed().shared()
+}
+
+#[cfg(not(feature = "aws"))]
+fn coming_cloud() -> instance_access::aws::ComingCloud {
+    use futures::FutureExt;
+
+    tracing::warn!("this binary was built without the feature aws; grants with keyDelivery OnConnect are refused");
+    std::future::ready(None).boxed().shared()
+}
+
 async fn run_gateway(args: GatewayArgs) -> Outcome {
     use instance_access::audit::{Begin, Limits, Sinks, Trail};
     use instance_access::clock;
@@ -328,6 +360,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     }
     let gateway = Gateway::new(GatewayParts {
         client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
+        cloud: coming_cloud(),
         trail,
         clock,
         name,

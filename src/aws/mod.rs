@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Shared};
 
 use crate::domain::cloud::{Endpoint, Failure, Instance, InstanceId, Place};
 use crate::domain::push::KeyPush;
@@ -45,6 +45,9 @@ pub const LOOKUP_IDS_MAX: usize = 200;
 pub const TAGGED_INSTANCES_MAX: usize = 50;
 /// The most regions that are kept track of at once: AWS has about 40, and a made-up name must not cost memory for ever.
 pub const PLACES_MAX: usize = 64;
+
+/// A cloud whose configuration may still be being read, which may ask the network; none, in a binary without one.
+pub type ComingCloud = Shared<BoxFuture<'static, Option<Arc<dyn Cloud>>>>;
 
 /// What a call comes back with, some time.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, Failure>>;

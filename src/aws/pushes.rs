@@ -149,6 +149,14 @@ impl Pushes {
     /// # Errors
     /// See [`PushError`]. Never later than `PUSH_TIMEOUT` after the call left.
     pub async fn push(&self, permit: PushPermit) -> Result<Delivered, PushError> {
+        self.push_while(permit, Arc::new(|| true)).await
+    }
+
+    /// The same, as long as `fence` says that this one still may; it is asked whenever that of all is, and as quick.
+    ///
+    /// # Errors
+    /// See [`PushError`]; `Fenced` if either said no.
+    pub async fn push_while(&self, permit: PushPermit, fence: Fence) -> Result<Delivered, PushError> {
         let shared = &self.shared;
         let place = permit.place().clone();
         let lane =
@@ -157,7 +165,7 @@ impl Pushes {
         let withdraw = Withdraw(Arc::default());
         let start = {
             let mut queue = locked(&lane.queue);
-            let entered = queue.enter(permit, reply, withdraw.0.clone(), shared.limits.waiting_max);
+            let entered = queue.enter(permit, reply, (withdraw.0.clone(), fence), shared.limits.waiting_max);
             if !entered {
                 let text = format!("{} pushes to {} are waiting already", shared.limits.waiting_max, place.region);
                 return Err(shared.turn_away(failure(FailureClass::Throttled, class::QUEUE_FULL, &text)));
@@ -266,7 +274,7 @@ const WITHDRAWN: u8 = 4;
 
 /// Pushes once.
 async fn call(shared: Arc<Shared>, lane: Arc<Lane>, place: Place, entry: Entry, _slot: OwnedSemaphorePermit) {
-    let Entry { permit, reply, withdrawn, .. } = entry;
+    let Entry { permit, reply, withdrawn, fence: own, .. } = entry;
     let not_after = permit.not_after();
     let said = Arc::new(AtomicU8::new(UNASKED));
     let gate: Gate = {
@@ -274,7 +282,7 @@ async fn call(shared: Arc<Shared>, lane: Arc<Lane>, place: Place, entry: Entry, 
         Arc::new(move || {
             let verdict = if clock() > not_after {
                 LATE
-            } else if !fence() {
+            } else if !fence() || !own() {
                 FENCED
             } else if withdrawn.load(Ordering::Acquire) {
                 WITHDRAWN

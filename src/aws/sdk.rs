@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::ProvideCredentials;
 use aws_sdk_ec2::config::retry::RetryConfig;
 use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents, StalledStreamProtectionConfig};
 use aws_sdk_ec2::error::BoxError;
@@ -36,6 +37,8 @@ const PAGES_MAX: usize = 20;
 const PAGE_ITEMS: i32 = 1000;
 /// Endpoints on a page. EC2's maximum is 50.
 const PAGE_ENDPOINTS: i32 = 50;
+/// How long credentials are looked for, where nothing but a word in the log waits for them.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(30);
 /// The states in which an endpoint takes connections, also while and after it is changed.
 const ENDPOINT_STATES: [&str; 4] = ["create-complete", "update-in-progress", "update-complete", "update-failed"];
 /// The states of an instance that may run again.
@@ -102,6 +105,12 @@ impl SdkCloud {
     /// Uses a configuration that was loaded elsewhere. Its retries and time limits are replaced by ours.
     pub fn new(config: SdkConfig, limits: CallLimits) -> Self {
         Self { config, limits, clients: Mutex::new(Recent::new()) }
+    }
+
+    /// Whether there is something to sign calls with now; looks for it, for a while.
+    pub async fn has_credentials(&self) -> bool {
+        let Some(provider) = self.config.credentials_provider() else { return false };
+        matches!(tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await, Ok(Ok(_)))
     }
 
     /// Returns the region of the configuration: the operator's own.

@@ -25,12 +25,16 @@ use crate::telemetry::chain;
 
 use super::Shared;
 use super::slots::{Slot, State};
-use super::write::{Still, WriteError};
+use super::write::{Still, WRITE_TIMEOUT, WriteError};
 
 /// Longest wait for one record to be durable: beyond it the sink counts as sick.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the record of an end, which goes on without it.
 const AUDIT_TIMEOUT_OF_AN_END: Duration = Duration::from_secs(1);
+const _: () = assert!(
+    AUDIT_TIMEOUT_OF_AN_END.as_secs() + WRITE_TIMEOUT.as_secs() < lifecycle::STORE_TIME_MAX.as_secs(),
+    "gateways push until they read of an end"
+);
 /// Steps of one turn. A grant takes four; more than this is a plan that never comes to rest, which must not burn a core.
 /// What others' changes called off is not among them: it is asked about as often as they change something.
 const STEPS_MAX: u32 = 32;

@@ -9,6 +9,10 @@ use crate::api::ConnectionMethod as Method;
 
 use super::cloud::{Endpoint, Instance, InstanceId, OsUser, Region};
 
+mod gateway;
+
+pub use gateway::{GatewayAddress, command_through};
+
 /// The longest tunnel that an EC2 Instance Connect Endpoint keeps open. Source: `maxTunnelDuration`, 1..3600 s.
 pub const TUNNEL_SECONDS_MAX: u16 = 3600;
 /// The port that is left out of a command, since it is everyone's default.

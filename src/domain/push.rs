@@ -18,7 +18,8 @@ pub const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
 pub const REPUSH_INTERVAL: Duration = Duration::from_secs(45);
 const _: () = assert!(REPUSH_INTERVAL.as_secs() + PUSH_TIMEOUT.as_secs() < KEY_WINDOW.as_secs());
 
-/// Proof that a push may leave until `not_after`. Only `lifecycle` can make one.
+/// Proof that a push may leave until `not_after`. Only `lifecycle` can make one, of what the operator judged, and
+/// `session`, of what a gateway read just now.
 ///
 /// It is moved and not cloned; dropping it is a refusal.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub struct KeyPush {
 }
 
 impl PushPermit {
-    /// Makes a permit: `domain::lifecycle` alone does, after it has judged the grant.
+    /// Makes a permit: `domain::lifecycle` and `domain::session` alone do, after they have judged the grant.
     pub(in crate::domain) fn new(not_after: Timestamp, push: KeyPush) -> Self {
         Self { not_after, push }
     }

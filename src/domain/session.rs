@@ -12,7 +12,9 @@
 //! The gateway cannot see the login or the key of the inner SSH. So a session is held to every login that its client has on
 //! that instance, and ends with the first of them ([`permit`]).
 
+mod delivery;
 mod network;
+mod pushed;
 mod record;
 pub mod rules;
 
@@ -21,14 +23,19 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::api::{ConditionStatus, ConditionType, ConnectionMethod, EndCause, InstanceAccess, SessionRules};
+use crate::api::{
+    ConditionStatus, ConditionType, ConnectionMethod, EndCause, InstanceAccess, KeyDelivery, SessionRules,
+};
 
 use super::cloud::InstanceId;
 use super::condition::ActiveReason;
 use super::key::PublicKey;
 use super::record::RequestRef;
 
+pub use delivery::{KEY_REUSE, NoKey, READ_AGE_MAX, delivery, is_in_time, logins};
 pub use network::{Network, Networks};
+pub use pushed::{PushRecord, PushRecordKind};
+use record::USERNAME_LENGTH_MAX;
 pub use record::{SessionRecord, SessionRecordKind};
 
 /// The longest text of a client's that is shown to anybody, in characters: a host name has 253 at most.
@@ -55,6 +62,8 @@ pub struct SessionGrant {
     pub node_name: Option<String>,
     /// The login on the instance.
     pub os_user: String,
+    /// Who pushes the key: the operator all the time, or gateways when somebody connects.
+    pub delivery: KeyDelivery,
     /// The port of sshd.
     pub port: u16,
     /// How the instance is reached.
@@ -234,6 +243,7 @@ fn live(
         instance_id: InstanceId::parse(&status.instance.as_ref()?.instance_id).ok()?,
         node_name: request.spec.target.node_name.clone(),
         os_user: request.spec.os_user.clone(),
+        delivery: request.spec.key_delivery.unwrap_or_default(),
         port: u16::try_from(connection.port).ok().filter(|port| *port > 0)?,
         way,
         expiration_time: grant.expiration_time.0,

@@ -36,6 +36,7 @@ pub struct GatewayMetrics {
     pub sessions_open: Gauge,
     ends: Family<Cause, Counter>,
     refusals: Family<Reason, Counter>,
+    pushes: Family<Outcome, Counter>,
     cut_lateness: Histogram,
     audit_failures: Counter,
     /// Grants that are served.
@@ -62,6 +63,7 @@ impl Default for GatewayMetrics {
             sessions_open: registered!("sessions_open", "Sessions that are open", Gauge::default()),
             ends: registered!("session_ends", "Sessions that ended, by cause", Family::default()),
             refusals: registered!("refusals", "Sessions that were not opened, by reason", Family::default()),
+            pushes: registered!("pushes", "Keys that sessions needed, by outcome", Family::default()),
             cut_lateness: registered!(
                 "cut_lateness_seconds",
                 "How far the cut of a session lies behind expirationTime",
@@ -101,6 +103,11 @@ impl GatewayMetrics {
     /// A session was not opened.
     pub fn count_refusal(&self, reason: &'static str) {
         self.refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A session needed a key, and this came of it.
+    pub fn count_push(&self, outcome: &'static str) {
+        self.pushes.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// A session ended.

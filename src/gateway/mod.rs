@@ -9,7 +9,8 @@
 //! inner SSH. Whatever of russh's cannot be trusted to end by itself is ended under it (`stream`).
 //!
 //! # Guarantees
-//! - No session without a record of its opening that is durable.
+//! - No session without a record of its opening that is durable, and no key pushed without one of that.
+//! - No key is pushed but on a grant that was read from the API server just then (`push`).
 //! - A session is cut within a second of the end of any grant that it is held to, also when nothing else of the system is
 //!   there; and within a second of whatever the watch says.
 //!
@@ -22,6 +23,7 @@ mod host_key;
 mod idle;
 mod limits;
 mod metrics;
+mod push;
 mod session;
 mod stream;
 mod watch;
@@ -39,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Trail;
+use crate::aws::ComingCloud;
 use crate::clock::Clock;
 use crate::domain::session::Dialling;
 
@@ -46,6 +49,7 @@ use grants::Grants;
 pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
 use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
+use push::KeyPushes;
 use watch::Contact;
 pub use watch::READ_TIMEOUT;
 
@@ -92,6 +96,8 @@ pub struct GatewayLimits {
 pub struct GatewayParts {
     /// The API server.
     pub client: Client,
+    /// AWS, for grants whose key is pushed when somebody connects.
+    pub cloud: ComingCloud,
     /// Its own audit trail, open.
     pub trail: Trail,
     /// The wall clock.
@@ -118,6 +124,7 @@ struct Shared {
     limits: GatewayLimits,
     dialling: Dialling,
     metrics: Arc<GatewayMetrics>,
+    keys_pushed: KeyPushes,
     grants: Grants,
     contact: Contact,
     connections: Arc<Places<()>>,
@@ -156,7 +163,7 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, trail, clock, name, host_keys, limits, dialling, metrics } = parts;
+        let GatewayParts { client, cloud, trail, clock, name, host_keys, limits, dialling, metrics } = parts;
         let shared = Shared {
             client,
             trail,
@@ -166,6 +173,7 @@ impl Gateway {
             limits,
             dialling,
             metrics,
+            keys_pushed: KeyPushes::new(cloud),
             grants: Grants::default(),
             contact: Contact::new(limits.silence_max),
             connections: Places::new(limits.connections_max, limits.connections_max),

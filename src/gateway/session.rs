@@ -4,7 +4,8 @@
 //! permit ─▶ record SessionOpened, durable ─▶ dial ─▶ accept ─▶ relay ─┬─▶ bytes, both ways, never read
 //!    └ refusal                                                        └─▶ cut: by the clock, by any grant it is held to
 //! ```
-//! The record comes before the dial: a connection that is opened and dropped again is what sshd penalises.
+//! The record comes before the dial: a connection that is opened and dropped again is what sshd penalises. Before the record
+//! comes the key, if gateways push it (`push`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -26,6 +28,7 @@ use crate::telemetry::chain;
 use super::Shared;
 use super::connection::{ProvedKey, Seat, no, not_now};
 use super::idle::Idle;
+use super::push::deliver;
 
 /// How long an instance may take to answer: two lost SYNs.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -105,6 +108,11 @@ pub async fn open(
         };
         followed.push(Followed { hold: hold.clone(), standing });
     }
+    if let Err(no_key) = deliver(&shared, &grant, key.fingerprint(), &asked.host, seat.connection().source).await {
+        shared.metrics.count_refusal(no_key.as_str());
+        let text = no_key.to_string();
+        return reply.reject(if no_key.passes() { not_now(text) } else { no(text) }).await;
+    }
     let (address, holds) = match permit.redeem((shared.clock)()) {
         Ok(redeemed) => redeemed,
         Err(refusal) => {
@@ -116,7 +124,7 @@ pub async fn open(
     let asked_text = printable(&format!("{}:{}", asked.host, asked.port));
     let record =
         SessionRecord::opened(&shared.name, &grant, &holds, source.to_string(), asked_text, address.to_string());
-    let sequence = match opened(&shared, &record).await {
+    let sequence = match opened(&shared, serde_json::to_value(&record)).await {
         Ok(sequence) => sequence,
         Err(why) => {
             shared.metrics.count_audit_failure();
@@ -165,7 +173,7 @@ pub async fn open(
         "a session ended"
     );
     drop(seat);
-    write_down(&shared, &ended).await;
+    write_down(&shared, serde_json::to_value(&ended)).await;
 }
 
 /// Whether the session may be dialled.
@@ -181,9 +189,9 @@ fn judge(shared: &Shared, key: &ProvedKey, asked: &Asked) -> Result<DialPermit, 
         .map_err(|refusal| (refusal.as_str(), no(refusal.to_string())))
 }
 
-/// Makes the record of an opening durable; returns its number.
-async fn opened(shared: &Shared, record: &SessionRecord) -> Result<i64, String> {
-    let value = serde_json::to_value(record).map_err(|error| chain(&error))?;
+/// Makes the record of what is about to happen durable; returns its number.
+pub(super) async fn opened(shared: &Shared, record: serde_json::Result<Value>) -> Result<i64, String> {
+    let value = record.map_err(|error| chain(&error))?;
     match tokio::time::timeout(AUDIT_TIMEOUT, shared.trail.append(value, (shared.clock)())).await {
         Ok(Ok(receipt)) => Ok(receipt.sequence),
         Ok(Err(error)) => Err(chain(&error)),
@@ -191,12 +199,12 @@ async fn opened(shared: &Shared, record: &SessionRecord) -> Result<i64, String> 
     }
 }
 
-/// Writes the record of an end down, and tries again for as long as the gateway lives. While it cannot be written no
-/// session is opened either: so no more wait than were open.
-async fn write_down(shared: &Shared, record: &SessionRecord) {
-    let value = match serde_json::to_value(record) {
+/// Writes the record of what has happened down, and tries again for as long as the gateway lives. While it cannot be
+/// written no session is opened, and no key pushed, either: so no more wait than were open.
+pub(super) async fn write_down(shared: &Shared, record: serde_json::Result<Value>) {
+    let value = match record {
         Ok(value) => value,
-        Err(error) => return tracing::error!(error = chain(&error), "the record of a session's end is no JSON"),
+        Err(error) => return tracing::error!(error = chain(&error), "a record is no JSON"),
     };
     let mut is_told = false;
     loop {
@@ -204,19 +212,19 @@ async fn write_down(shared: &Shared, record: &SessionRecord) {
             Ok(_) => return,
             Err(error @ (AppendError::Closed | AppendError::Invalid { .. })) => {
                 shared.metrics.count_audit_failure();
-                return tracing::error!(error = chain(&error), record = %value, "the end of a session is not on record");
+                return tracing::error!(error = chain(&error), record = %value, "what happened is not on record");
             }
             Err(error @ (AppendError::Unavailable { .. } | AppendError::Busy { .. })) => {
                 if !std::mem::replace(&mut is_told, true) {
                     shared.metrics.count_audit_failure();
-                    tracing::error!(error = chain(&error), "the end of a session is not on record yet, trying again");
+                    tracing::error!(error = chain(&error), "what happened is not on record yet, trying again");
                 }
             }
         }
         tokio::select! {
             () = tokio::time::sleep(AUDIT_RETRY) => {}
             () = shared.give_up.cancelled() => {
-                return tracing::error!(record = %value, "the end of a session is not on record");
+                return tracing::error!(record = %value, "what happened is not on record");
             }
         }
     }

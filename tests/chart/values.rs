@@ -25,9 +25,10 @@ fn camel(name: &str) -> String {
 }
 
 /// A value for each setting that is not its default.
-const SAMPLES: [(&str, &str); 8] = [
+const SAMPLES: [(&str, &str); 9] = [
     ("auditFile", "/srv/trail/audit.jsonl"),
     ("auditStdout", "true"),
+    ("gatewayAddress", "gateway.example.com:2222"),
     ("lease", "ops/another"),
     ("leaseSeconds", "30"),
     ("listen", "[::]:9090"),
@@ -131,6 +132,7 @@ fn a_mistake_in_the_values_is_refused_and_named() {
         ("settings.auditStdout=yes", "auditStdout"),
         ("settings.auditFile=audit.jsonl", "auditFile"),
         ("settings.auditFile=/audit.jsonl", "auditFile"),
+        ("settings.gatewayAddress=root@gateway", "gatewayAddress"),
         ("settings.listen=8080", "listen"),
         ("settings.logFormat=xml", "logFormat"),
         ("setings.logFormat=text", "setings"),

@@ -98,6 +98,7 @@ fn every_kind_of_audit_record_has_a_heading() {
         variants("src/domain/record.rs", "RecordKind")
             .into_iter()
             .chain(variants("src/domain/session/record.rs", "SessionRecordKind"))
+            .chain(variants("src/domain/session/pushed.rs", "PushRecordKind"))
             .chain(["SegmentOpened".to_owned()]),
     );
 }

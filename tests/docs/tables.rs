@@ -272,6 +272,7 @@ fn the_gateways_table_of_metrics_names_all_of_them_and_no_others() {
     metrics.count_connection("left");
     metrics.count_key("known");
     metrics.count_refusal("Over");
+    metrics.count_push("delivered");
     metrics.count_end(SessionEnd::Expired);
     assert_eq!(served(&metrics.page()), told("docs/gateway.md"));
     let page = read("docs/gateway.md");

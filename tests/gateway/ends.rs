@@ -180,14 +180,23 @@ pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_c
     let expiration = time(&granted, EXPIRATION).unwrap();
     let client = Client::of(&request, &jump);
     let mut live = client.stays(&instance.id).await;
+    let on_connect = json!({"keyDelivery": "OnConnect", "ttlSeconds": 600});
+    let delivered = stand.request("alice", "delivered").with(on_connect).applied().await;
+    delivered.becomes("Granted").await;
+    let destination = format!("{}:{}", instance.id, stand.lab.ssh_port());
     stand.kill_controller().await;
     stand.lab.stop_api_server();
+    // The silence is short yet, and what was read before is not enough for a key.
+    let refused = Client::of(&delivered, &jump).refused(&destination).await;
+    let (unconfirmed, silent) = ("did not confirm the grant of delivered.team", "has not heard the API server since");
+    assert!(refused.contains(unconfirmed) || refused.contains(silent), "{refused}");
+    assert!(delivered.pushes().is_empty());
     let silent = poll::until("a gateway that hears nothing", BOUND, async || match jump.get("/readyz").await {
         Ok((503, why)) => Ok(why),
         other => Err(format!("{other:?}")),
     });
     assert!(silent.await.unwrap().contains("has not heard the API server since"));
-    let refused = client.refused(&format!("{}:{}", instance.id, stand.lab.ssh_port())).await;
+    let refused = client.refused(&destination).await;
     assert!(refused.contains("has not heard the API server since"), "{refused}");
     live.echoes().await;
     let (cut_time, said) = live.is_cut(END_BOUND).await;

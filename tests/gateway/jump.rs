@@ -52,6 +52,16 @@ pub async fn end() {
 impl Jump {
     /// Starts one, with more arguments; returns when it is ready.
     pub async fn start(stand: &Stand, name: &str, more: &[&str]) -> Self {
+        Self::start_with(stand, name, more, stand.lab.aws_env()).await
+    }
+
+    /// Starts one that has no AWS, and does not look for it in the network.
+    pub async fn start_without_aws(stand: &Stand, name: &str) -> Self {
+        let no_aws = ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());
+        Self::start_with(stand, name, &[], vec![no_aws]).await
+    }
+
+    async fn start_with(stand: &Stand, name: &str, more: &[&str], aws: Vec<(String, String)>) -> Self {
         let lab = &stand.lab;
         let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "gateway").await.unwrap();
         stand.kubectl_ok("admin", &["apply", "--server-side", "-f", GATEWAY_RBAC]).await;
@@ -60,7 +70,7 @@ impl Jump {
         let (audit, log, host_key) = (dir.join("audit.jsonl"), dir.join("log"), dir.join("host_key"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = Command::new(PROGRAM);
-        command.env_clear().env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
+        command.env_clear().envs(aws).env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
         command.env("RUST_LOG", "info,instance_access=debug");
         command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit).args(more);
         let port = lab.ssh_port().to_string();

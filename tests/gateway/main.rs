@@ -32,6 +32,7 @@ mod ends;
 mod host_keys;
 mod jump;
 mod limits;
+mod on_connect;
 mod programs;
 mod refused;
 mod replicas;
@@ -79,6 +80,12 @@ fn main() -> std::process::ExitCode {
             a_gateway_that_stops_lets_sessions_go_on_for_a_while_and_then_cuts_them,
             one_key_has_so_many_connections_and_one_grant_so_many_sessions,
             whoever_does_not_log_in_takes_few_places_and_not_for_long,
+        }
+        on_connect {
+            the_first_who_connects_has_the_key_delivered_and_the_next_rely_on_it,
+            in_the_last_minute_no_key_is_delivered_and_an_open_session_goes_on_to_its_end,
+            what_aws_says_to_a_push_is_told_to_who_connects,
+            a_gateway_without_aws_serves_whom_the_operator_delivers_to_and_tells_the_others,
         }
         programs {
             rsync_carries_a_tree_there_and_back,

@@ -34,6 +34,8 @@ impl Controller {
         command.arg("controller").arg("--audit-file").arg(audit).args(["--listen", "127.0.0.1:0"]);
         // One person may have several names: whoever is called alice is alice.
         command.env("INSTANCE_ACCESS_PRINCIPAL", "user.username.startsWith('alice') ? 'alice' : user.username");
+        // As people's configurations of SSH know it, in the tests of the gateway.
+        command.env("INSTANCE_ACCESS_GATEWAY_ADDRESS", "gateway");
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let mut controller = Self { child: command.spawn()?, listen: SocketAddr::from(([127, 0, 0, 1], 0)) };
         controller.listen = poll::until_ok("the controller's start", START_BOUND, || {

@@ -15,7 +15,6 @@ pub async fn a_refusal_names_what_was_wrong_and_what_would_be_right() {
         ("prod", "alice", json!({"target": {"instanceId": vault}}), "DeniedByPolicy", &["env"]),
         ("no-reason", "alice", json!({"reason": null}), "DeniedByPolicy", &["reason"]),
         ("no-such-policy", "alice", json!({"policyName": "nowhere"}), "DeniedByPolicy", &["nowhere"]),
-        ("on-connect", "alice", json!({"keyDelivery": "OnConnect"}), "InvalidSpec", &["gateway", "use Continuous"]),
         ("for-bob", "alice", json!({"subject": {"username": "bob"}}), "InvalidSpec", &["alice may not ask for bob"]),
     ];
     for (name, who, more, reason, words) in rows {

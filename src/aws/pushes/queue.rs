@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::domain::push::PushPermit;
 
-use super::{Delivered, PushError};
+use super::{Delivered, Fence, PushError};
 
 /// Where the answer goes.
 pub(super) type Answer = oneshot::Sender<Result<Delivered, PushError>>;
@@ -21,6 +21,8 @@ pub(super) struct Entry {
     pub(super) reply: Answer,
     /// Set when the caller goes away.
     pub(super) withdrawn: Arc<AtomicBool>,
+    /// Whether this one still may.
+    pub(super) fence: Fence,
     /// Of two with the same deadline, the one that came first goes first.
     sequence: u64,
 }
@@ -75,7 +77,7 @@ impl Queue {
         &mut self,
         permit: PushPermit,
         reply: Answer,
-        withdrawn: Arc<AtomicBool>,
+        (withdrawn, fence): (Arc<AtomicBool>, Fence),
         waiting_max: usize,
     ) -> bool {
         if self.heap.len() >= waiting_max {
@@ -85,7 +87,7 @@ impl Queue {
             return false;
         }
         self.sequence += 1;
-        self.heap.push(Reverse(Entry { permit, reply, withdrawn, sequence: self.sequence }));
+        self.heap.push(Reverse(Entry { permit, reply, withdrawn, fence, sequence: self.sequence }));
         true
     }
 

@@ -1,4 +1,6 @@
 //! Whether a plan that waited its turn still means what it meant: the world may be another by then.
+//!
+//! Whatever gives access has a ground: a push, and a grant that is made, also one whose key gateways push.
 
 use jiff::Timestamp;
 
@@ -7,7 +9,7 @@ use crate::domain::time::until;
 
 use super::{Effect, Plan};
 
-/// What a plan that pushes a key stands on, as it is stored.
+/// What a plan that pushes a key, or makes a grant, stands on, as it is stored.
 #[derive(Debug)]
 pub struct Ground {
     grant: Grant,
@@ -16,10 +18,12 @@ pub struct Ground {
 }
 
 impl Plan {
-    /// What it stands on, if it pushes a key: its own status, or the request's where it leaves that as it is.
+    /// What it stands on, if it gives access: its own status, or the request's where it leaves that as it is.
     pub fn ground(&self, request: &InstanceAccess) -> Option<Ground> {
         let pushes = self.after.iter().any(|effect| matches!(effect, Effect::Push(_)));
-        let status = self.status.as_deref().or(request.status.as_ref()).filter(|_| pushes)?;
+        let has_grant = request.status.as_ref().is_some_and(|status| status.grant.is_some());
+        let grants = !has_grant && self.status.as_ref().is_some_and(|status| status.grant.is_some());
+        let status = self.status.as_deref().or(request.status.as_ref()).filter(|_| pushes || grants)?;
         let (grant, policy, approvals) = (status.grant.clone()?, status.policy.clone(), status.approvals.clone());
         Some(Ground { grant, policy, approvals })
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::api::{ConnectionMethod, Identity, KeyDelivery};
+use crate::api::{ConnectionMethod, Identity};
 use crate::domain::approvals::Parties;
 use crate::domain::cloud::{AccountId, Instance, InstanceId, OsUser, Place, Region, TargetQuery};
 use crate::domain::key::PublicKey;
@@ -154,9 +154,10 @@ impl<'a> Draft<'a> {
                 None
             }
         };
-        if spec.key_delivery == Some(KeyDelivery::OnConnect) {
+        // Once granted it is the gateways' business: a flag that got lost takes nothing back.
+        if self.is_on_connect() && self.world.settings.gateway.is_none() && self.status.grant.is_none() {
             findings.push(
-                "spec.keyDelivery: OnConnect is not served by this version, not by its gateway either; use Continuous"
+                "spec.keyDelivery: OnConnect needs a gateway, and the operator knows of none; use Continuous, or have an administrator run one and start the controller with --gateway-address"
                     .to_owned(),
             );
         }

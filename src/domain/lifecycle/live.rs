@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, Revocation};
+use crate::api::{ConditionType, ConnectionMethod, EndCause, InstanceAccessSpec, KeyDelivery, Revocation};
 use crate::domain::approvals::{self, Decision};
 use crate::domain::cloud::{FailureClass, Instance, InstanceState};
 use crate::domain::condition::{self, ActiveReason, Saying};
@@ -35,20 +35,22 @@ use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, is_active,
 const FAILURES_WORTH_A_WORD: u32 = 3;
 
 /// Why no key can be pushed now, as status tells it.
-struct Obstacle {
-    reason: ActiveReason,
-    message: String,
-    heals: bool,
-    tell: Tell,
+pub(super) struct Obstacle {
+    pub(super) reason: ActiveReason,
+    pub(super) message: String,
+    pub(super) heals: bool,
+    pub(super) tell: Tell,
 }
 
 /// When an obstacle is worth a word in status.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Tell {
+pub(super) enum Tell {
     /// At once: an earlier key is of no use either.
     AtOnce,
     /// When the last key has faded: until then people still get in.
     OnceFaded,
+    /// The same of our own keys. Where gateways push, at once: nobody may, and status is all that they hear.
+    Guard,
     /// It passes by itself in a moment.
     Never,
 }
@@ -121,18 +123,15 @@ impl<'a> Draft<'a> {
         }
         if let NodeTarget::Unheard(why) = &asked.node {
             self.keep_finalizer();
-            let heard = Obstacle {
-                reason: ActiveReason::ContactLost,
-                message: why.clone(),
-                heals: true,
-                tell: Tell::OnceFaded,
-            };
+            let heard =
+                Obstacle { reason: ActiveReason::ContactLost, message: why.clone(), heals: true, tell: Tell::Guard };
             return self.tell(Some(heard), expiration);
         }
         self.keep_finalizer();
         if let Some(instance) = &instance {
             self.follow_address(&asked, instance);
         }
+        self.follow_gateway(&asked);
         self.refresh(&asked, seen_time);
         self.note_landing(&asked, expiration);
         if self.is_in_vain(expiration) {
@@ -150,7 +149,7 @@ impl<'a> Draft<'a> {
         let obstacle = self.obstacle(seen_time, instance.as_deref());
         let sound = obstacle.is_none();
         self.tell(obstacle, expiration);
-        if let (true, Some(instance)) = (sound, instance) {
+        if let (true, false, Some(instance)) = (sound, self.is_on_connect(), instance) {
             self.push(&asked, &instance, expiration);
         }
     }
@@ -186,13 +185,20 @@ impl<'a> Draft<'a> {
             return;
         };
         connection.address = address.to_string();
-        connection.command = connect::command(&route, &instance.id, &instance.region, &asked.os_user, asked.port, 0);
+        if self.request.spec.key_delivery != Some(KeyDelivery::OnConnect) {
+            connection.command =
+                connect::command(&route, &instance.id, &instance.region, &asked.os_user, asked.port, 0);
+        }
         self.status.instance = Some(instance_facts(instance));
     }
 
     /// Whether no key ever landed, and none can any more: then there is nothing to wait for, nor to take back.
     fn is_in_vain(&mut self, expiration: Timestamp) -> bool {
-        if self.has_landed() || self.now <= last_push_time(expiration) || self.world.sight.push.is_under_way() {
+        if self.is_on_connect()
+            || self.has_landed()
+            || self.now <= last_push_time(expiration)
+            || self.world.sight.push.is_under_way()
+        {
             return false;
         }
         match self.readable_until() {
@@ -324,12 +330,16 @@ impl<'a> Draft<'a> {
     /// assumed: that one left just then.
     pub(super) fn readable_until(&self) -> Option<Timestamp> {
         let sight = self.world.sight;
+        let by_gateways = self.readable_by_gateways();
+        if self.is_on_connect() {
+            return by_gateways;
+        }
         // A first push that is not ours was another process', whatever our clocks say of who came first.
         let unknown = (self.is_restarted() || !self.first_push_is_ours())
             .then(|| plus(plus(sight.since_time, PUSH_TIMEOUT), KEY_WINDOW));
         let flying =
             sight.push.is_under_way().then(|| plus(plus(plus(self.now, STOP_LATENCY_MAX), PUSH_TIMEOUT), KEY_WINDOW));
-        unknown.max(flying).max(sight.push.readable_until())
+        unknown.max(flying).max(sight.push.readable_until()).max(by_gateways)
     }
 
     /// Looks at the instance again, in its slot of the minute.
@@ -380,15 +390,16 @@ impl<'a> Draft<'a> {
     /// What keeps a key from being pushed, or from being of use.
     fn obstacle(&self, seen_time: Option<Timestamp>, instance: Option<&Instance>) -> Option<Obstacle> {
         let sight = self.world.sight;
+        let guard = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::Guard });
         let unseen = |reason, message, heals| Some(Obstacle { reason, message, heals, tell: Tell::OnceFaded });
         if self.contact_is_lost() {
-            return unseen(ActiveReason::ContactLost, CONTACT_LOST.to_owned(), true);
+            return guard(ActiveReason::ContactLost, CONTACT_LOST.to_owned(), true);
         }
         if let Err(why) = self.enforced() {
-            return unseen(ActiveReason::EnforcementMissing, why.unwrap_or_default(), true);
+            return guard(ActiveReason::EnforcementMissing, why.unwrap_or_default(), true);
         }
         if let Some(why) = self.unreadable_decision() {
-            return unseen(ActiveReason::DecisionUnreadable, why, false);
+            return guard(ActiveReason::DecisionUnreadable, why, false);
         }
         if seen_time.is_none_or(|time| !is_fresh(self.now, time, FACTS_AGE_MAX)) {
             return match sight.instances.failure() {
@@ -421,20 +432,23 @@ impl<'a> Draft<'a> {
         }
         if self.audit_retry_time().is_some() {
             let message = "the audit trail takes no record, and no key is pushed without one; an administrator must look at the operator's disk";
-            return unseen(ActiveReason::AuditUnavailable, message.to_owned(), true);
+            return guard(ActiveReason::AuditUnavailable, message.to_owned(), true);
         }
         None
     }
 
     /// Says whether access is possible now. Written only where the answer changes.
     fn tell(&mut self, obstacle: Option<Obstacle>, expiration: Timestamp) {
+        if self.is_on_connect() {
+            return self.tell_on_connect(obstacle, expiration);
+        }
         let push = &self.world.sight.push;
         let fresh = push.landed_time().is_some_and(|time| self.now < due(self.now, time, KEY_WINDOW));
         let good = fresh || is_active(&self.status) && self.may_still_be_good(expiration);
         if let Some(Obstacle { reason, message, heals, tell }) = obstacle {
             match tell {
-                Tell::OnceFaded if good => self.wake_when_faded(),
-                Tell::AtOnce | Tell::OnceFaded => self.hold(reason, message, heals),
+                Tell::OnceFaded | Tell::Guard if good => self.wake_when_faded(),
+                Tell::AtOnce | Tell::OnceFaded | Tell::Guard => self.hold(reason, message, heals),
                 Tell::Never => {}
             }
             if let Some(again) = self.audit_retry_time() {

@@ -15,6 +15,7 @@ mod ledger;
 mod limits;
 mod live;
 mod nodes;
+mod on_connect;
 mod pending;
 mod people;
 mod words;
@@ -33,6 +34,7 @@ use super::approvals::Decisions;
 use super::census::{Census, Claim};
 use super::cloud::{Failure, Place, Region, TargetQuery};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
+use super::connect::GatewayAddress;
 use super::digest::spec_digest;
 use super::enforcement::Enforcement;
 use super::identity::PrincipalRule;
@@ -45,6 +47,7 @@ use super::sight::Sight;
 use super::time::{due, is_fresh, minus, plus, whole_second};
 
 pub use again::Ground;
+pub use on_connect::STORE_TIME_MAX;
 use words::failure_words;
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
@@ -103,6 +106,8 @@ pub struct Settings {
     pub region: Option<Region>,
     /// Who is the same person.
     pub principals: PrincipalRule,
+    /// Where people reach the gateway; none: there is none, and nobody could connect on a grant without pushes.
+    pub gateway: Option<GatewayAddress>,
 }
 
 /// What to do now, in this order; then when to look again. Plain data: the shell has no choice left.
@@ -496,6 +501,9 @@ impl<'a> Draft<'a> {
 
     /// Brings the count of pushes into status; only where a status is written anyway.
     fn count_pushes(&mut self) {
+        if self.is_on_connect() {
+            return;
+        }
         let ours = self.first_push_is_ours();
         let push = &self.world.sight.push;
         if let Some(key) = self.status.key.as_mut() {

@@ -229,14 +229,9 @@ impl<'a> Draft<'a> {
             address: address.to_string(),
             port: asked.port.into(),
             endpoint_id,
-            command: connect::command(
-                route,
-                &instance.id,
-                &instance.region,
-                &asked.os_user,
-                asked.port,
-                tunnel_seconds,
-            ),
+            command: self.command_through(asked, &instance.id).unwrap_or_else(|| {
+                connect::command(route, &instance.id, &instance.region, &asked.os_user, asked.port, tunnel_seconds)
+            }),
         });
         self.status.key = Some(KeyFacts {
             type_: asked.key.key_type(),
@@ -246,10 +241,14 @@ impl<'a> Draft<'a> {
             last_request_id: None,
             pushes: None,
         });
-        let message = "granted; the first push of the key is under way";
-        self.say(Saying::inactive(ActiveReason::Granting, message));
-        self.say(Saying::reconciling(ActiveReason::Granting, message));
-        self.unsay(ConditionType::Stalled);
+        if self.is_on_connect() {
+            self.say_on_connect(expiration);
+        } else {
+            let message = "granted; the first push of the key is under way";
+            self.say(Saying::inactive(ActiveReason::Granting, message));
+            self.say(Saying::reconciling(ActiveReason::Granting, message));
+            self.unsay(ConditionType::Stalled);
+        }
         if !self.has_finalizer() {
             self.before.push(Effect::AddFinalizer);
         }
@@ -259,6 +258,14 @@ impl<'a> Draft<'a> {
         self.wake(Deadline::Expiration, expiration);
         self.wake_when_unheard();
         self.refresh(asked, self.world.sight.instances.seen().map(|(time, _)| time));
+        if self.is_on_connect() {
+            let note = format!(
+                "{} can log in as {} until {expiration}, through the gateway",
+                asked.subject_name(),
+                asked.os_user
+            );
+            return self.event(false, ActiveReason::Granted.as_str(), note);
+        }
         self.after.push(Effect::Push(PushPermit::new(last_push_time(expiration), key_push(asked, instance))));
     }
 

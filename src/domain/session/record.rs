@@ -9,7 +9,7 @@ use crate::domain::record::RequestRef;
 use crate::domain::time::whole_second;
 
 /// The longest user name that a record holds, in characters; the bound of the CRD.
-const USERNAME_LENGTH_MAX: usize = 1024;
+pub(super) const USERNAME_LENGTH_MAX: usize = 1024;
 
 /// What happened, or is about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

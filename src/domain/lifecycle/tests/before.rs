@@ -244,7 +244,7 @@ fn what_cannot_be_served_as_it_is_written_is_refused_with_all_findings() {
         }),
         "spec.sshPublicKey",
     );
-    invalid(world().with(|request| request.spec.key_delivery = Some(KeyDelivery::OnConnect)), "spec.keyDelivery");
+    invalid(world().with(|request| request.spec.key_delivery = Some(KeyDelivery::OnConnect)), "--gateway-address");
     for port in [0, -1, 65536] {
         let connection = Connection { method: None, port: Some(port) };
         invalid(world().with(|request| request.spec.connection = Some(connection)), "spec.connection.port");

@@ -4,6 +4,7 @@
 //! object late, lose a race for it, and be slow. Time is a number that only [`Life`] moves.
 
 mod again;
+mod gateways;
 mod invariants;
 
 use std::cell::RefCell;
@@ -107,6 +108,8 @@ pub(in super::super) struct Life {
     push: Vec<Push>,
     looks: Vec<(Timestamp, Effect)>,
     keys: Vec<Key>,
+    /// What gateways are about to push.
+    knocks: Vec<gateways::Knock>,
     redeemed: usize,
     landed: usize,
     /// The grants that there ever were, by what was granted.
@@ -176,6 +179,7 @@ impl Life {
             push: Vec::new(),
             looks: Vec::new(),
             keys: Vec::new(),
+            knocks: Vec::new(),
             redeemed: 0,
             landed: 0,
             grants: BTreeMap::new(),
@@ -432,6 +436,8 @@ impl Life {
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
         if has_push(&plan) {
+            let delivery = self.view.as_ref().and_then(|view| view.spec.key_delivery);
+            assert_ne!(delivery, Some(KeyDelivery::OnConnect), "a push that is the gateways'\n{}", self.log());
             let status = plan.status.as_deref().cloned().unwrap_or_else(|| self.status());
             let expiration = status.grant.expect("I2: a push without a grant").expiration_time.0;
             assert!(
@@ -592,7 +598,8 @@ impl Life {
             Push::Waits { leaves, .. } => *leaves,
             Push::Flies { lands, answers, .. } => lands.unwrap_or(*answers),
         });
-        pushes.chain(self.looks.iter().map(|(time, _)| *time)).min()
+        let knocks = self.knocks.iter().map(|knock| knock.leaves);
+        pushes.chain(self.looks.iter().map(|(time, _)| *time)).chain(knocks).min()
     }
 
     /// Does what is due in the outer world now; true if the shell has heard of something. Asleep, it hears nothing, and
@@ -600,6 +607,8 @@ impl Life {
     fn answers(&mut self, asleep: bool) -> bool {
         let now = self.now;
         let mut heard = false;
+        // They run elsewhere, whatever becomes of this machine.
+        self.gateways_push();
         let mut rest = Vec::new();
         for push in std::mem::take(&mut self.push) {
             match push {
@@ -684,9 +693,10 @@ impl Life {
     fn pass_until(&mut self, time: Timestamp, asleep: bool) {
         while let Some(next) = self.next_answer_time().filter(|next| *next <= time) {
             self.now = self.now.max(next);
-            let before = self.push.len() + self.keys.len() + self.looks.len();
+            let left = |life: &Self| life.push.len() + life.keys.len() + life.looks.len() + life.knocks.len();
+            let (before, knocks) = (left(self), self.knocks.len());
             self.answers(asleep);
-            if before == self.push.len() + self.keys.len() + self.looks.len() {
+            if before == left(self) && knocks == self.knocks.len() {
                 break; // what is left waits for the shell to wake
             }
         }

@@ -47,6 +47,9 @@ pub(super) enum Turn {
     EnforcementBack(bool),
     Unreadable(bool),
     Session(Option<i32>),
+    Connect(u64, u64, bool),
+    Gateway(bool),
+    EditDelivery(KeyDelivery),
 }
 
 /// How a request is made again.
@@ -105,6 +108,13 @@ fn any_fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
+/// Somebody connects, mostly so that the push leaves and lands as late as it may; and now and then it is revoked just then.
+fn any_connect() -> impl Strategy<Value = Turn> {
+    let queue = prop_oneof![2 => Just(5_000), 1 => 0..6_000u64];
+    let flight = prop_oneof![2 => Just(10_000), 1 => 0..=10_000u64];
+    (queue, flight, any::<bool>()).prop_map(|(queue, flight, revoked)| Turn::Connect(queue, flight, revoked))
+}
+
 pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
     prop_oneof![
         10 => (0..90u32).prop_map(Turn::Wait),
@@ -149,6 +159,9 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         2 => any::<bool>().prop_map(Turn::EnforcementBack),
         2 => any::<bool>().prop_map(Turn::Unreadable),
         2 => prop::option::of(60..90i32).prop_map(Turn::Session),
+        6 => any_connect(),
+        1 => any::<bool>().prop_map(Turn::Gateway),
+        1 => prop::sample::select(vec![KeyDelivery::Continuous, KeyDelivery::OnConnect]).prop_map(Turn::EditDelivery),
     ]
 }
 
@@ -286,6 +299,7 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
         Turn::OtherGranted => life.other_is_granted(),
         Turn::OtherEnds => life.other_ends(),
         Turn::EditSpec => life.edit_spec(|spec| spec.ticket = Some("INC-1".into())),
+        Turn::EditDelivery(delivery) => life.edit_spec(|spec| spec.key_delivery = Some(*delivery)),
         Turn::State(state) => life.change_instance(|instance| instance.state = *state),
         Turn::Tag(value) => life.change_instance(|instance| {
             instance.tags.insert("env".into(), (*value).into());
@@ -299,6 +313,14 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
             life.unreadable = is_there.then(|| "odd".to_owned()).into_iter().collect();
             life.settle();
         }
+        // Whether it may is for the gateway to say, and what comes of it for the invariants.
+        Turn::Connect(queue, flight, revoked) => {
+            let connected = life.knocks_for(Duration::from_millis(*queue), Duration::from_millis(*flight));
+            if connected.is_ok() && *revoked {
+                life.revoke();
+            }
+        }
+        Turn::Gateway(is_known) => life.settings.gateway = is_known.then(|| "gateway:2222".parse().unwrap()),
         Turn::Gone(gone) => life.instances = if *gone { Vec::new() } else { vec![Arc::new(instance())] },
     }
 }
@@ -321,6 +343,7 @@ proptest! {
         people in prop::option::of(1..3i32),
         asserted in any::<bool>(),
         limits in prop::option::of((1..4i32, 1..4i32)),
+        on_connect in prop::bool::weighted(0.3),
         turns in prop::collection::vec(any_turn(), 1..40),
     ) {
         let mut life = world().with(|request| {
@@ -335,7 +358,11 @@ proptest! {
             if !has_finalizer {
                 request.metadata.finalizers = None;
             }
+            if on_connect {
+                request.spec.key_delivery = Some(KeyDelivery::OnConnect);
+            }
         });
+        life.settings.gateway = Some("gateway:2222".parse().unwrap());
         happen(&mut life, &Turn::PolicyBack);
         if let Some(window) = window {
             happen(&mut life, &Turn::Window(window));

@@ -16,6 +16,7 @@ mod limits;
 mod live;
 mod nodes;
 mod objects;
+mod on_connect;
 mod over;
 mod people;
 mod session;

@@ -1,0 +1,180 @@
+//! Grants whose key the gateway delivers when somebody connects: none before, one for many, and none that could outlive
+//! its grant.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use lab::poll;
+use lab::ssh;
+use lab::standin::{Api, Fault, FaultKind};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::client::{Client, is_empty};
+use crate::history::{stage, text, time};
+use crate::jump::{Jump, both};
+use crate::request::{EXPIRATION, KEY_WINDOW, Request};
+use crate::stand::{BOUND, END_BOUND, Stand, kinds, policy, until_time};
+
+/// Delivered on connect, for as long as a test may take.
+fn on_connect() -> Value {
+    json!({"keyDelivery": "OnConnect", "ttlSeconds": 600})
+}
+
+/// Where the inner SSH of `Client::refused` would go.
+fn destination(stand: &Stand, instance: &lab::Instance) -> String {
+    format!("{}:{}", instance.id, stand.lab.ssh_port())
+}
+
+/// Types the command that status gives, by this client's configuration, which knows the gateway's host and key.
+async fn typed_as_told(request: &Request<'_>, client: &Client<'_>) -> ssh::Output {
+    let newest = request.newest();
+    let command = text(&newest, "/status/connection/command");
+    assert!(command.starts_with("ssh -J gateway "), "{command}");
+    let line = format!("exec {command} -F {} 'id -un'", client.config.display());
+    let mut sh = Command::new("sh");
+    sh.args(["-c", &line]).env(lab::proc::MARK, request.stand.lab.dir()).env_remove("SSH_AUTH_SOCK");
+    ssh::run(sh.stdin(Stdio::null())).await.unwrap()
+}
+
+/// Waits until what came of pushes is on record: who connects does not wait for that.
+async fn has_records(request: &Request<'_>, jump: &Jump, kind: &str, count: usize) {
+    let found = poll::until_ok(kind, BOUND, || {
+        let records = jump.records(&request.uid, kind);
+        if records.len() >= count { Ok(()) } else { Err(format!("{records:?}")) }
+    });
+    found.await.unwrap();
+}
+
+/// What holds for every push of a gateway's: a durable record before it, one of what came of it, and none too late.
+async fn keeps_its_promises(request: &Request<'_>, jump: &Jump) {
+    let landed = request.pushes().iter().filter(|push| push.outcome.took_effect()).count();
+    has_records(request, jump, "KeyPushed", landed).await;
+    let intended = jump.records(&request.uid, "KeyPushIntended");
+    let expiration = time(&request.newest(), EXPIRATION).expect("it has a grant");
+    for (index, push) in request.pushes().iter().enumerate() {
+        let before = intended.iter().filter(|line| time(line, "/time").is_some_and(|time| time <= push.time)).count();
+        assert!(before > index, "push {} has no record before it: {intended:?}", index + 1);
+        if push.outcome.took_effect() {
+            let landed = push.time + SignedDuration::try_from(push.elapsed).unwrap();
+            assert!(landed + KEY_WINDOW <= expiration, "a key is readable after {expiration}");
+            let records = jump.records(&request.uid, "KeyPushed");
+            assert!(records.iter().any(|line| line["record"]["requestId"] == push.request_id), "{records:?}");
+        }
+    }
+    jump.verifies();
+}
+
+pub async fn the_first_who_connects_has_the_key_delivered_and_the_next_rely_on_it() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("on-connect").await;
+    let request = stand.request("alice", "on-connect").on(&instance).with(on_connect()).applied().await;
+    let granted = request.becomes("Granted").await;
+    assert!(granted.pointer("/status/key/pushes").is_none() && text(&granted, "/status/key/fingerprint") != "");
+    assert!(request.pushes().is_empty(), "the operator pushed");
+    let client = Client::of(&request, jump);
+    let all = join_all((0..10).map(|_| typed_as_told(&request, &client))).await;
+    assert!(all.iter().all(|shell| shell.success() && shell.stdout.trim() == "ec2-user"), "{all:?}");
+    client.gets_in(&[&instance.id]).await;
+    assert_eq!(request.pushes().len(), 1, "one push is enough for all of them");
+    // Half a minute later it is pushed anew: whoever types a passphrase needs time.
+    until_time(Timestamp::now() + SignedDuration::from_secs(31)).await;
+    client.gets_in(&[&instance.id]).await;
+    assert_eq!(request.pushes().len(), 2);
+    assert!(jump.metric("instance_access_gateway_pushes_total{outcome=\"reused\"}").await >= 10.0);
+    let live = client.stays(&instance.id).await;
+    request.revoke("done").await;
+    live.is_cut(BOUND).await;
+    is_empty(stand, &instance).await;
+    let refused = client.typed(&[&instance.id, "id"]).await;
+    assert!(refused.stderr.contains("Permission denied (publickey)"), "{refused:?}");
+    // The end is not said before the key that the gateway pushed has faded.
+    let pending = request.until("is taken back", Duration::from_secs(20), |it| stage(it) == "RevocationPending").await;
+    let last = request.pushes().pop().unwrap();
+    assert!(time(&pending, EXPIRATION).unwrap() >= last.time + KEY_WINDOW, "{pending}");
+    assert_eq!(kinds(&request.records())[..2], ["GrantIntended", "EndIntended"]);
+    keeps_its_promises(&request, jump).await;
+    assert_eq!(request.pushes().len(), 2);
+}
+
+pub async fn in_the_last_minute_no_key_is_delivered_and_an_open_session_goes_on_to_its_end() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("last-minute").await;
+    let short = json!({"keyDelivery": "OnConnect", "ttlSeconds": 120});
+    let request = stand.request("alice", "last-minute").on(&instance).with(short).applied().await;
+    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
+    let client = Client::of(&request, jump);
+    let mut live = client.stays(&instance.id).await;
+    until_time(expiration - SignedDuration::from_secs(69)).await;
+    let refused = client.refused(&destination(stand, &instance)).await;
+    assert!(refused.contains("no new one is delivered in the last 70 s"), "{refused}");
+    live.echoes().await;
+    assert_eq!(stage(&request.newest()), "Granted");
+    let (cut_time, said) = live.is_cut(END_BOUND).await;
+    assert!(cut_time >= expiration && said.contains("its time is over"), "{cut_time} {said}");
+    let ended = request.ends("Expired").await;
+    assert!(ended.pointer("/status/key/pushes").is_none(), "{ended}");
+    assert_eq!(request.pushes().len(), 1);
+    keeps_its_promises(&request, jump).await;
+}
+
+pub async fn what_aws_says_to_a_push_is_told_to_who_connects() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("unwilling").await;
+    let request = stand.request("alice", "unwilling").on(&instance).with(on_connect()).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, jump);
+    let no = |kind| Fault::new(kind).on(Api::Eic).instance(&instance.id);
+    for (kind, words) in [
+        (FaultKind::Throttle, "AWS asks to wait before it takes the key of unwilling.team (ThrottlingException)"),
+        (FaultKind::Deny, "the operators must mend its credentials or IAM policy"),
+    ] {
+        stand.lab.standin().set_fault(no(kind));
+        // What was said a moment ago stands for a moment.
+        let told = poll::until(words, Duration::from_secs(20), async || {
+            let refused = client.refused(&destination(stand, &instance)).await;
+            if refused.contains(words) { Ok(()) } else { Err(refused) }
+        });
+        told.await.unwrap();
+        stand.lab.standin().clear_faults_on(&instance.id);
+    }
+    stand.lab.stop_instance("unwilling").await.unwrap();
+    let told = poll::until("that it is stopped", Duration::from_secs(20), async || {
+        let refused = client.refused(&destination(stand, &instance)).await;
+        if refused.contains("takes no key now (EC2InstanceStateInvalidException)") { Ok(()) } else { Err(refused) }
+    });
+    told.await.unwrap();
+    assert!(request.pushes().iter().all(|push| !push.outcome.took_effect()));
+    assert_eq!(jump.records(&request.uid, "SessionOpened").len(), 0);
+    has_records(&request, jump, "KeyNotPushed", 3).await;
+    stand.lab.start_instance("unwilling").await.unwrap();
+    let in_again = poll::until("a login", Duration::from_secs(60), async || {
+        let shell = client.typed(&[&instance.id, "id -un"]).await;
+        if shell.success() { Ok(()) } else { Err(shell.stderr) }
+    });
+    in_again.await.unwrap();
+    keeps_its_promises(&request, jump).await;
+}
+
+pub async fn a_gateway_without_aws_serves_whom_the_operator_delivers_to_and_tells_the_others() {
+    let (stand, _) = both().await;
+    stand.namespace("no-aws").await;
+    // A policy chooses who may have it how.
+    let only = json!({"keyDelivery": ["Continuous"]});
+    stand.policy(&policy("no-aws", "no-aws", only)).await;
+    let jump = Jump::start_without_aws(stand, "gateway-no-aws").await;
+    let instance = stand.instance("no-aws").await;
+    let continuous = stand.request("alice", "continuous").within("no-aws").on(&instance).applied().await;
+    let denied = stand.request("alice", "denied").within("no-aws").on(&instance).with(on_connect()).applied().await;
+    let message = denied.is_denied("DeniedByPolicy").await;
+    assert!(message.contains("allows keyDelivery Continuous"), "{message}");
+    continuous.becomes("Granted").await;
+    Client::of(&continuous, &jump).gets_in(&[&instance.id]).await;
+    let request = stand.request("alice", "no-aws").on(&instance).with(on_connect()).applied().await;
+    request.becomes("Granted").await;
+    let refused = Client::of(&request, &jump).refused(&destination(stand, &instance)).await;
+    assert!(refused.contains("CredentialsUnavailable") && refused.contains("the operators must mend"), "{refused}");
+    assert!(request.pushes().is_empty());
+}
