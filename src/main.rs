@@ -39,8 +39,9 @@ fn main() -> ExitCode {
             host_key(&host_key_file).and_then(|key| print(key.known_hosts_line(&host) + "\n"))
         }
         Command::Crds => print(api::crds_yaml().into_iter().map(|(_, yaml)| format!("---\n{yaml}")).collect()),
-        Command::Admission(AdmissionArgs { operator_service_account, without_mutating }) => {
-            print(admission::yaml(&operator_service_account, !without_mutating))
+        Command::Admission(AdmissionArgs { operator_service_account, gateway_service_account, without_mutating }) => {
+            let writers = admission::Writers::new(operator_service_account, gateway_service_account);
+            print(admission::yaml(&writers, !without_mutating))
         }
         Command::Ready(ReadyArgs { at, wait_seconds }) => ready::ask(&at, std::time::Duration::from_secs(wait_seconds))
             .map_err(Into::into)
@@ -108,7 +109,15 @@ async fn run(args: ControllerArgs) -> Outcome {
     use instance_access::telemetry::Metrics;
     use tokio_util::sync::CancellationToken;
 
-    let ControllerArgs { audit_file, audit_stdout, listen, pushes_per_second, principal, log_format: _ } = args;
+    let ControllerArgs {
+        audit_file,
+        audit_stdout,
+        listen,
+        pushes_per_second,
+        principal,
+        gateway_service_account,
+        log_format: _,
+    } = args;
     let stop = CancellationToken::new();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let clock = clock::system();
@@ -139,6 +148,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         records: Arc::clone(&records),
         clock: Arc::clone(&clock),
         settings: Settings { region, principals: principal.unwrap_or_default() },
+        gateways: gateway_service_account,
         metrics: Arc::clone(&metrics),
     });
     let health = controller.health();

@@ -14,6 +14,7 @@
 
 mod network;
 mod record;
+mod report;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use super::record::RequestRef;
 
 pub use network::{Network, Networks};
 pub use record::{SessionRecord, SessionRecordKind};
+pub use report::{Next, REPORT_GAP, Report, Reports, SessionCount, Written, gateway_name, reported};
 
 /// The longest text of a client's that is shown to anybody, in characters: a host name has 253 at most.
 const SHOWN_LENGTH_MAX: usize = 64;

@@ -21,6 +21,7 @@ mod grants;
 mod host_key;
 mod limits;
 mod metrics;
+mod report;
 mod session;
 mod stream;
 mod watch;
@@ -45,6 +46,7 @@ use grants::Grants;
 pub use host_key::{HostKey, HostKeyError};
 use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
+use report::Reporter;
 use watch::Contact;
 pub use watch::READ_TIMEOUT;
 
@@ -93,7 +95,7 @@ pub struct GatewayParts {
     pub trail: Trail,
     /// The wall clock.
     pub clock: Clock,
-    /// Its name in the trail.
+    /// Its name in the trail and in `status.sessions`, of which each gateway has another.
     pub name: String,
     /// What clients know it by.
     pub host_key: HostKey,
@@ -115,6 +117,7 @@ struct Shared {
     limits: GatewayLimits,
     dialling: Dialling,
     metrics: Arc<GatewayMetrics>,
+    reporter: Arc<Reporter>,
     grants: Grants,
     contact: Contact,
     connections: Arc<Places<()>>,
@@ -155,6 +158,7 @@ impl Gateway {
     pub fn new(parts: GatewayParts) -> Self {
         let GatewayParts { client, trail, clock, name, host_key, limits, dialling, metrics } = parts;
         let shared = Shared {
+            reporter: Reporter::new(client.clone(), name.clone(), Arc::clone(&metrics)),
             client,
             trail,
             clock,
@@ -190,6 +194,7 @@ impl Gateway {
             let shared = Arc::clone(&shared);
             async move { tokio::join!(watch::watch_requests(Arc::clone(&shared)), watch::keep_contact(shared)) }
         });
+        let reporting = tokio::spawn(Arc::clone(&shared.reporter).run());
         tokio::select! {
             () = stop.cancelled() => {}
             () = accept(&shared, &listener) => {}
@@ -205,6 +210,7 @@ impl Gateway {
                 tracing::error!("some sessions' ends are not on record");
             }
         }
+        shared.reporter.finish(reporting).await;
         looking.abort();
         shared.trail.clone().close().await;
     }

@@ -25,9 +25,10 @@ fn camel(name: &str) -> String {
 }
 
 /// A value for each setting that is not its default.
-const SAMPLES: [(&str, &str); 6] = [
+const SAMPLES: [(&str, &str); 7] = [
     ("auditFile", "/srv/trail/audit.jsonl"),
     ("auditStdout", "true"),
+    ("gatewayServiceAccount", "instance-access/gateway"),
     ("listen", "[::]:9090"),
     ("logFormat", "text"),
     ("principal", "user.username"),

@@ -32,6 +32,7 @@ mod ends;
 mod jump;
 mod limits;
 mod refused;
+mod sessions;
 mod strangers;
 
 use libtest_mimic::Arguments;
@@ -69,6 +70,12 @@ fn main() -> std::process::ExitCode {
             a_gateway_that_stops_lets_sessions_go_on_for_a_while_and_then_cuts_them,
             one_key_has_so_many_connections_and_one_grant_so_many_sessions,
             whoever_does_not_log_in_takes_few_places_and_not_for_long,
+        }
+        sessions {
+            open_sessions_stand_in_status_within_seconds_and_the_end_of_the_last_too,
+            fifty_sessions_at_once_are_few_writes,
+            a_gateway_that_was_killed_sets_its_entry_right_when_it_is_back_and_one_that_stops_before_it_goes,
+            a_gateway_has_the_rights_that_are_shipped_and_no_others,
         }
         strangers {
             whatever_a_stranger_sends_others_are_served,
