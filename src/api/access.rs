@@ -543,7 +543,7 @@ pub struct KeyFacts {
 #[x_kube(validation = Rule::new("self.lastStartTime >= oldSelf.lastStartTime").message("may only move later").field_path(".lastStartTime").reason(Reason::FieldValueForbidden))]
 pub struct SessionReport {
     /// The gateway's name: of one that runs as a pod, the pod's.
-    #[schemars(length(min = 1, max = 100), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 100), regex(pattern = r"^[a-z0-9]+([.-]+[a-z0-9]+)*$"))]
     pub gateway: String,
     /// Sessions that were open when it last said so; some seconds old at most, unless that gateway or its network died.
     #[schemars(range(min = 0))]

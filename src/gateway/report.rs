@@ -23,7 +23,6 @@ use crate::domain::record::RequestRef;
 use crate::domain::session::{Next, Report, Reports, Written, reported};
 use crate::telemetry::chain;
 
-use super::LAST_WORDS;
 use super::grants::Uid;
 use super::metrics::GatewayMetrics;
 
@@ -31,6 +30,9 @@ use super::metrics::GatewayMetrics;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes at once: four clients saturate an API server on two cores.
 const WRITES_MAX: usize = 4;
+/// How long the last writes may take at a shutdown: with all else that a shutdown waits for, less than the 30 s that
+/// Kubernetes gives a pod.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 /// What a gateway's field manager begins with; its name follows.
 const FIELD_MANAGER_PREFIX: &str = "instance-access-gateway-";
 
@@ -127,7 +129,7 @@ impl Reporter {
     pub async fn finish(&self, mut running: JoinHandle<()>) {
         self.ends.store(true, Ordering::Release);
         self.change(|reports, _| reports.hurry());
-        if tokio::time::timeout(LAST_WORDS, &mut running).await.is_err() {
+        if tokio::time::timeout(LAST_WRITES, &mut running).await.is_err() {
             running.abort();
             tracing::warn!(
                 "some entries of status.sessions were not written; the next gateway of this name sets them right"
@@ -203,4 +205,25 @@ fn is_gone(status: &Status, request: &RequestRef) -> bool {
 
 fn version(text: &str) -> Option<u64> {
     text.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_gone_if_the_api_server_says_so_of_its_name() {
+        let request = RequestRef { namespace: "team".to_owned(), name: "web-1".to_owned(), uid: "a".to_owned() };
+        let answer = |answer: Value| is_gone(&serde_json::from_value(answer).unwrap(), &request);
+        let said = |code: u16, reason: &str, name: &str| {
+            answer(json!({"status": "Failure", "code": code, "reason": reason, "details": {"name": name}}))
+        };
+        assert!(said(404, "NotFound", "web-1"));
+        // The CRD, a proxy on the way, a right that is missing, a conflict.
+        assert!(!said(404, "NotFound", ""));
+        assert!(!answer(json!({"code": 404})));
+        assert!(!said(403, "Forbidden", "web-1") && !said(409, "Conflict", "web-1"));
+    }
 }
