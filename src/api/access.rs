@@ -535,6 +535,9 @@ pub struct KeyFacts {
     pub pushes: Option<i32>,
 }
 
+/// The most sessions that an entry counts: a thousand a second for thirty years.
+pub const SESSIONS_TOTAL_MAX: i64 = 1_000_000_000_000;
+
 /// Sessions of one grant through one gateway, as the gateway last said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -546,12 +549,15 @@ pub struct SessionReport {
     #[schemars(length(min = 1, max = 100), regex(pattern = r"^[a-z0-9]+([.-]+[a-z0-9]+)*$"))]
     pub gateway: String,
     /// Sessions that were open when it last said so; some seconds old at most, unless that gateway or its network died.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub open: i32,
     /// Sessions that it opened so far: as many as its audit trail has SessionOpened records of this request.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = SESSIONS_TOTAL_MAX))]
     pub total: i64,
     /// When it opened the last one.
+    // A gateway is trusted less than the operator: whatever it writes here, the operator can read.
+    #[x_kube(validation = Rule::new("self < timestamp('9999-01-01T00:00:00Z')").message("must lie before the year 9999").reason(Reason::FieldValueForbidden))]
+    #[schemars(regex(pattern = r"^[^.]+([.][0-9]{1,9}[^0-9].*)?$"))]
     pub last_start_time: Time,
 }
 

@@ -261,6 +261,7 @@ async fn an_entry_is_bounded_and_only_grows_and_stands_under_a_grant() {
     let object = granted(&world, "bounds").await;
     let unbound = world.service_account("instance-access/gateway").await;
     let write = async |entry: Value| unbound.apply_status(&with_entries(&object, &[entry]), "edge").await;
+    let at = |time: &str| Object(entry("edge", 0, 1)).with("/lastStartTime", json!(time)).0;
     for (bad, words) in [
         (entry("edge", 2, 1), "must be among total"),
         (entry("edge", -1, 1), "status.sessions[0].open"),
@@ -268,7 +269,15 @@ async fn an_entry_is_bounded_and_only_grows_and_stands_under_a_grant() {
         (entry("Edge", 0, 1), "status.sessions[0].gateway"),
         (entry("", 0, 1), "status.sessions[0].gateway"),
         (entry(&"a".repeat(101), 0, 1), "status.sessions[0].gateway"),
+        (entry("edge", 1_000_001, 1_000_001), "status.sessions[0].open"),
+        (entry("edge", 0, i64::MAX), "status.sessions[0].total"),
         (json!({"gateway": "edge", "open": 0, "total": 1}), "lastStartTime"),
+        // What the operator could not decode: it would lose the request, and with it the word that ends it.
+        (at("9999-12-31T23:59:59Z"), "must lie before the year 9999"),
+        (at("2026-03-01T08:10:00.1234567890Z"), "status.sessions[0].lastStartTime"),
+        (at("yesterday"), "status.sessions[0].lastStartTime"),
+        (Object(entry("edge", 0, 1)).with("/total", json!(1e21)).0, "status.sessions[0].total"),
+        (Object(entry("edge", 0, 1)).with("/open", json!(0.5)).0, "status.sessions[0].open"),
     ] {
         refused(write(bad).await, words);
     }

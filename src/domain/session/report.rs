@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::api::{InstanceAccess, SessionReport};
+use crate::api::{InstanceAccess, SESSIONS_TOTAL_MAX, SessionReport};
 use crate::domain::record::RequestRef;
 use crate::domain::time::whole_second;
 
@@ -138,7 +138,7 @@ impl Reports {
             .or_insert_with(|| Tally::new(request.clone(), SessionCount { open: 0, total: 0, last_start_time }));
         let truth = &mut tally.truth;
         truth.open = truth.open.saturating_add(1);
-        truth.total = truth.total.saturating_add(1);
+        truth.total = truth.total.saturating_add(1).min(SESSIONS_TOTAL_MAX);
         truth.last_start_time = truth.last_start_time.max(last_start_time);
         self.settle(now, &request.uid);
     }

@@ -111,9 +111,12 @@ fn a_life_before_this_one_is_set_right_and_goes_on() {
     // One that was left in order costs nothing, and goes on as well; so does one whose clock was ahead.
     world.seen("b", Some(count(0, 2, 900))).rests();
     world.open("b", 100).writes("b", count(1, 3, 900)).stored("b");
+    // One that somebody drove to the bound.
+    world.seen("d", Some(count(0, SESSIONS_TOTAL_MAX, 50))).rests();
+    world.open("d", 100).writes("d", count(1, SESSIONS_TOTAL_MAX, 100)).stored("d");
     // Whoever has no entry is not remembered.
     world.seen("c", None).rests();
-    assert_eq!(world.reports.by_uid.len(), 2);
+    assert_eq!(world.reports.by_uid.len(), 3);
 }
 
 #[test]
@@ -122,11 +125,11 @@ fn what_the_watch_tells_late_changes_nothing() {
     world.open("a", 100).writes("a", count(1, 1, 100));
     // Our own write is heard of before it is answered.
     world.seen("a", Some(count(1, 1, 100))).rests();
-    let version = Some(world.version);
-    world.ends("a", Written::Stored { version }).rests();
+    let version = world.version;
+    world.ends("a", Written::Stored { version: Some(version) }).rests();
     // An older version, and the same one again.
-    world.reports.seen(world.now, &request("a"), Some(version.unwrap() - 1), None);
-    world.reports.seen(world.now, &request("a"), version, Some(count(1, 1, 100)));
+    world.reports.seen(world.now, &request("a"), Some(version - 1), None);
+    world.reports.seen(world.now, &request("a"), Some(version), Some(count(1, 1, 100)));
     world.rests();
     assert_eq!(world.reports.by_uid["a"].disputes, 0);
     // A write that nobody answered was stored all the same.
