@@ -10,7 +10,7 @@ use crate::admission::ServiceAccount;
 use crate::audit::Receipt;
 use crate::domain::connect::GatewayAddress;
 use crate::domain::identity::PrincipalRule;
-use crate::domain::session::Network;
+use crate::domain::session::{Network, gateway_name};
 use crate::telemetry::LogFormat;
 
 /// Declarative, time-boxed, audited SSH access to EC2 instances, on Kubernetes.
@@ -92,6 +92,10 @@ pub struct ControllerArgs {
     #[arg(long, env = "INSTANCE_ACCESS_LEASE_SECONDS", value_name = "6..120", default_value_t = 9,
           value_parser = clap::value_parser!(u16).range(6..=120))]
     pub lease_seconds: u16,
+    /// The service accounts that gateways run under, if there are any; several with commas. The same as for instance-access
+    /// admission: the operator compares what stands in the cluster with that.
+    #[arg(long, env = "INSTANCE_ACCESS_GATEWAY_SERVICE_ACCOUNT", value_name = "NAMESPACE/NAME", value_delimiter = ',')]
+    pub gateway_service_account: Vec<ServiceAccount>,
     /// How log lines look.
     #[arg(long, env = "INSTANCE_ACCESS_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -134,8 +138,9 @@ pub struct GatewayArgs {
     /// kinds with a comma, which both must be there: each client is shown the one that it knows.
     #[arg(long, env = "INSTANCE_ACCESS_HOST_KEY_FILE", value_name = "PATH", value_delimiter = ',', required = true)]
     pub host_key_file: Vec<PathBuf>,
-    /// The gateway's name in its audit trail, another one for each replica.
-    #[arg(long, env = "INSTANCE_ACCESS_NAME", value_name = "NAME", default_value = "gateway")]
+    /// The gateway's name in its audit trail and in status.sessions, another one for each replica: of a pod the pod's
+    /// name, metadata.name, as its token says and the API server checks.
+    #[arg(long, env = "INSTANCE_ACCESS_NAME", value_name = "NAME", default_value = "gateway", value_parser = gateway_name)]
     pub name: String,
     /// The file that the audit trail of sessions is written to, the gateway's own, on a volume that outlives the process. No
     /// session is opened without a durable record.
@@ -226,9 +231,13 @@ pub struct HostKeyArgs {
 /// Print the admission policies, for kubectl apply.
 #[derive(Debug, Args)]
 pub struct AdmissionArgs {
-    /// The service account that the controller runs under: only it may write status.
+    /// The service account that the controller runs under: only it may write status, but for status.sessions.
     #[arg(long, env = "INSTANCE_ACCESS_OPERATOR_SERVICE_ACCOUNT", value_name = "NAMESPACE/NAME")]
     pub operator_service_account: ServiceAccount,
+    /// The service accounts that gateways run under, if there are any; several with commas. Each gateway may write its own
+    /// entry of status.sessions, and nothing else of status. The same as for the controller.
+    #[arg(long, env = "INSTANCE_ACCESS_GATEWAY_SERVICE_ACCOUNT", value_name = "NAMESPACE/NAME", value_delimiter = ',')]
+    pub gateway_service_account: Vec<ServiceAccount>,
     /// Leave out the MutatingAdmissionPolicy, which Kubernetes below 1.36 does not serve: there people write
     /// spec.requester themselves, and the same checks hold.
     #[arg(long, env = "INSTANCE_ACCESS_WITHOUT_MUTATING")]

@@ -40,8 +40,9 @@ fn main() -> ExitCode {
             known_hosts_lines(&host_key_file, &host).map_err(Into::into).and_then(print)
         }
         Command::Crds => print(api::crds_yaml().into_iter().map(|(_, yaml)| format!("---\n{yaml}")).collect()),
-        Command::Admission(AdmissionArgs { operator_service_account, without_mutating }) => {
-            print(admission::yaml(&operator_service_account, !without_mutating))
+        Command::Admission(AdmissionArgs { operator_service_account, gateway_service_account, without_mutating }) => {
+            let writers = admission::Writers::new(operator_service_account, gateway_service_account);
+            print(admission::yaml(&writers, !without_mutating))
         }
         Command::Ready(ReadyArgs { at, wait_seconds }) => ready::ask(&at, std::time::Duration::from_secs(wait_seconds))
             .map_err(Into::into)
@@ -138,6 +139,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         principal,
         lease,
         lease_seconds,
+        gateway_service_account,
         log_format: _,
     } = args;
     let stop = CancellationToken::new();
@@ -215,6 +217,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         leads,
         clock: Arc::clone(&clock),
         settings: Settings { region, principals: principal.unwrap_or_default(), gateway: gateway_address },
+        gateways: gateway_service_account,
         metrics: Arc::clone(&metrics),
     });
     drop(life.set(controller.health())); // it is set nowhere else

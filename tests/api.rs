@@ -13,6 +13,7 @@ mod api {
     mod immutable;
     mod ledger;
     mod schema;
+    mod sessions;
     mod stands;
     mod status;
     mod without_mutating;

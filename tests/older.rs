@@ -101,6 +101,16 @@ async fn on_an_older_kubernetes_people_say_who_they_are_cannot_lie_and_get_in() 
     let bare = json!({"metadata": {"finalizers": null}});
     refused(alice.patch(&object, &bare).await, "metadata.finalizers must keep instanceaccess.dev/end-grant");
 
+    // A gateway shows its own sessions, and nothing else.
+    let gateway = Person::gateway(&lab, "gateway-0", "default").await.unwrap();
+    let entry = |name: &str| json!({"gateway": name, "open": 1, "total": 1, "lastStartTime": "2026-03-01T08:00:00Z"});
+    let shows = |name: &str| object.clone().without("/spec").with("/status/sessions", json!([entry(name)]));
+    refused(gateway.apply_status(&shows("gateway-1"), "gateway").await, "a gateway may write its own entry");
+    let more = shows("gateway-0").with("/status/approvers", json!("mallory"));
+    refused(gateway.apply_status(&more, "gateway").await, "a gateway may write nothing of status but");
+    let shown = gateway.apply_status(&shows("gateway-0"), "gateway").await.unwrap();
+    assert_eq!(shown["status"]["sessions"], json!([entry("gateway-0")]));
+
     // And a no ends it.
     let no = yes.with("/metadata/name", json!("no")).with("/spec/decision", json!("Revoke"));
     erin.create(&no).await.unwrap();

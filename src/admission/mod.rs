@@ -3,9 +3,10 @@
 //! ```text
 //! create ──▶ mutating: requester and finalizer are filled in ──▶ CRD: shape ──▶ validating: requester is the caller
 //! decide ──▶ mutating: approver is filled in ──────────────────▶ CRD: shape ──▶ validating: approver is the caller
-//! status, ledger ──────────────────────────────────────────────────────────────▶ validating: caller is the operator
+//! status, ledger ──────────────────────────────────────────────────────────────▶ validating: caller is the operator,
+//!                                                                               or a gateway with its own figures
 //! ```
-//! They are YAML, embedded byte for byte, with one parameter: the operator's service account. Who is right is for the
+//! They are YAML, embedded byte for byte, with the service accounts as parameters ([`Writers`]). Who is right is for the
 //! API server to judge; whether they stand as they are shipped, a [`Piece`] says of itself.
 //!
 //! # Caveats
@@ -26,6 +27,8 @@ const VALIDATING: &str = include_str!("validating.yaml");
 const NAMESPACE_PLACE: &str = "OPERATOR_NAMESPACE";
 /// What stands for the name of the operator's service account in both.
 const NAME_PLACE: &str = "OPERATOR_NAME";
+/// What stands for the user names of the gateways' service accounts, as a list of CEL.
+const GATEWAYS_PLACE: &str = "GATEWAY_USERNAMES";
 /// What every service account's user name begins with. Source: Kubernetes, `ServiceAccountUsernamePrefix`.
 const USERNAME_PREFIX: &str = "system:serviceaccount:";
 /// Longest DNS label: a namespace. Source: RFC 1123, as Kubernetes reads it.
@@ -93,6 +96,36 @@ impl FromStr for ServiceAccount {
     }
 }
 
+/// Who writes status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writers {
+    operator: ServiceAccount,
+    gateways: Vec<ServiceAccount>,
+}
+
+impl Writers {
+    /// The operator, and the gateways, in whatever order; there may be none.
+    pub fn new(operator: ServiceAccount, mut gateways: Vec<ServiceAccount>) -> Self {
+        // In one order, whoever renders: the operator compares with what stands.
+        gateways.sort_by_key(ToString::to_string);
+        gateways.dedup();
+        Self { operator, gateways }
+    }
+
+    /// As the flags of `instance-access admission`.
+    pub fn flags(&self) -> String {
+        let gateways = self.gateways.iter().map(|gateway| format!(" --gateway-service-account {gateway}"));
+        format!("--operator-service-account {}{}", self.operator, gateways.collect::<String>())
+    }
+
+    fn render(&self, text: &str) -> String {
+        let gateways: Vec<String> = self.gateways.iter().map(|gateway| format!("'{}'", gateway.username())).collect();
+        text.replace(NAMESPACE_PLACE, &self.operator.namespace)
+            .replace(NAME_PLACE, &self.operator.name)
+            .replace(GATEWAYS_PLACE, &format!("[{}]", gateways.join(", ")))
+    }
+}
+
 /// Why a text is no service account's full name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceAccountError {
@@ -128,21 +161,17 @@ fn is_dns_label_of_any_length(text: &str) -> bool {
 /// Returns the policies and their bindings as (file name, YAML stream), in the order in which they are applied.
 ///
 /// `mutating`: whether the one that fills in is among them; Kubernetes below 1.36 does not know its kind.
-pub fn manifests(operator: &ServiceAccount, mutating: bool) -> Vec<(&'static str, String)> {
-    let mut manifests = vec![("validating-admission-policies.yaml", rendered(VALIDATING, operator))];
+pub fn manifests(writers: &Writers, mutating: bool) -> Vec<(&'static str, String)> {
+    let mut manifests = vec![("validating-admission-policies.yaml", writers.render(VALIDATING))];
     if mutating {
-        manifests.push(("mutating-admission-policy.yaml", rendered(MUTATING, operator)));
+        manifests.push(("mutating-admission-policy.yaml", writers.render(MUTATING)));
     }
     manifests
 }
 
-fn rendered(text: &str, operator: &ServiceAccount) -> String {
-    text.replace(NAMESPACE_PLACE, &operator.namespace).replace(NAME_PLACE, &operator.name)
-}
-
 /// Returns the policies and their bindings as one YAML stream, for `kubectl apply -f -`.
-pub fn yaml(operator: &ServiceAccount, mutating: bool) -> String {
-    let streams: Vec<String> = manifests(operator, mutating).into_iter().map(|(_, yaml)| yaml).collect();
+pub fn yaml(writers: &Writers, mutating: bool) -> String {
+    let streams: Vec<String> = manifests(writers, mutating).into_iter().map(|(_, yaml)| yaml).collect();
     streams.join("---\n")
 }
 
@@ -218,17 +247,34 @@ mod tests {
 
     #[test]
     fn the_policies_name_the_operator_and_nothing_stays_open() {
-        let account = ServiceAccount::new("access", "broker").unwrap();
-        let yaml = yaml(&account, true);
-        assert!(!yaml.contains("OPERATOR"), "{yaml}");
+        let yaml = yaml(&writers(&[]), true);
+        assert!(!yaml.contains("OPERATOR") && !yaml.contains("GATEWAY"), "{yaml}");
         // One in the mutating policy, one for the finalizer, two for status, and two for the ledger.
         assert_eq!(yaml.matches("system:serviceaccount:access:broker").count(), 6, "{yaml}");
         assert!(yaml.contains(crate::api::FINALIZER));
     }
 
+    fn writers(gateways: &[&str]) -> Writers {
+        let gateways = gateways.iter().map(|gateway| gateway.parse().unwrap());
+        Writers::new(ServiceAccount::new("access", "broker").unwrap(), gateways.collect())
+    }
+
+    #[test]
+    fn gateways_are_named_in_one_order_and_each_once() {
+        let both = writers(&["ops/jump", "access-2/b", "access/b", "ops/jump"]);
+        let expected = "in ['system:serviceaccount:access-2:b', 'system:serviceaccount:access:b', 'system:serviceaccount:ops:jump'] &&";
+        assert!(yaml(&both, true).contains(expected), "{}", yaml(&both, true));
+        assert_eq!(both, writers(&["access/b", "ops/jump", "access-2/b"]));
+        assert_eq!(
+            both.flags(),
+            "--operator-service-account access/broker --gateway-service-account access-2/b --gateway-service-account access/b --gateway-service-account ops/jump"
+        );
+        assert!(yaml(&writers(&[]), true).contains("request.userInfo.username in [] &&"));
+    }
+
     #[test]
     fn without_the_mutating_policy_nothing_is_of_its_kind() {
-        let yaml = yaml(&ServiceAccount::new("access", "broker").unwrap(), false);
+        let yaml = yaml(&writers(&[]), false);
         assert!(!yaml.contains("kind: Mutating") && yaml.contains("kind: Validating"), "{yaml}");
     }
 }

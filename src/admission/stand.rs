@@ -14,7 +14,7 @@ use kube::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{MUTATING, ServiceAccount, VALIDATING, rendered};
+use super::{MUTATING, VALIDATING, Writers};
 use crate::api;
 
 /// An object that must stand as it is shipped.
@@ -47,9 +47,9 @@ pub enum Standing {
     Bent(&'static str),
 }
 
-/// Returns the policies, their bindings and the CRDs, as they must stand for an operator under this account.
-pub fn pieces(operator: &ServiceAccount) -> Vec<Piece> {
-    let policies = |text, needed| objects(&rendered(text, operator)).into_iter().map(move |ours| (ours, needed));
+/// Returns the policies, their bindings and the CRDs, as they must stand for these accounts.
+pub fn pieces(writers: &Writers) -> Vec<Piece> {
+    let policies = |text, needed| objects(&writers.render(text)).into_iter().map(move |ours| (ours, needed));
     let crds = api::crds_yaml().into_iter().flat_map(|(_, yaml)| objects(&yaml)).map(|ours| (ours, true));
     let all = policies(VALIDATING, true).chain(policies(MUTATING, false)).chain(crds);
     all.map(|(ours, needed)| {

@@ -56,6 +56,12 @@ use super::{Condition, DecisionKind};
         json_path = ".status.grant.expirationTime",
         description = "When access ends"
     ),
+    printcolumn(
+        name = "Sessions",
+        type_ = "integer",
+        json_path = ".status.sessions[?(@.open>0)].open",
+        description = "Open sessions through the gateway; of several gateways, those of the first that has any"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Approvers",
@@ -286,11 +292,12 @@ pub struct Revoke {
     pub reason: Option<String>,
 }
 
-/// What became of a request. Only the operator writes it.
+/// What became of a request. Only the operator writes it, but for sessions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(oldSelf.grant) || has(self.grant)").message("is written once").field_path(".grant").reason(Reason::FieldValueForbidden))]
 #[x_kube(validation = Rule::new("!has(oldSelf.endTime) || (has(self.endTime) && self.endTime == oldSelf.endTime)").message("is written once").field_path(".endTime").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("!has(self.sessions) || self.sessions.size() == 0 || has(self.grant)").message("are there under a grant only").field_path(".sessions").reason(Reason::FieldValueForbidden))]
 pub struct InstanceAccessStatus {
     /// The metadata.generation that this status is about; -1 before the operator has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -336,6 +343,12 @@ pub struct InstanceAccessStatus {
     /// The delivered key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyFacts>,
+    /// Sessions through gateways. Each gateway writes its own entry, and nothing else of status. Hints for people: the
+    /// evidence is the gateways' audit trail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["gateway".to_string()]))]
+    pub sessions: Vec<SessionReport>,
     /// How access was taken back: the evidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<Revocation>,
@@ -546,6 +559,32 @@ pub struct KeyFacts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub pushes: Option<i32>,
+}
+
+/// The most sessions that an entry counts: a thousand a second for thirty years.
+pub const SESSIONS_TOTAL_MAX: i64 = 1_000_000_000_000;
+
+/// Sessions of one grant through one gateway, as the gateway last said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.open <= self.total").message("must be among total").field_path(".open").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("self.total >= oldSelf.total").message("may only grow").field_path(".total").reason(Reason::FieldValueForbidden))]
+#[x_kube(validation = Rule::new("self.lastStartTime >= oldSelf.lastStartTime").message("may only move later").field_path(".lastStartTime").reason(Reason::FieldValueForbidden))]
+pub struct SessionReport {
+    /// The gateway's name: of one that runs as a pod, the pod's.
+    #[schemars(length(min = 1, max = 100), regex(pattern = r"^[a-z0-9]+([.-]+[a-z0-9]+)*$"))]
+    pub gateway: String,
+    /// Sessions that were open when it last said so; some seconds old at most, unless that gateway or its network died.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub open: i32,
+    /// Sessions that it opened so far: as many as its audit trail has SessionOpened records of this request.
+    #[schemars(range(min = 1, max = SESSIONS_TOTAL_MAX))]
+    pub total: i64,
+    /// When it opened the last one.
+    // A gateway is trusted less than the operator: whatever it writes here, the operator can read.
+    #[x_kube(validation = Rule::new("self < timestamp('9999-01-01T00:00:00Z')").message("must lie before the year 9999").reason(Reason::FieldValueForbidden))]
+    #[schemars(regex(pattern = r"^[^.]+([.][0-9]{1,9}[^0-9].*)?$"))]
+    pub last_start_time: Time,
 }
 
 /// A key type that EC2 Instance Connect takes.

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Piece, ServiceAccount, Standing, pieces};
+use crate::admission::{Piece, ServiceAccount, Standing, Writers, pieces};
 use crate::domain::enforcement::{self, Enforcement, Lookout, Mark, State};
 use crate::telemetry::chain;
 
@@ -60,23 +60,23 @@ impl Guard {
 pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
     let news = Arc::new(Notify::new());
     let mut watches = JoinSet::new();
-    let mut known: Option<(ServiceAccount, Vec<Piece>)> = None;
+    let mut known: Option<(Writers, Vec<Piece>)> = None;
     let mut told = Enforcement::Unseen;
     loop {
         let look = async {
-            let (operator, pieces) = match &mut known {
+            let (writers, pieces) = match &mut known {
                 Some(known) => known,
                 none => {
-                    let operator = who_we_are(&shared.client).await?;
-                    let pieces = pieces(&operator);
+                    let writers = Writers::new(who_we_are(&shared.client).await?, shared.gateways.clone());
+                    let pieces = pieces(&writers);
                     for piece in &pieces {
                         watches.spawn(watch(Arc::clone(&shared), piece.clone(), Arc::clone(&news), stop.clone()));
                     }
-                    none.insert((operator, pieces))
+                    none.insert((writers, pieces))
                 }
             };
             let seen = try_join_all(pieces.iter().map(|piece| look_at(&shared.client, piece))).await?;
-            Ok::<_, LookError>((seen, remedy(operator)))
+            Ok::<_, LookError>((seen, remedy(writers)))
         };
         let looked = tokio::select! {
             () = stop.cancelled() => break,
@@ -141,9 +141,10 @@ async fn look_at(client: &Client, piece: &Piece) -> Result<enforcement::Piece, L
     Ok(enforcement::Piece { name: piece.title(), state })
 }
 
-fn remedy(operator: &ServiceAccount) -> String {
+fn remedy(writers: &Writers) -> String {
     format!(
-        "apply what instance-access admission --operator-service-account {operator} and instance-access crds print, of the operator's version; delete first what an apply does not mend"
+        "apply what instance-access admission {} and instance-access crds print, of the operator's version; delete first what an apply does not mend",
+        writers.flags()
     )
 }
 

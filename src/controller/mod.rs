@@ -37,6 +37,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::ServiceAccount;
 use crate::aws::{Cloud, LookupLimits, Lookups, PushLimits, Pushes};
 use crate::clock::Clock;
 use crate::domain::enforcement::Enforcement;
@@ -79,6 +80,8 @@ pub struct Parts {
     pub clock: Clock,
     /// The operator's own place.
     pub settings: Settings,
+    /// The gateways' service accounts, which the admission policies name beside its own.
+    pub gateways: Vec<ServiceAccount>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -92,6 +95,7 @@ struct Shared {
     records: Arc<Records>,
     clock: Clock,
     settings: Settings,
+    gateways: Vec<ServiceAccount>,
     metrics: Arc<Metrics>,
     policies: RwLock<Arc<PolicySet>>,
     places: Places,
@@ -244,7 +248,8 @@ pub struct Controller {
 impl Controller {
     /// Puts a controller together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, cloud, push_limits, lookup_limits, records, leads, clock, settings, metrics } = parts;
+        let Parts { client, cloud, push_limits, lookup_limits, records, leads, clock, settings, gateways, metrics } =
+            parts;
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
         let contact = Arc::new(Contact::new(since_time));
@@ -270,6 +275,7 @@ impl Controller {
             records,
             clock,
             settings,
+            gateways,
             metrics,
             policies: RwLock::default(),
             places: Places::default(),

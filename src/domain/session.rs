@@ -16,6 +16,7 @@ mod delivery;
 mod network;
 mod pushed;
 mod record;
+mod report;
 pub mod rules;
 
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +38,7 @@ pub use network::{Network, Networks};
 pub use pushed::{PushRecord, PushRecordKind};
 use record::USERNAME_LENGTH_MAX;
 pub use record::{SessionRecord, SessionRecordKind};
+pub use report::{Next, REPORT_GAP, Report, Reports, SessionCount, Written, gateway_name, reported};
 
 /// The longest text of a client's that is shown to anybody, in characters: a host name has 253 at most.
 const SHOWN_LENGTH_MAX: usize = 64;

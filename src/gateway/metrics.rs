@@ -38,6 +38,7 @@ pub struct GatewayMetrics {
     refusals: Family<Reason, Counter>,
     pushes: Family<Outcome, Counter>,
     cut_lateness: Histogram,
+    reports: Family<Outcome, Counter>,
     audit_failures: Counter,
     /// Grants that are served.
     pub grants: Gauge,
@@ -69,6 +70,7 @@ impl Default for GatewayMetrics {
                 "How far the cut of a session lies behind expirationTime",
                 Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
             ),
+            reports: registered!("report_writes", "Writes into status.sessions, by outcome", Family::default()),
             audit_failures: registered!(
                 "audit_failures",
                 "Records of sessions that were not made durable at once",
@@ -118,6 +120,11 @@ impl GatewayMetrics {
     /// A session was cut at its time, so late.
     pub fn observe_cut(&self, lateness: Duration) {
         self.cut_lateness.observe(lateness.as_secs_f64());
+    }
+
+    /// An entry of `status.sessions` was written, or not.
+    pub fn count_report(&self, outcome: &'static str) {
+        self.reports.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// A record was not made durable.

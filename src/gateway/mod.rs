@@ -24,6 +24,7 @@ mod idle;
 mod limits;
 mod metrics;
 mod push;
+mod report;
 mod session;
 mod stream;
 mod watch;
@@ -50,6 +51,7 @@ pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
 use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
 use push::KeyPushes;
+use report::Reporter;
 use watch::Contact;
 pub use watch::READ_TIMEOUT;
 
@@ -102,7 +104,7 @@ pub struct GatewayParts {
     pub trail: Trail,
     /// The wall clock.
     pub clock: Clock,
-    /// Its name in the trail.
+    /// Its name in the trail and in `status.sessions`, of which each gateway has another.
     pub name: String,
     /// What clients know it by.
     pub host_keys: HostKeys,
@@ -125,6 +127,7 @@ struct Shared {
     dialling: Dialling,
     metrics: Arc<GatewayMetrics>,
     keys_pushed: KeyPushes,
+    reporter: Arc<Reporter>,
     grants: Grants,
     contact: Contact,
     connections: Arc<Places<()>>,
@@ -165,6 +168,7 @@ impl Gateway {
     pub fn new(parts: GatewayParts) -> Self {
         let GatewayParts { client, cloud, trail, clock, name, host_keys, limits, dialling, metrics } = parts;
         let shared = Shared {
+            reporter: Reporter::new(client.clone(), name.clone(), Arc::clone(&metrics)),
             client,
             trail,
             clock,
@@ -201,6 +205,7 @@ impl Gateway {
             let shared = Arc::clone(&shared);
             async move { tokio::join!(watch::watch_requests(Arc::clone(&shared)), watch::keep_contact(shared)) }
         });
+        let reporting = tokio::spawn(Arc::clone(&shared.reporter).run());
         tokio::select! {
             () = stop.cancelled() => {}
             () = accept(&shared, &listener) => {}
@@ -216,6 +221,7 @@ impl Gateway {
                 tracing::error!("some sessions' ends are not on record");
             }
         }
+        shared.reporter.finish(reporting).await;
         looking.abort();
         shared.trail.clone().close().await;
     }

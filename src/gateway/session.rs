@@ -135,6 +135,7 @@ pub async fn open(
         }
     };
     shared.metrics.sessions_open.inc();
+    let counted = shared.reporter.open(&grant.request, (shared.clock)());
     let bytes = Bytes::default();
     let (id, mut cut_by) = (channel.id(), None);
     let mut idle = Idle::new(shared.limits.idle_max);
@@ -150,6 +151,7 @@ pub async fn open(
     };
     // The byte path is closed: what was dialled went with `carry`.
     shared.metrics.sessions_open.dec();
+    drop(counted);
     shared.metrics.count_end(end);
     let told_by = match (&cut_by, end) {
         (Some(hold), _) => Some(&hold.request),

@@ -109,6 +109,7 @@ pub async fn watch_requests(shared: Arc<Shared>) {
                 }
             }
             Ok(Event::InitDone) => {
+                shared.reporter.listed(&listed);
                 shared.grants.listed(&std::mem::take(&mut listed));
                 shared.contact.watch_heard(now);
                 shared.contact.listed.store(true, Ordering::Release);
@@ -120,6 +121,7 @@ pub async fn watch_requests(shared: Arc<Shared>) {
             Ok(Event::Delete(object)) => {
                 if let Some(uid) = &object.meta().uid {
                     shared.grants.gone(uid);
+                    shared.reporter.gone(uid);
                 }
                 shared.contact.watch_heard(now);
             }
@@ -136,7 +138,10 @@ pub async fn watch_requests(shared: Arc<Shared>) {
 fn see(shared: &Shared, object: DeserializeGuard<InstanceAccess>) -> Option<Uid> {
     let uid: Uid = object.meta().uid.as_deref()?.into();
     match object.0 {
-        Ok(request) => shared.grants.see(&uid, standing(&request)),
+        Ok(request) => {
+            shared.grants.see(&uid, standing(&request));
+            shared.reporter.see(&request);
+        }
         Err(error) => {
             shared.grants.undecodable(&uid);
             shared.metrics.undecodable.inc();

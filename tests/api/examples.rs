@@ -158,11 +158,11 @@ async fn a_table_says_who_is_where_until_when() {
         squeezed(&kubectl(world.lab, "alice", &[&get[..], more].concat()).await.unwrap())
     };
     insta::assert_snapshot!(table("ia", &[]).await, @r"
-    NAME INSTANCE USER POLICY STATUS EXPIRES AGE
+    NAME INSTANCE USER POLICY STATUS EXPIRES SESSIONS AGE
     web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE
     ");
     insta::assert_snapshot!(table("instanceaccess", &["-o", "wide"]).await, @r"
-    NAME INSTANCE USER POLICY STATUS EXPIRES AGE APPROVERS TICKET REASON
+    NAME INSTANCE USER POLICY STATUS EXPIRES SESSIONS AGE APPROVERS TICKET REASON
     web-1 i-0123456789abcdef0 alice developers Granted 2026-03-01T08:30:00Z AGE erin, sam INC-4711 INC-4711: web-1 answers slowly
     ");
     // The category, and the other kind's short name.

@@ -5,12 +5,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::world::{standings, world};
-use crate::common::{kubectl, operator_account};
+use crate::common::{kubectl, writers};
 
 #[tokio::test]
 async fn the_api_server_keeps_the_policies_as_they_are_written() {
     let world = world().await;
-    let yaml = admission::yaml(&operator_account(), true);
+    let yaml = admission::yaml(&writers(), true);
     let mut seen = 0;
     for ours in serde_yaml::Deserializer::from_str(&yaml) {
         let ours = Value::deserialize(ours).unwrap();

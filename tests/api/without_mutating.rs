@@ -8,7 +8,7 @@ use lab::{Lab, Options};
 use serde_json::{Value, json};
 
 use super::world::{refused, standings};
-use crate::common::{Person, decision, install, kubectl, kubectl_with, operator_account, request};
+use crate::common::{Person, decision, install, kubectl, kubectl_with, operator_account, request, writers};
 
 #[tokio::test]
 async fn where_nothing_is_filled_in_the_client_says_who_it_is_and_cannot_lie() {
@@ -86,7 +86,7 @@ async fn what_the_operator_sees_of_its_own_protection(lab: &Lab, operator: &Pers
         let (expected, sound) = (title.starts_with("Mutating"), matches!(standing, Standing::Sound { .. }));
         assert_eq!((expected, !expected), (*standing == absent, sound), "{title}: {standing:?}");
     }
-    let all = admission::yaml(&operator_account(), true);
+    let all = admission::yaml(&writers(), true);
     apply(&all).await;
     let before = seen().await;
     for ((title, was), (_, standing)) in without.iter().zip(&before) {

@@ -7,7 +7,7 @@ use lab::{Lab, Options};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use crate::common::{Person, Refusal, install, kubectl, operator_account};
+use crate::common::{Person, Refusal, install, kubectl, operator_account, writers};
 
 /// Never dropped: the lab's warden ends it with this process.
 static LAB: OnceCell<Lab> = OnceCell::const_new();
@@ -54,7 +54,7 @@ pub async fn world() -> World {
 /// How the operator sees each piece of its own protection, with its own rights, in the order in which it looks.
 pub async fn standings(operator: &Person) -> Vec<(String, Standing)> {
     let mut standings = Vec::new();
-    for piece in admission::pieces(&operator_account()) {
+    for piece in admission::pieces(&writers()) {
         standings.push((piece.title(), piece.look(&operator.client()).await.unwrap()));
     }
     standings

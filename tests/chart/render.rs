@@ -26,16 +26,23 @@ fn sorted(mut objects: Vec<Value>) -> Vec<Value> {
 
 #[test]
 fn admission_policies_and_crds_are_those_that_the_program_prints() {
-    for (namespace, account, mutating) in
-        [("instance-access", "operator", "Always"), ("ops", "broker.v1-2", "Always"), ("ops", "broker", "Never")]
-    {
+    for (namespace, account, gateways, mutating) in [
+        ("instance-access", "operator", "", "Always"),
+        ("ops", "broker.v1-2", "ops/gateway", "Always"),
+        ("ops", "broker", "ops/jump,ops-2/jump.a,edge/jump,ops/jump", "Never"),
+    ] {
         let account_value = format!("serviceAccount.name={account}");
         let mode = format!("admission.mutating={mutating}");
-        let yaml = template_in(namespace, &["--set", IMAGE, "--set", &account_value, "--set", &mode]).unwrap();
+        let gateways_value = format!("settings.gatewayServiceAccount={}", gateways.replace(',', "\\,"));
+        let set = ["--set", IMAGE, "--set", &account_value, "--set", &mode, "--set", &gateways_value];
+        let yaml = template_in(namespace, &set).unwrap();
         let ours = objects(&yaml);
         let policies = |object: &Value| object["apiVersion"] == "admissionregistration.k8s.io/v1";
         let full_name = format!("{namespace}/{account}");
         let mut admission = vec!["admission", "--operator-service-account", &full_name];
+        if !gateways.is_empty() {
+            admission.extend(["--gateway-service-account", gateways]);
+        }
         if mutating == "Never" {
             admission.push("--without-mutating");
         }

@@ -25,10 +25,11 @@ fn camel(name: &str) -> String {
 }
 
 /// A value for each setting that is not its default.
-const SAMPLES: [(&str, &str); 9] = [
+const SAMPLES: [(&str, &str); 10] = [
     ("auditFile", "/srv/trail/audit.jsonl"),
     ("auditStdout", "true"),
     ("gatewayAddress", "gateway.example.com:2222"),
+    ("gatewayServiceAccount", "instance-access/gateway"),
     ("lease", "ops/another"),
     ("leaseSeconds", "30"),
     ("listen", "[::]:9090"),

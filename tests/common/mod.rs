@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use instance_access::domain::ledger::entry_name;
 use instance_access::{
-    admission::{self, ServiceAccount},
+    admission::{self, ServiceAccount, Writers},
     api::{self, InstanceAccess, InstanceAccessDecision, InstanceAccessLedgerEntry, InstanceAccessPolicy},
 };
 use kube::{
@@ -45,12 +45,24 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {name: wider-rights}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: wider-rights}
-subjects: [{kind: ServiceAccount, name: operator, namespace: instance-access}]
+subjects:
+- {kind: ServiceAccount, name: operator, namespace: instance-access}
+- {kind: ServiceAccount, name: gateway, namespace: instance-access}
 "#;
 
 /// The operator's service account, as `examples/operator-rbac.yaml` makes it.
 pub fn operator_account() -> ServiceAccount {
     ServiceAccount::new("instance-access", "operator").expect("both are names")
+}
+
+/// The gateway's service account, as `examples/gateway-rbac.yaml` makes it.
+pub fn gateway_account() -> ServiceAccount {
+    ServiceAccount::new("instance-access", "gateway").expect("both are names")
+}
+
+/// Who may write status.
+pub fn writers() -> Writers {
+    Writers::new(operator_account(), vec![gateway_account()])
 }
 
 /// A file of this repository.
@@ -64,9 +76,9 @@ pub fn file(path: &str) -> PathBuf {
 /// Once a control plane: the first create within 2 s of a CRD's `Established` waits out those 2 s.
 pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     // The policies first: there is no moment at which a request could be made without them.
-    let mut all = vec![admission::yaml(&operator_account(), mutating)];
+    let mut all = vec![admission::yaml(&writers(), mutating)];
     all.extend(api::crds_yaml().into_iter().map(|(_, yaml)| yaml));
-    for path in ["examples/operator-rbac.yaml", "examples/user-rbac.yaml"] {
+    for path in ["examples/operator-rbac.yaml", "examples/gateway-rbac.yaml", "examples/user-rbac.yaml"] {
         all.push(std::fs::read_to_string(file(path)).with_context(|| path.to_owned())?);
     }
     all.push(WIDER_RIGHTS.to_owned());
@@ -313,8 +325,30 @@ impl Person {
         Self::by(&lab.kubeconfig_for_service_account(account.namespace(), account.name()).await?, namespace).await
     }
 
+    /// A gateway that runs as a pod of this name: with a token that is bound to it, as a kubelet gives it one.
+    pub async fn gateway(lab: &Lab, pod: &str, namespace: &str) -> anyhow::Result<Self> {
+        let account = gateway_account();
+        let manifest = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": pod, "namespace": account.namespace()},
+            "spec": {"serviceAccountName": account.name(), "containers": [{"name": "gateway", "image": "gateway"}]},
+        });
+        kubectl_with(lab, "admin", &["apply", "--server-side", "-f", "-"], &manifest.to_string()).await?;
+        let bound = ["--bound-object-kind", "Pod", "--bound-object-name", pod];
+        let create = ["create", "token", account.name(), "-n", account.namespace()];
+        let token = kubectl(lab, "admin", &[&create[..], &bound].concat()).await?;
+        let mut kubeconfig = Kubeconfig::read_from(lab.kubeconfig("admin")?)?;
+        let user = kubeconfig.auth_infos[0].auth_info.as_mut().context("admin has credentials")?;
+        user.token = Some(token.trim().to_owned().into());
+        Self::with(kubeconfig, namespace).await
+    }
+
     async fn by(kubeconfig: &Path, namespace: &str) -> anyhow::Result<Self> {
-        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+        Self::with(Kubeconfig::read_from(kubeconfig)?, namespace).await
+    }
+
+    async fn with(kubeconfig: Kubeconfig, namespace: &str) -> anyhow::Result<Self> {
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(Self { client: Client::try_from(config)?, namespace: namespace.to_owned(), dry_run: false })
     }
@@ -397,8 +431,18 @@ impl Person {
         answer(self.api(object).patch_status(object.name(), &self.patching(), &Patch::Merge(patch)).await)
     }
 
+    pub async fn patch_json_status(&self, object: &Object, patch: Value) -> Result<Value, Refusal> {
+        let patch = Patch::Json::<()>(serde_json::from_value(patch).expect("a JSON patch"));
+        answer(self.api(object).patch_status(object.name(), &self.patching(), &patch).await)
+    }
+
     pub async fn apply_status(&self, object: &Object, manager: &str) -> Result<Value, Refusal> {
         let params = PatchParams { field_manager: Some(manager.to_owned()), force: true, ..self.patching() };
+        answer(self.api(object).patch_status(object.name(), &params, &Patch::Apply(&object.0)).await)
+    }
+
+    pub async fn apply_status_unforced(&self, object: &Object, manager: &str) -> Result<Value, Refusal> {
+        let params = PatchParams { field_manager: Some(manager.to_owned()), ..self.patching() };
         answer(self.api(object).patch_status(object.name(), &params, &Patch::Apply(&object.0)).await)
     }
 

@@ -274,6 +274,7 @@ fn the_gateways_table_of_metrics_names_all_of_them_and_no_others() {
     metrics.count_refusal("Over");
     metrics.count_push("delivered");
     metrics.count_end(SessionEnd::Expired);
+    metrics.count_report("stored");
     assert_eq!(served(&metrics.page()), told("docs/gateway.md"));
     let page = read("docs/gateway.md");
     for end in SessionEnd::ALL {

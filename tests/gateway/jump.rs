@@ -69,6 +69,8 @@ impl Jump {
         fs::create_dir_all(&dir).unwrap();
         let (audit, log, host_key) = (dir.join("audit.jsonl"), dir.join("log"), dir.join("host_key"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
+        // One of this name may have been there before.
+        let begin = usize::try_from(file.metadata().unwrap().len()).unwrap();
         let mut command = Command::new(PROGRAM);
         command.env_clear().envs(aws).env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
         command.env("RUST_LOG", "info,instance_access=debug");
@@ -91,7 +93,7 @@ impl Jump {
         let known_hosts = dir.join("known_hosts");
         let mut jump = Self { child: command.spawn().unwrap(), ssh: nowhere, listen: nowhere, known_hosts, audit, log };
         (jump.ssh, jump.listen) = poll::until_ok("the gateway's start", BOUND, || {
-            let log = jump.log();
+            let log = jump.log().split_off(begin);
             if let Ok(Some(status)) = jump.child.try_wait() {
                 return Ok(Err(anyhow::anyhow!("the gateway ended with {status}:\n{log}")));
             }

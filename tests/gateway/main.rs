@@ -37,6 +37,7 @@ mod programs;
 mod refused;
 mod replicas;
 mod rules;
+mod sessions;
 mod strangers;
 
 use libtest_mimic::Arguments;
@@ -103,6 +104,12 @@ fn main() -> std::process::ExitCode {
             a_grant_that_drains_opens_no_session_and_ends_those_that_are_open_on_time,
             a_policy_that_demands_the_gateway_refuses_a_key_that_is_renewed_without_it,
             the_end_is_told_at_the_login_to_whoever_asks_ssh_to_be_verbose,
+        }
+        sessions {
+            open_sessions_stand_in_status_within_seconds_and_the_end_of_the_last_too,
+            fifty_sessions_at_once_are_few_writes,
+            a_gateway_that_was_killed_sets_its_entry_right_when_it_is_back_and_one_that_stops_before_it_goes,
+            a_gateway_has_the_rights_that_are_shipped_and_no_others,
         }
         strangers {
             whatever_a_stranger_sends_others_are_served,

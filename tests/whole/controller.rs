@@ -15,6 +15,9 @@ const START_BOUND: Duration = Duration::from_secs(60);
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_instance-access");
 
+/// The gateways' service account, as the controller and the admission policies are told of it.
+pub const GATEWAYS: [&str; 2] = ["--gateway-service-account", "instance-access/gateway"];
+
 /// A running controller. Dropping it kills it, as `kill -9` does.
 pub struct Controller {
     child: Child,
@@ -31,7 +34,7 @@ impl Controller {
         // Nothing of whoever runs the tests: an AWS_PROFILE of theirs would lead away from the lab.
         command.env_clear().envs(lab.aws_env()).env("KUBECONFIG", kubeconfig).env("HOME", lab.dir());
         command.env(MARK, lab.dir()).env("RUST_LOG", "info,instance_access=debug");
-        command.arg("controller").arg("--audit-file").arg(audit).args(["--listen", "127.0.0.1:0"]);
+        command.arg("controller").arg("--audit-file").arg(audit).args(["--listen", "127.0.0.1:0"]).args(GATEWAYS);
         // One person may have several names: whoever is called alice is alice.
         command.env("INSTANCE_ACCESS_PRINCIPAL", "user.username.startsWith('alice') ? 'alice' : user.username");
         // As people's configurations of SSH know it, in the tests of the gateway.

@@ -25,7 +25,7 @@ pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     request.gets_in().await;
     let columns = request.kubectl(&["get", "ia", "look"]).await;
     let columns: Vec<Vec<&str>> = columns.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(columns[0], ["NAME", "INSTANCE", "USER", "POLICY", "STATUS", "EXPIRES", "AGE"]);
+    assert_eq!(columns[0], ["NAME", "INSTANCE", "USER", "POLICY", "STATUS", "EXPIRES", "SESSIONS", "AGE"]);
     assert_eq!(columns[1][..6], ["look", &web.id, "alice", "developers", "Granted", text(&granted, EXPIRATION)]);
 
     // The first key has faded, and only one pushed later can open the door. The last one leaves 70 s before the end.

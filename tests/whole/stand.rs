@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
-use crate::controller::{Controller, PROGRAM, records};
+use crate::controller::{Controller, GATEWAYS, PROGRAM, records};
 use crate::history::{History, text};
 use crate::request::Draft;
 
@@ -306,7 +306,8 @@ async fn install(lab: &Lab) {
         printed.stdout
     };
     fs::write(dir.join("crds.yaml"), print(&["crds"]).await).unwrap();
-    let admission = print(&["admission", "--operator-service-account", "instance-access/operator"]).await;
+    let accounts = ["--operator-service-account", "instance-access/operator", GATEWAYS[0], GATEWAYS[1]];
+    let admission = print(&[&["admission"][..], &accounts].concat()).await;
     fs::write(dir.join("admission.yaml"), admission).unwrap();
     fs::write(dir.join("people.yaml"), include_str!("people.yaml")).unwrap();
     let [operator, users] = [OPERATOR_RBAC, concat!(env!("CARGO_MANIFEST_DIR"), "/examples/user-rbac.yaml")];

@@ -83,9 +83,23 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* An admission policy's file, for the operator's service account: as the operator itself fills it in. */}}
+{{/* The user names of the gateways' service accounts, as a list of CEL, in the order in which the operator has them. */}}
+{{- define "instance-access.gatewayUsernames" -}}
+{{- $usernames := list -}}
+{{- range splitList "," .Values.settings.gatewayServiceAccount | sortAlpha | uniq -}}
+{{- if . -}}
+{{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" .) -}}
+{{- fail (printf "settings.gatewayServiceAccount: %q is no service account; give NAMESPACE/NAME, several with commas" .) -}}
+{{- end -}}
+{{- $usernames = append $usernames (printf "'system:serviceaccount:%s'" (replace "/" ":" .)) -}}
+{{- end -}}
+{{- end -}}
+[{{ join ", " $usernames }}]
+{{- end -}}
+
+{{/* An admission policy's file, for the service accounts: as the operator itself fills it in. */}}
 {{- define "instance-access.admission" -}}
-{{- .root.Files.Get .file | replace "OPERATOR_NAMESPACE" .root.Release.Namespace | replace "OPERATOR_NAME" (include "instance-access.serviceAccountName" .root) -}}
+{{- .root.Files.Get .file | replace "GATEWAY_USERNAMES" (include "instance-access.gatewayUsernames" .root) | replace "OPERATOR_NAMESPACE" .root.Release.Namespace | replace "OPERATOR_NAME" (include "instance-access.serviceAccountName" .root) -}}
 {{- end -}}
 
 {{/* What no container of ours needs, it may not. */}}

@@ -1,9 +1,15 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
 
 use super::*;
+use crate::admission::ServiceAccount;
 
-fn operator() -> ServiceAccount {
-    ServiceAccount::new("access", "broker").unwrap()
+fn writers() -> Writers {
+    of("access/broker", &["access/gateway"])
+}
+
+fn of(operator: &str, gateways: &[&str]) -> Writers {
+    let account = |text: &&str| text.parse::<ServiceAccount>().unwrap();
+    Writers::new(account(&operator), gateways.iter().map(account).collect())
 }
 
 fn time(second: i64) -> Time {
@@ -30,7 +36,7 @@ fn entry(second: i64, field: &str, subresource: Option<&str>) -> ManagedFieldsEn
 }
 
 fn of_kind(kind: &str) -> Vec<Piece> {
-    let pieces: Vec<_> = pieces(&operator()).into_iter().filter(|piece| piece.kind == kind).collect();
+    let pieces: Vec<_> = pieces(&writers()).into_iter().filter(|piece| piece.kind == kind).collect();
     assert!(!pieces.is_empty(), "no {kind}");
     pieces
 }
@@ -73,10 +79,10 @@ fn all_that_is_shipped_is_looked_for_and_only_what_fills_in_may_be_absent() {
     }
     let yaml = format!(
         "{}---\n{}",
-        super::super::yaml(&operator(), true),
+        super::super::yaml(&writers(), true),
         api::crds_yaml().iter().map(|(_, yaml)| format!("---\n{yaml}")).collect::<String>()
     );
-    assert_eq!(pieces(&operator()).len(), yaml.matches("\nkind: ").count(), "{yaml}");
+    assert_eq!(pieces(&writers()).len(), yaml.matches("\nkind: ").count(), "{yaml}");
 }
 
 #[test]
@@ -157,12 +163,22 @@ fn a_crd_that_was_bent_does_not_stand() {
 
 #[test]
 fn what_is_made_for_another_operator_does_not_stand() {
-    let other = pieces(&ServiceAccount::new("access", "other").unwrap());
-    let ours = pieces(&operator());
+    let other = pieces(&of("access/other", &["access/gateway"]));
+    let ours = pieces(&writers());
     let standings = ours.iter().zip(&other).map(|(ours, other)| (ours.kind.as_str(), ours.compare(Some(&live(other)))));
     let bent: Vec<_> = standings.filter(|(_, standing)| matches!(standing, Standing::Bent(_))).collect();
     assert!(bent.iter().all(|(kind, _)| kind.ends_with("AdmissionPolicy")), "a binding or CRD names it: {bent:?}");
     assert!(bent.len() >= 3, "{bent:?}");
+    // One gateway more, or none: the one policy that lets it in.
+    for gateways in [&["access/gateway", "mallory/gateway"][..], &["access/gateway-2"], &[]] {
+        let other = pieces(&of("access/broker", gateways));
+        let bent = ours
+            .iter()
+            .zip(&other)
+            .filter(|(ours, other)| matches!(ours.compare(Some(&live(other))), Standing::Bent(_)));
+        let names: Vec<String> = bent.map(|(ours, _)| ours.title()).collect();
+        assert_eq!(names, ["ValidatingAdmissionPolicy status.instanceaccess.dev"], "{gateways:?}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
+use crate::api::SessionReport;
 use crate::domain::approvals::{Decision, Unreadable};
 use crate::domain::cloud::Failure;
 use crate::domain::key::PublicKey;
@@ -495,7 +496,12 @@ impl Life {
             self.sight.stores(before.as_ref(), status.grant.as_ref());
             self.last_status = Some((*status).clone());
             self.writes += 1;
-            self.write("status", |object| object.status = Some(*status))?;
+            self.write("status", |object| {
+                let theirs = object.status.take().unwrap_or_default().sessions;
+                assert_eq!(status.sessions, theirs, "what gateways wrote is theirs");
+                object.status = Some(*status);
+                opens_a_session(object);
+            })?;
         }
         for effect in plan.after {
             self.effect(effect)?;
@@ -740,4 +746,12 @@ fn has_push(plan: &Plan) -> bool {
 fn bump(object: &mut InstanceAccess) {
     let version: u64 = object.metadata.resource_version.as_deref().unwrap().parse().unwrap();
     object.metadata.resource_version = Some((version + 1).to_string());
+}
+
+/// A gateway writes its entry, once there is a grant.
+fn opens_a_session(object: &mut InstanceAccess) {
+    let Some(status) = object.status.as_mut() else { return };
+    let Some(grant) = &status.grant else { return };
+    let last_start_time = grant.start_time.clone();
+    status.sessions = vec![SessionReport { gateway: "gateway-0".into(), open: 1, total: 1, last_start_time }];
 }

@@ -35,7 +35,14 @@ fn made(name: &'static str, life: &Life) -> Object {
     stored(name, life.object.as_ref().expect("the request is there"))
 }
 
+/// Without a gateway's entry, which is the same in all of them.
+fn without_sessions(mut request: InstanceAccess) -> InstanceAccess {
+    request.status.iter_mut().for_each(|status| status.sessions.clear());
+    request
+}
+
 fn stored(name: &'static str, request: &InstanceAccess) -> Object {
+    let request = &without_sessions(request.clone());
     let conditions = request.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     object(name, conditions, "Made by the operator's own decisions;", request)
 }
@@ -59,7 +66,12 @@ fn by_table(
     status.conditions = rows.iter().map(condition).collect();
     let conditions = status.conditions.clone();
     request.status = Some(status);
-    object(name, &conditions, "Put together by the design's table, no version makes it yet;", &request)
+    object(
+        name,
+        &conditions,
+        "Put together by the design's table, no version makes it yet;",
+        &without_sessions(request),
+    )
 }
 
 fn a_policy(name: &'static str, change: impl FnOnce(&mut InstanceAccessPolicy), is_seen: bool) -> Object {
