@@ -26,20 +26,22 @@ mod stream;
 mod watch;
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
 use russh::keys::{Algorithm, HashAlg, PrivateKey};
 use russh::{MethodKind, MethodSet, SshId, cipher, compression, kex, mac};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::InstanceAccess;
 use crate::audit::Trail;
 use crate::clock::Clock;
-use crate::domain::session::Dialling;
+use crate::domain::session::{Dialling, standing};
 
 use grants::Grants;
 pub use host_key::{HostKey, HostKeyError};
@@ -183,6 +185,21 @@ impl Gateway {
         GatewayHealth { shared: Arc::clone(&self.shared) }
     }
 
+    /// Takes in how a request stands, as the watch does: for whoever drives a gateway without an API server.
+    pub fn see(&self, request: &InstanceAccess) {
+        self.shared.grants.see(request.metadata.uid.as_deref().unwrap_or_default(), standing(request));
+    }
+
+    /// Serves one client over any stream, as [`Gateway::run`] serves each that connects; returns when it is gone. What is
+    /// read before a login is fuzzed through this (`fuzz/`).
+    pub async fn serve_one(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr) {
+        if let (Some(connection), Some(login)) =
+            (self.shared.connections.take(()), self.shared.logins.take(source(peer.ip())))
+        {
+            serve(Arc::clone(&self.shared), stream, peer, connection, login).await;
+        }
+    }
+
     /// Serves until `stop` is cancelled, then lets sessions go on for a while, cuts them, and returns when all is closed.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
         let shared = self.shared;
@@ -229,14 +246,15 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             shared.metrics.count_connection("too_many_logins");
             continue;
         };
+        let _ = socket.set_nodelay(true); // a socket that takes no options is one that is gone
         shared.tasks.spawn(serve(Arc::clone(shared), socket, peer, connection, login));
     }
 }
 
 async fn serve(
     shared: Arc<Shared>,
-    socket: TcpStream,
-    peer: std::net::SocketAddr,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
     connection: Place<()>,
     login: Place<IpAddr>,
 ) {
