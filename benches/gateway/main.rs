@@ -14,7 +14,7 @@
 //! ```text
 //! make bench-gateway                              all of it, three minutes
 //! make bench-gateway ARGS="--quick --json"        smaller, a minute
-//! make bench-gateway ARGS="--only sessions"       one half; --program PATH compares two builds
+//! make bench-gateway ARGS="--only idle,busy"      some of it; --program PATH compares two builds
 //! ```
 
 mod far;
@@ -44,9 +44,9 @@ struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Measure one half alone
-    #[arg(long)]
-    only: Option<Half>,
+    /// Measure some of it alone; several with commas
+    #[arg(long, value_delimiter = ',', default_value = "streams,idle,busy")]
+    only: Vec<Part>,
     /// The program to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_instance-access"))]
     program: PathBuf,
@@ -57,11 +57,13 @@ struct Args {
 
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Half {
+enum Part {
     /// Throughput and latency of OpenSSH's own programs
     Streams,
-    /// Memory, CPU and cuts of many sessions
-    Sessions,
+    /// Memory and cuts of many sessions
+    Idle,
+    /// CPU and memory of some that are busy
+    Busy,
 }
 
 /// How many of each.
@@ -117,12 +119,10 @@ async fn run(args: &Args) -> anyhow::Result<Report> {
 
 async fn measure(args: &Args, sizes: Sizes, stand: Stand) -> anyhow::Result<Report> {
     let mut report = Report::of(["gateway", "straight"]);
-    if args.only != Some(Half::Sessions) {
+    if args.only.contains(&Part::Streams) {
         streams::measure(&stand, &mut report, sizes).await?;
     }
-    if args.only != Some(Half::Streams) {
-        sessions::measure(&stand, &mut report, sizes).await?;
-    }
+    sessions::measure(&stand, &mut report, sizes, &args.only).await?;
     stand.lab.shutdown().await?;
     Ok(report)
 }

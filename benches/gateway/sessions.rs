@@ -1,5 +1,6 @@
 //! Many sessions: what they cost while they idle, what while they are busy, and how late they are cut.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use super::far::Far;
 use super::near::{self, Trusting};
 use super::report::{Report, percentile};
 use super::stand::{Gateway, Grant, Stand};
-use super::{Sizes, ms, round};
+use super::{Part, Sizes, ms, round};
 
 /// Sessions of one grant: as many as it may open at once without waiting, and have.
 const PER_GRANT: usize = 50;
@@ -37,24 +38,38 @@ struct Open {
     channels: Vec<Channel<Msg>>,
 }
 
-/// Idle ones in both forms, each cut at one instant; then busy ones.
-pub async fn measure(stand: &Stand, report: &mut Report, sizes: Sizes) -> anyhow::Result<()> {
-    let address = stand.spare_address()?;
-    let far = Far::start(address).await?;
-    let mut number = 0;
-    let mut grants = async |what: &str, count: usize| {
+/// A server for all sessions, and grants that lead to it.
+struct Ground<'a> {
+    stand: &'a Stand,
+    address: SocketAddr,
+    far: Far,
+}
+
+impl Ground<'_> {
+    async fn grants(&self, what: &str, count: usize) -> anyhow::Result<Vec<Grant>> {
         let mut grants = Vec::new();
-        for _ in 0..count {
-            number += 1;
-            grants.push(stand.grant(&format!("{what}-{number}"), Some((number, address))).await?);
+        for number in 0..count {
+            let made_up = (self.stand.next_number(), self.address);
+            grants.push(self.stand.grant(&format!("{what}-{number}"), Some(made_up)).await?);
         }
-        anyhow::Ok(grants)
-    };
-    let count = sizes.sessions.div_ceil(PER_GRANT);
-    for (what, per_connection) in [("one", 1), ("many", PER_GRANT)] {
-        idle(stand, &far, report, grants(what, count).await?, per_connection).await?;
+        Ok(grants)
     }
-    busy(stand, report, grants("busy", 1).await?, sizes).await
+}
+
+/// Idle ones in both forms, each cut at one instant; then busy ones.
+pub async fn measure(stand: &Stand, report: &mut Report, sizes: Sizes, parts: &[Part]) -> anyhow::Result<()> {
+    let address = stand.spare_address()?;
+    let ground = Ground { stand, address, far: Far::start(address).await? };
+    if parts.contains(&Part::Idle) {
+        let count = sizes.sessions.div_ceil(PER_GRANT);
+        for (what, per_connection) in [("one", 1), ("many", PER_GRANT)] {
+            idle(stand, &ground.far, report, ground.grants(what, count).await?, per_connection).await?;
+        }
+    }
+    if parts.contains(&Part::Busy) {
+        busy(stand, report, ground.grants("busy", 1).await?, sizes).await?;
+    }
+    Ok(())
 }
 
 async fn idle(
@@ -76,7 +91,7 @@ async fn idle(
     let name = format!("{count}_sessions_{per_connection}_to_a_connection");
     let opening = start.elapsed();
     let opening_cpu = (gateway.cpu() - cpu) * 1000.0 / count as f64;
-    tokio::time::sleep(REST).await;
+    rest(&gateway).await?;
     let each = (gateway.resident()? - before) / count as f64;
     report.row(
         &format!("{count} idle sessions, {what}: memory of each"),
@@ -120,7 +135,17 @@ async fn warm(stand: &Stand, gateway: &Gateway, grant: &Grant) -> anyhow::Result
     channel.close().await?;
     drop((channel, handle));
     is_closed(gateway).await?;
-    tokio::time::sleep(REST).await;
+    rest(gateway).await?;
+    Ok(())
+}
+
+/// Leaves the gateway alone but for its metrics: without a stir now and then its allocator gives nothing back.
+async fn rest(gateway: &Gateway) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < REST {
+        gateway.metric("instance_access_gateway_grants").await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     Ok(())
 }
 
@@ -235,7 +260,7 @@ async fn busy(stand: &Stand, report: &mut Report, grants: Vec<Grant>, sizes: Siz
             }),
         );
     }
-    tokio::time::sleep(REST).await;
+    rest(&gateway).await?;
     let rested = (gateway.resident()? - before) / count as f64;
     report.row(
         &format!("{count} sessions at rest after {} MiB each way: memory of each", each >> 20),
@@ -251,7 +276,7 @@ async fn busy(stand: &Stand, report: &mut Report, grants: Vec<Grant>, sizes: Siz
     for channel in &channels {
         channel.data_bytes(super::far::Order::Send(1 << 30).bytes()).await?;
     }
-    tokio::time::sleep(REST).await;
+    rest(&gateway).await?;
     let stuck = (gateway.resident_most()? - before) / count as f64;
     report.row(
         &format!("{count} clients that read nothing: memory of each, at most"),

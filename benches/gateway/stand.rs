@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -37,6 +38,7 @@ pub struct Stand {
     pub instance: Instance,
     program: PathBuf,
     admin: Client,
+    numbers: AtomicU32,
 }
 
 /// A grant, as it stands in the API server.
@@ -64,7 +66,7 @@ impl Stand {
         let kubeconfig = Kubeconfig::read_from(lab.kubeconfig("admin")?)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         let (admin, instance) = (Client::try_from(config)?, lab.instance("web-1"));
-        Ok(Self { lab, instance, program, admin })
+        Ok(Self { lab, instance, program, admin, numbers: AtomicU32::new(0) })
     }
 
     /// An address of the lab's own that no instance has.
@@ -72,6 +74,11 @@ impl Stand {
         let IpAddr::V4(taken) = self.instance.private_ip else { anyhow::bail!("the lab's instances have no IPv4") };
         let [a, b, c, _] = taken.octets();
         Ok(SocketAddr::from(([a, b, c, 250], self.lab.ssh_port())))
+    }
+
+    /// A number that no made-up instance has yet.
+    pub fn next_number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Makes a grant with a key of its own: on the real instance, or on one of that number behind `address`.
