@@ -62,23 +62,16 @@ pub async fn receive(channel: &mut Channel<Msg>, count: u64) -> anyhow::Result<(
 /// Sends so many bytes, and waits until the far end has them.
 pub async fn send(channel: &mut Channel<Msg>, count: u64) -> anyhow::Result<()> {
     channel.data_bytes(Order::Take(count).bytes()).await?;
-    let chunk = bytes_of(32 << 10);
+    let chunk = vec![0; 32 << 10];
     let mut left = count;
     while left > 0 {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
         channel.data_bytes(chunk[..most].to_vec()).await?;
         left -= most as u64;
     }
-    loop {
-        match channel.wait().await.context("the session was closed")? {
-            ChannelMsg::Data { .. } => return Ok(()),
-            _ => {} // the window
-        }
-    }
-}
-
-fn bytes_of(count: usize) -> Vec<u8> {
-    vec![0; count]
+    // Whatever else comes is about the window.
+    while !matches!(channel.wait().await.context("the session was closed")?, ChannelMsg::Data { .. }) {}
+    Ok(())
 }
 
 /// Waits for the session's end.
