@@ -3,7 +3,8 @@
 # make gitops asks Argo CD's and Flux's own code what they make of our objects
 # make chart  writes the chart's copies of CRDs, admission policies and rules anew
 # make bench  measures, as ratios in one run; ARGS=--quick for a tenth of it, ARGS=--json for machines
-.PHONY: demo test gitops bench build setup crds chart lint
+# make bench-gateway  measures the gateway, against straight connections to the same sshd; the same ARGS
+.PHONY: demo test gitops bench bench-gateway build setup crds chart lint
 
 # One feature set for every target: aws-sdk-ec2 takes minutes, and another set of features would compile it again.
 CARGO_BUILD = cargo build --workspace --all-targets
@@ -37,6 +38,10 @@ gitops:
 
 bench: setup
 	@cargo bench --bench grants -- $(ARGS)
+
+# A thousand sessions have three thousand ends in here.
+bench-gateway: setup
+	@ulimit -n "$$(ulimit -Hn)" && cargo bench --bench gateway -- $(ARGS)
 
 # What the chart has of elsewhere, and the table in its README.
 chart:

@@ -43,6 +43,8 @@ use plain::{Held, Plain, Statuses};
 use report::{Report, percentile};
 use stand::{Controller, Stand};
 
+/// What is compared.
+const SIDES: [&str; 2] = ["controller", "loop"];
 /// How many create at once: enough to keep the API server busy.
 const CREATORS: usize = 16;
 /// What the loop may choose from.
@@ -134,13 +136,13 @@ async fn measure(args: &Args, sizes: Sizes, mut stand: Stand) -> anyhow::Result<
     let pace = args.pushes_per_second.to_string();
     let eyes = Eyes::open(stand.requester.clone(), OURS).await?;
     if args.only_memory {
-        let mut report = Report::default();
+        let mut report = Report::of(SIDES);
         memory(&mut stand, &eyes, &mut report, sizes.live).await?;
         stand.lab.shutdown().await?;
         return Ok(report);
     }
     let controller = stand.controller(&["--pushes-per-second", &pace]).await?;
-    let mut bench = Bench { plain: None, eyes, controller, report: Report::default(), expected: HashMap::new() };
+    let mut bench = Bench { plain: None, eyes, controller, report: Report::of(SIDES), expected: HashMap::new() };
     let sample = bench.sample(&mut stand).await?;
     let (spread_last, spread) = bench.one_at_a_time(&mut stand, sizes.singles).await?;
 

@@ -14,13 +14,20 @@ pub struct Row {
 }
 
 /// All figures.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
+    /// What is measured, and what it is measured by.
+    sides: [&'static str; 2],
     rows: Vec<Row>,
     details: serde_json::Map<String, Value>,
 }
 
 impl Report {
+    /// No figure yet.
+    pub fn of(sides: [&'static str; 2]) -> Self {
+        Self { sides, rows: Vec::new(), details: serde_json::Map::new() }
+    }
+
     /// A figure that has a measure and an aim: what, ours, the measure's, their ratio, the aim, whether it is kept.
     pub fn row(&mut self, what: &str, ours: String, measure: String, figure: String, aim: &str, kept: Option<bool>) {
         eprintln!("bench: {what}: {ours} against {measure}: {figure} (aim {aim})");
@@ -36,7 +43,7 @@ impl Report {
 
     /// As a table, for people.
     pub fn text(&self) -> String {
-        let head = ["", "controller", "loop", "figure", "aim", ""].map(str::to_owned);
+        let head = ["", self.sides[0], self.sides[1], "figure", "aim", ""].map(str::to_owned);
         let word = |kept: Option<bool>| kept.map_or("", |kept| if kept { "kept" } else { "MISSED" }).to_owned();
         let cells = |row: &Row| {
             let Row { what, ours, measure, figure, aim, kept } = row.clone();
@@ -56,7 +63,7 @@ impl Report {
 
     /// For machines.
     pub fn json(&self) -> Value {
-        let row = |Row { what, ours, measure, figure, aim, kept }: &Row| json!({"what": what, "controller": ours, "loop": measure, "figure": figure, "aim": aim, "kept": kept});
+        let row = |Row { what, ours, measure, figure, aim, kept }: &Row| json!({"what": what, self.sides[0]: ours, self.sides[1]: measure, "figure": figure, "aim": aim, "kept": kept});
         json!({"figures": self.rows.iter().map(row).collect::<Vec<_>>(), "details": self.details})
     }
 }

@@ -13,7 +13,7 @@ use russh::server::{
     Auth, ChannelOpenHandle, Handle, Handler, Msg, PublicKeyOffer, RunningSession, Session, VerifiedPublicKey,
 };
 use russh::{Channel, ChannelOpenFailure, Disconnect};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -249,8 +249,12 @@ impl Handler for Door {
 }
 
 /// Serves a client until it goes, is told to, or is cut.
-pub async fn serve(shared: Arc<Shared>, socket: TcpStream, source: SocketAddr, login: Place<std::net::IpAddr>) {
-    let _ = socket.set_nodelay(true); // a socket that takes no options is one that is gone
+pub async fn serve(
+    shared: Arc<Shared>,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    source: SocketAddr,
+    login: Place<std::net::IpAddr>,
+) {
     let cut = CancellationToken::new();
     // Whichever way this function is left, the stream ends, and with it russh's own task, and the sessions.
     let _cut = cut.clone().drop_guard();

@@ -37,14 +37,16 @@ use std::time::Duration;
 use kube::Client;
 use russh::keys::{Algorithm, HashAlg};
 use russh::{MethodKind, MethodSet, SshId, cipher, compression, kex, mac};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::InstanceAccess;
 use crate::audit::Trail;
 use crate::aws::ComingCloud;
 use crate::clock::Clock;
-use crate::domain::session::Dialling;
+use crate::domain::session::{Dialling, standing};
 
 use grants::Grants;
 pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
@@ -64,8 +66,13 @@ const OFFER_TIME: Duration = Duration::from_millis(100);
 const KEEPALIVE: (Duration, usize) = (Duration::from_secs(30), 3);
 /// Bytes of a channel that a client may send before it is told to go on; OpenSSH's own.
 const WINDOW_BYTES: u32 = 2 << 20;
-/// Packets of a channel that wait for a slow instance, 32 KiB each at most; then the client's connection waits.
-const PACKETS_WAITING_MAX: usize = 16;
+/// Packets of a channel that wait for a slow instance, 32 KiB each at most; then the client's connection waits. With 16 the
+/// same stream takes as much CPU, and twice the memory stays with a session that was busy once (`make bench-gateway`).
+const PACKETS_WAITING_MAX: usize = 4;
+/// Packets that wait for a slow client, of all channels of its connection. russh seals what waits into one buffer, and keeps
+/// that for as long as the connection lives: 10, its own number, cost half as much memory again as 4; with 2 or 1 a stream
+/// takes a third more CPU.
+const PACKETS_UNSENT_MAX: usize = 4;
 /// How long what is left may take at a shutdown, once all is cut: a close, and a record.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be accepted: too many open files heal by themselves.
@@ -198,6 +205,21 @@ impl Gateway {
         GatewayHealth { shared: Arc::clone(&self.shared) }
     }
 
+    /// Takes in how a request stands, as the watch does: for whoever drives a gateway without an API server.
+    pub fn see(&self, request: &InstanceAccess) {
+        self.shared.grants.see(request.metadata.uid.as_deref().unwrap_or_default(), standing(request));
+    }
+
+    /// Serves one client over any stream, as [`Gateway::run`] serves each that connects; returns when it is gone. What is
+    /// read before a login is fuzzed through this (`fuzz/`).
+    pub async fn serve_one(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr) {
+        if let (Some(connection), Some(login)) =
+            (self.shared.connections.take(()), self.shared.logins.take(source(peer.ip())))
+        {
+            serve(Arc::clone(&self.shared), stream, peer, connection, login).await;
+        }
+    }
+
     /// Serves until `stop` is cancelled, then lets sessions go on for a while, cuts them, and returns when all is closed.
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
         let shared = self.shared;
@@ -247,11 +269,18 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             shared.metrics.count_connection("too_many_logins");
             continue;
         };
+        let _ = socket.set_nodelay(true); // a socket that takes no options is one that is gone
         shared.tasks.spawn(serve(Arc::clone(shared), socket, peer, connection, login));
     }
 }
 
-async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, connection: Place<()>, login: Place<IpAddr>) {
+async fn serve(
+    shared: Arc<Shared>,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    connection: Place<()>,
+    login: Place<IpAddr>,
+) {
     connection::serve(shared, socket, peer, login).await;
     drop(connection);
 }
@@ -297,6 +326,7 @@ fn ssh_config(host_keys: &HostKeys) -> russh::server::Config {
         max_auth_attempts: OFFERS_MAX,
         window_size: WINDOW_BYTES,
         channel_buffer_size: PACKETS_WAITING_MAX,
+        event_buffer_size: PACKETS_UNSENT_MAX,
         // The keepalives tell who is dead. Who idles in an open shell is not.
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE.0),

@@ -8,25 +8,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// A TCP connection, until it is cut: then reads come to the end, and writes fail.
-pub struct CutStream {
-    inner: TcpStream,
+/// A connection, until it is cut: then reads come to the end, and writes fail.
+pub struct CutStream<S> {
+    inner: S,
     read_cut: Pin<Box<WaitForCancellationFutureOwned>>,
     write_cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl CutStream {
+impl<S> CutStream<S> {
     /// Ends when `cut` is cancelled.
-    pub fn new(inner: TcpStream, cut: &CancellationToken) -> Self {
+    pub fn new(inner: S, cut: &CancellationToken) -> Self {
         let (read_cut, write_cut) = (cut.clone().cancelled_owned(), cut.clone().cancelled_owned());
         Self { inner, read_cut: Box::pin(read_cut), write_cut: Box::pin(write_cut) }
     }
 }
 
-impl AsyncRead for CutStream {
+impl<S: AsyncRead + Unpin> AsyncRead for CutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -39,7 +38,7 @@ impl AsyncRead for CutStream {
     }
 }
 
-impl AsyncWrite for CutStream {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CutStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.write_cut.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
