@@ -176,7 +176,7 @@ fn gateway(args: GatewayArgs) -> Outcome {
 async fn run_gateway(args: GatewayArgs) -> Outcome {
     use instance_access::audit::{Begin, Limits, Sinks, Trail};
     use instance_access::clock;
-    use instance_access::domain::session::{Dialling, Networks};
+    use instance_access::domain::session::{Dialling, EndpointLimits, Networks};
     use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, READ_TIMEOUT};
     use instance_access::server::Pages;
     use std::time::Duration;
@@ -192,6 +192,9 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         listen,
         never_dial,
         ports,
+        private_vpcs,
+        endpoint_connections_max,
+        endpoint_connections_per_grant_max,
         api_silence_seconds,
         login_seconds,
         connections_max,
@@ -225,7 +228,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     let gateway = Gateway::new(GatewayParts {
         client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
         trail,
-        clock,
+        clock: Arc::clone(&clock),
         name,
         host_key,
         limits: GatewayLimits {
@@ -235,10 +238,15 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             login: seconds(login_seconds),
             connections_per_key_max: connections_per_key_max.into(),
             sessions_per_grant_max: sessions_per_grant_max.into(),
+            endpoints: EndpointLimits {
+                per_endpoint_max: endpoint_connections_max.into(),
+                per_grant_max: endpoint_connections_per_grant_max.into(),
+            },
             silence_max: seconds(api_silence_seconds),
             drain: seconds(drain_seconds),
         },
-        dialling: Dialling { never: Networks::new(never_dial), ports },
+        dialling: Dialling { never: Networks::new(never_dial), ports, private_vpcs, endpoints: true },
+        tunnels: if endpoint_connections_max > 0 { tunnels(&clock).await } else { None },
         metrics: Arc::clone(&metrics),
     });
     let health = gateway.health();
@@ -263,6 +271,20 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     server.await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// How the gateway dials endpoints.
+#[cfg(feature = "aws")]
+async fn tunnels(clock: &instance_access::clock::Clock) -> Option<Arc<dyn instance_access::aws::Tunnels>> {
+    use instance_access::aws::{SdkCloud, SdkTunnels};
+    let cloud = Arc::new(SdkCloud::load().await);
+    Some(Arc::new(SdkTunnels::new(cloud, Arc::clone(clock))))
+}
+
+/// Without the feature aws it dials none.
+#[cfg(not(feature = "aws"))]
+async fn tunnels(_: &instance_access::clock::Clock) -> Option<Arc<dyn instance_access::aws::Tunnels>> {
+    None
 }
 
 /// Waits for an audit trail that can never be opened; one that is open, or may yet be, is nothing to stop for.

@@ -17,6 +17,7 @@
 //! A cut closes the byte path: processes that the session started may live on.
 
 mod connection;
+mod dial;
 mod grants;
 mod host_key;
 mod limits;
@@ -38,9 +39,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::Trail;
+use crate::aws::Tunnels;
 use crate::clock::Clock;
-use crate::domain::session::Dialling;
+use crate::domain::session::{Dialling, EndpointLimits};
 
+use dial::Dialler;
 use grants::Grants;
 pub use host_key::{HostKey, HostKeyError};
 use limits::{Pace, Place, Places, source};
@@ -79,6 +82,8 @@ pub struct GatewayLimits {
     pub connections_per_key_max: usize,
     /// Sessions of one grant.
     pub sessions_per_grant_max: usize,
+    /// Connections of endpoints.
+    pub endpoints: EndpointLimits,
     /// Silence of the API server after which no session is opened.
     pub silence_max: Duration,
     /// How long sessions may go on at a shutdown.
@@ -101,6 +106,8 @@ pub struct GatewayParts {
     pub limits: GatewayLimits,
     /// What may be dialled at all.
     pub dialling: Dialling,
+    /// How endpoints are dialled, if they are.
+    pub tunnels: Option<Arc<dyn Tunnels>>,
     /// Counters.
     pub metrics: Arc<GatewayMetrics>,
 }
@@ -114,6 +121,7 @@ struct Shared {
     ssh: Arc<russh::server::Config>,
     limits: GatewayLimits,
     dialling: Dialling,
+    dialler: Dialler,
     metrics: Arc<GatewayMetrics>,
     grants: Grants,
     contact: Contact,
@@ -153,7 +161,7 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, trail, clock, name, host_key, limits, dialling, metrics } = parts;
+        let GatewayParts { client, trail, clock, name, host_key, limits, dialling, tunnels, metrics } = parts;
         let shared = Shared {
             client,
             trail,
@@ -161,7 +169,8 @@ impl Gateway {
             name,
             ssh: Arc::new(ssh_config(host_key.private())),
             limits,
-            dialling,
+            dialling: Dialling { endpoints: tunnels.is_some(), ..dialling },
+            dialler: Dialler::new(tunnels, limits.endpoints, Arc::clone(&metrics)),
             metrics,
             grants: Grants::default(),
             contact: Contact::new(limits.silence_max),

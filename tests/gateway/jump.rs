@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::controller::{PROGRAM, records};
 use crate::stand::{BOUND, Stand, shared};
+use crate::tunnel::{Tls, WITHIN};
 
 /// The gateway's rights, as they are shipped.
 const GATEWAY_RBAC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway-rbac.yaml");
@@ -52,6 +53,18 @@ pub async fn end() {
 impl Jump {
     /// Starts one, with more arguments; returns when it is ready.
     pub async fn start(stand: &Stand, name: &str, more: &[&str]) -> Self {
+        Self::start_by(Command::new(PROGRAM), stand, name, more).await
+    }
+
+    /// Starts one where an endpoint has a name, and TLS.
+    pub async fn start_within(tls: &Tls, stand: &Stand, name: &str) -> Self {
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--unset=AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT", "PATH=/usr/bin:/bin"]);
+        command.args(["unshare", "-m", "sh", "-c", WITHIN]).arg(&tls.dir).arg(PROGRAM);
+        Self::start_by(command, stand, name, &[]).await
+    }
+
+    async fn start_by(mut command: Command, stand: &Stand, name: &str, more: &[&str]) -> Self {
         let lab = &stand.lab;
         let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "gateway").await.unwrap();
         stand.kubectl_ok("admin", &["apply", "--server-side", "-f", GATEWAY_RBAC]).await;
@@ -59,14 +72,14 @@ impl Jump {
         fs::create_dir_all(&dir).unwrap();
         let (audit, log, host_key) = (dir.join("audit.jsonl"), dir.join("log"), dir.join("host_key"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = Command::new(PROGRAM);
         command.env_clear().env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
-        command.env("RUST_LOG", "info,instance_access=debug");
+        command.env("RUST_LOG", "info,instance_access=debug").envs(lab.aws_env());
         command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit);
         command.arg("--host-key-file").arg(&host_key).args(["--listen", "127.0.0.1:0", "--ssh-listen", "127.0.0.1:0"]);
         // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
         command.args(["--never-dial", "127.0.0.1/32,::1/128"]);
-        command.args(["--ports", &lab.ssh_port().to_string()]).args(more);
+        // Endpoints connect to 22 only, wherever an instance's sshd listens.
+        command.args(["--ports", &format!("{},22", lab.ssh_port())]).args(more);
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let known_hosts = dir.join("known_hosts");
@@ -141,7 +154,12 @@ impl Jump {
 
     /// Tells it to stop.
     pub fn told_to_stop(&self) {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        self.signal("-TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
         assert!(told.success(), "{told}");
     }
 
