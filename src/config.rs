@@ -124,7 +124,8 @@ pub struct GatewayArgs {
     /// VPCs in whose network the gateway stands, or which it is connected to, so that their private addresses mean the same
     /// here; several with commas. Their instances are dialled by the private address first. Elsewhere it may be somebody
     /// else's, and is dialled only if the instance has no other.
-    #[arg(long, env = "INSTANCE_ACCESS_PRIVATE_VPCS", value_name = "VPC_ID", value_delimiter = ',')]
+    #[arg(long, env = "INSTANCE_ACCESS_PRIVATE_VPCS", value_name = "VPC_ID", value_delimiter = ',',
+          value_parser = parse_vpc_id)]
     pub private_vpcs: Vec<String>,
     /// Connections at once through one EC2 Instance Connect Endpoint, at most; further ones are refused. AWS has 20 for
     /// everybody, whatever program they use: take what is left beside the others, divided by the replicas. With 0 no
@@ -228,6 +229,12 @@ pub struct VerifyArgs {
     /// The record that the first file continues, if it is not the beginning of the trail.
     #[arg(long, value_name = "SEQUENCE:DIGEST", value_parser = parse_head)]
     pub after: Option<Receipt>,
+}
+
+fn parse_vpc_id(text: &str) -> Result<String, String> {
+    let id = text.strip_prefix("vpc-").unwrap_or_default();
+    let is_id = !id.is_empty() && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_id { Ok(text.to_owned()) } else { Err("must be the id of a VPC, such as vpc-0123456789abcdef0".to_owned()) }
 }
 
 fn parse_head(text: &str) -> Result<Receipt, String> {

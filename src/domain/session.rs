@@ -31,7 +31,7 @@ use super::record::RequestRef;
 pub use endpoints::{EndpointLimits, Endpoints, Spent};
 pub use network::{Network, Networks};
 pub use record::{SessionRecord, SessionRecordKind};
-pub use way::{Addresses, Destination, ENDPOINT_PORTS, Through, Way};
+pub use way::{Addresses, Destination, ENDPOINT_PORTS, Through, Way, tunnel_end};
 
 /// The longest text of a client's that is shown to anybody, in characters: a host name has 253 at most.
 const SHOWN_LENGTH_MAX: usize = 64;

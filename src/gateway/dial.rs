@@ -19,7 +19,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::aws::{Bytes, Tunnel, Tunnels};
 use crate::domain::cloud::{Failure, FailureClass, TunnelTo};
-use crate::domain::session::{Destination, EndpointLimits, Endpoints, SessionEnd, SessionGrant, Spent, request_name};
+use crate::domain::session::{
+    Destination, EndpointLimits, Endpoints, SessionEnd, SessionGrant, Spent, request_name, tunnel_end,
+};
 
 use super::connection::not_now;
 use super::metrics::GatewayMetrics;
@@ -212,17 +214,10 @@ impl Instance {
     /// Why a session ended that ended like this: AWS closes a tunnel whose time is over as if the instance did.
     pub fn cause(&self, end: SessionEnd) -> SessionEnd {
         let Self::Tunnel(tunnel, to) = self else { return end };
-        if end != SessionEnd::InstanceLeft {
-            return end;
-        }
         if let Some(why) = tunnel.why_closed() {
             tracing::info!(endpoint_id = to.endpoint_id, why, "a tunnel closed");
         }
-        match tunnel.is_over() {
-            true if tunnel.is_whole() => SessionEnd::TunnelOver,
-            true => SessionEnd::Expired,
-            false => end,
-        }
+        tunnel_end(end, tunnel.is_over(), tunnel.is_whole())
     }
 }
 

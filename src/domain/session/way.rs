@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::api::{ConnectionMethod, InstanceAccessStatus};
 use crate::domain::cloud::{Place, Region, TunnelTo};
 
-use super::{Dialling, Refusal, SessionGrant, request_name};
+use super::{Dialling, Refusal, SessionEnd, SessionGrant, request_name};
 
 /// The ports that an endpoint connects to. Source: AWS's own refusal of any other.
 pub const ENDPOINT_PORTS: [u16; 2] = [22, 3389];
@@ -159,9 +159,33 @@ fn in_order(addresses: &Addresses, dialling: &Dialling) -> Vec<IpAddr> {
     order
 }
 
+/// Why a session through a tunnel ended, which AWS closes at the end of its time as if the instance did: because of its
+/// grant, unless the tunnel `is_whole`, as long as there is any.
+pub fn tunnel_end(end: SessionEnd, is_over: bool, is_whole: bool) -> SessionEnd {
+    match (end, is_over) {
+        (SessionEnd::InstanceLeft, true) if is_whole => SessionEnd::TunnelOver,
+        (SessionEnd::InstanceLeft, true) => SessionEnd::Expired,
+        (end, _) => end,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tunnel_that_is_over_was_cut_by_its_grant_or_by_the_hour_and_no_other_end_is_one_of_these() {
+        for (end, is_over, is_whole, expected) in [
+            (SessionEnd::InstanceLeft, false, false, SessionEnd::InstanceLeft),
+            (SessionEnd::InstanceLeft, false, true, SessionEnd::InstanceLeft),
+            (SessionEnd::InstanceLeft, true, false, SessionEnd::Expired),
+            (SessionEnd::InstanceLeft, true, true, SessionEnd::TunnelOver),
+            (SessionEnd::ClientLeft, true, true, SessionEnd::ClientLeft),
+            (SessionEnd::ClientLeft, true, false, SessionEnd::ClientLeft),
+        ] {
+            assert_eq!(tunnel_end(end, is_over, is_whole), expected, "{end:?} {is_over} {is_whole}");
+        }
+    }
 
     #[test]
     fn an_id_is_plain() {
