@@ -323,25 +323,70 @@ async fn hostile_frames_end_the_tunnel_and_nothing_else() {
         ("a pong that nobody asked for", [frame(0x8a, b"p"), frame(0x82, b"a")].concat(), b"a"),
         ("the most that is taken", frame(0x82, &[7; TAKEN_BYTES_MAX])[..].to_vec(), &[7; TAKEN_BYTES_MAX]),
     ] {
-        let (tunnel, serving) = asked_over(1 << 16, HOUR, |mut stream| async move {
-            switched(&mut stream).await;
-            let greeted = [frame(0x82, GREETING), bytes].concat();
-            let (mut from, mut to) = tokio::io::split(stream);
-            // Whoever is answered must read, and whoever is cut must not care.
-            let answers = tokio::spawn(async move { tokio::io::copy(&mut from, &mut tokio::io::sink()).await });
-            let _ = to.write_all(&greeted).await;
-            let _ = to.shutdown().await;
-            let _ = answers.await;
-        })
-        .await;
-        let tunnel = tunnel.unwrap_or_else(|failed| panic!("{name}: {failed}"));
-        assert_eq!(tunnel.next().await.unwrap().as_ref(), GREETING, "{name}");
-        let rest = timeout(Duration::from_secs(60), all(&tunnel)).await.unwrap_or_else(|_| panic!("{name}: no end"));
+        let rest = read_after_greeting(name, bytes).await;
         assert!(rest == expected, "{name}: {} bytes", rest.len());
-        let why = tunnel.why_closed().unwrap();
-        assert!(!why.is_empty() && why.len() <= 512 && !why.contains(char::is_control), "{name}: {why:?}");
-        drop(tunnel);
-        timeout(Duration::from_secs(60), serving).await.unwrap_or_else(|_| panic!("{name}: left open")).unwrap();
+    }
+}
+
+/// Sends these bytes after a greeting, and the end; returns what came out of the tunnel, which must come to its end.
+async fn read_after_greeting(name: &str, bytes: Vec<u8>) -> Vec<u8> {
+    let (tunnel, serving) = asked_over(1 << 16, HOUR, |mut stream| async move {
+        switched(&mut stream).await;
+        let greeted = [frame(0x82, GREETING), bytes].concat();
+        let (mut from, mut to) = tokio::io::split(stream);
+        // Whoever is answered must read, and whoever is cut must not care.
+        let answers = tokio::spawn(async move { tokio::io::copy(&mut from, &mut tokio::io::sink()).await });
+        let _ = to.write_all(&greeted).await;
+        let _ = to.shutdown().await;
+        let _ = answers.await;
+    })
+    .await;
+    let tunnel = tunnel.unwrap_or_else(|failed| panic!("{name}: {failed}"));
+    assert_eq!(tunnel.next().await.unwrap().as_ref(), GREETING, "{name}");
+    let rest = timeout(Duration::from_secs(60), all(&tunnel)).await.unwrap_or_else(|_| panic!("{name}: no end"));
+    let why = tunnel.why_closed().unwrap();
+    assert!(!why.is_empty() && why.len() <= 512 && !why.contains(char::is_control), "{name}: {why:?}");
+    drop(tunnel);
+    timeout(Duration::from_secs(60), serving).await.unwrap_or_else(|_| panic!("{name}: left open")).unwrap();
+    rest
+}
+
+/// Numbers that look random and are the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self, below: u64) -> u64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_an_endpoint_sends_a_tunnel_comes_to_its_end() {
+    const FIRST: [u8; 10] = [0x82, 0x82, 0x02, 0x00, 0x80, 0x89, 0x8a, 0x88, 0x81, 0x01];
+    for seed in 0..600 {
+        let mut numbers = Numbers(seed);
+        let mut bytes = Vec::new();
+        for _ in 0..=numbers.next(12) {
+            let below = if numbers.next(8) == 0 { 70_000 } else { 130 };
+            let length = numbers.next(below);
+            let payload: Vec<u8> = (0..length).map(|_| numbers.next(256) as u8).collect();
+            bytes.extend(frame(FIRST[numbers.next(10) as usize], &payload));
+        }
+        for _ in 0..numbers.next(4) {
+            let at = numbers.next(bytes.len() as u64) as usize;
+            bytes[at] = numbers.next(256) as u8;
+        }
+        if numbers.next(3) == 0 {
+            bytes.truncate(numbers.next(bytes.len() as u64) as usize);
+        }
+        let sent = bytes.len();
+        let rest = read_after_greeting(&format!("seed {seed}"), bytes).await;
+        assert!(rest.len() <= sent, "seed {seed}: more than was sent");
     }
 }
 
