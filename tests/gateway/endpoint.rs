@@ -12,7 +12,7 @@ use crate::history::{text, time};
 use crate::jump::{Jump, both};
 use crate::request::{Draft, EXPIRATION, Request, seconds};
 use crate::stand::{BOUND, END_BOUND, Stand};
-use crate::tunnel::{self, Tls};
+use crate::tunnel::{self, Tls, Vouched};
 
 /// An endpoint's end may come so many seconds before the grant's: a tunnel lasts whole seconds, rounded down, less one for
 /// AWS's answer.
@@ -150,7 +150,7 @@ pub async fn an_endpoint_proves_its_name() {
     tunnel::named(&stand, &db);
     let request = behind(&stand, "tls", &db).applied().await;
     request.becomes("Granted").await;
-    let tls = Tls::start(&stand).await;
+    let tls = Tls::start(&stand, Vouched::ByAnAuthority).await;
     let jump = Jump::start_within(&tls, &stand, "gateway-tls").await;
     let client = owner(&request, &jump, &db);
     client.gets_in(&[&db.id]).await;

@@ -28,11 +28,17 @@ pub struct Tls {
     pub dir: PathBuf,
 }
 
+/// Who says that its certificate is right: rustls takes none that speaks for itself.
+#[derive(Clone, Copy)]
+pub enum Vouched {
+    ByItself,
+    ByAnAuthority,
+}
+
 impl Tls {
-    pub async fn start(stand: &Stand) -> Self {
+    pub async fn start(stand: &Stand, vouched: Vouched) -> Self {
         let dir = stand.lab.dir().join("tls");
         fs::create_dir_all(&dir).unwrap();
-        // An authority, and what it vouches for: one certificate for both is not what every client believes.
         let openssl = async |more: &[&str]| {
             let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"];
             let mut openssl = Command::new("openssl");
@@ -40,11 +46,20 @@ impl Tls {
             let made = ssh::run(&mut openssl).await.unwrap();
             assert!(made.success(), "{made:?}");
         };
-        openssl(&["-subj", "/CN=lab", "-keyout", "authority.key", "-out", "authority.pem"]).await;
         let name = format!("subjectAltName=DNS:{NAME}");
-        let own = ["-subj", "/CN=endpoint", "-addext", &name, "-addext", "basicConstraints=critical,CA:FALSE"];
-        let signed = ["-CA", "authority.pem", "-CAkey", "authority.key", "-keyout", "tls.key", "-out", "tls.pem"];
-        openssl(&[&own[..], &signed].concat()).await;
+        let authority = match vouched {
+            Vouched::ByItself => {
+                openssl(&["-subj", "/CN=lab", "-addext", &name, "-keyout", "tls.key", "-out", "tls.pem"]).await;
+                "tls.pem"
+            }
+            Vouched::ByAnAuthority => {
+                openssl(&["-subj", "/CN=lab", "-keyout", "authority.key", "-out", "authority.pem"]).await;
+                let own = ["-subj", "/CN=endpoint", "-addext", &name, "-addext", "basicConstraints=critical,CA:FALSE"];
+                let by = ["-CA", "authority.pem", "-CAkey", "authority.key", "-keyout", "tls.key", "-out", "tls.pem"];
+                openssl(&[&own[..], &by].concat()).await;
+                "authority.pem"
+            }
+        };
         let (certificate, key) = (dir.join("tls.pem"), dir.join("tls.key"));
 
         // One more address of the lab's own block, where nothing else listens.
@@ -63,8 +78,7 @@ impl Tls {
 
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         fs::write(dir.join("hosts"), format!("{}\n{listen} {NAME}\n", read("/etc/hosts"))).unwrap();
-        let trusted =
-            read("/etc/ssl/certs/ca-certificates.crt") + &fs::read_to_string(dir.join("authority.pem")).unwrap();
+        let trusted = read("/etc/ssl/certs/ca-certificates.crt") + &fs::read_to_string(dir.join(authority)).unwrap();
         fs::write(dir.join("bundle"), trusted).unwrap();
         Self { _child: child, dir }
     }
@@ -113,7 +127,7 @@ pub async fn the_command_for_a_private_instance_leads_in_through_the_endpoint_by
     let request = stand.request("bob", "tunnel").on(&db).with(json!({"ttlSeconds": 600})).applied().await;
     let granted = request.becomes("Granted").await;
     named(stand, &db);
-    let tls = Tls::start(stand).await;
+    let tls = Tls::start(stand, Vouched::ByItself).await;
     let config = stand.lab.ssh_config(&request.key, "").unwrap();
     let command = text(&granted, "/status/connection/command");
     // AWS's client takes a second and a half to start on an idle machine, and ten times that on a busy one.
