@@ -21,7 +21,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use instance_access::api::InstanceAccess;
 use instance_access::audit::{Begin, Limits, Sinks, Trail};
 use instance_access::domain::key::{LINE_CHARS_MAX, LINE_CHARS_MIN, PublicKey};
-use instance_access::domain::session::{Dialling, Networks, Standing, permit, standing};
+use instance_access::domain::session::{Destination, Dialling, EndpointLimits, Networks, Standing, permit, standing};
 use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, HostKeys};
 use jiff::Timestamp;
 use serde_json::json;
@@ -81,10 +81,12 @@ impl World {
                     connections_per_key_max: 1,
                     sessions_per_grant_max: 1,
                     idle_max: None,
+                    endpoints: EndpointLimits { per_endpoint_max: 1, per_grant_max: 1 },
                     silence_max: Duration::from_secs(60),
                     drain: Duration::ZERO,
                 },
                 dialling: dialling(),
+                tunnels: None,
                 metrics: Arc::clone(&metrics),
             }
         });
@@ -116,7 +118,12 @@ fn now() -> Timestamp {
 }
 
 fn dialling() -> Dialling {
-    Dialling { never: Networks::new(vec!["127.0.0.0/8".parse().unwrap()]), ports: vec![22] }
+    Dialling {
+        never: Networks::new(vec!["127.0.0.0/8".parse().unwrap()]),
+        ports: vec![22],
+        private_vpcs: vec![],
+        endpoints: false,
+    }
 }
 
 fn key_pair() -> Ed25519KeyPair {
@@ -451,7 +458,7 @@ pub fn destination(bytes: &[u8]) {
             };
             assert_eq!(port, 22);
             let dialled = dial.redeem(now()).unwrap().0;
-            assert_eq!(dialled, address.parse::<SocketAddr>().unwrap());
+            assert_eq!(dialled, Destination::Direct(vec![address.parse().unwrap()]));
         }
         Err(refusal) => {
             let text = refusal.to_string();

@@ -38,8 +38,8 @@ pub enum Command {
     /// Run the gateway: an SSH jump host that ends sessions with their grants.
     ///
     /// Kubernetes is found as kubectl finds it: KUBECONFIG, ~/.kube/config, or the pod's service account. AWS is found as
-    /// by the controller, and needed for requests with keyDelivery OnConnect alone. The log goes to standard error; RUST_LOG
-    /// sets its level.
+    /// by the controller, and needed for requests with keyDelivery OnConnect, and for instances behind an endpoint, alone.
+    /// The log goes to standard error; RUST_LOG sets its level.
     Gateway(GatewayArgs),
     /// Print the gateway's host key as a line for known_hosts; make the key, if its file is not there.
     HostKey(HostKeyArgs),
@@ -171,6 +171,22 @@ pub struct GatewayArgs {
     #[arg(long, env = "INSTANCE_ACCESS_PORTS", value_name = "PORT", value_delimiter = ',', default_value = "22",
           value_parser = clap::value_parser!(u16).range(1..))]
     pub ports: Vec<u16>,
+    /// VPCs in whose network the gateway stands, or which it is connected to, so that their private addresses mean the same
+    /// here; several with commas. Their instances are dialled by the private address first. Elsewhere it may be somebody
+    /// else's, and is dialled only if the instance has no other.
+    #[arg(long, env = "INSTANCE_ACCESS_PRIVATE_VPCS", value_name = "VPC_ID", value_delimiter = ',',
+          value_parser = parse_vpc_id)]
+    pub private_vpcs: Vec<String>,
+    /// Connections at once through one EC2 Instance Connect Endpoint, at most; further ones are refused. AWS has 20 for
+    /// everybody, whatever program they use: take what is left beside the others, divided by the replicas. With 0 no
+    /// endpoint is dialled, and the gateway needs no AWS credentials.
+    #[arg(long, env = "INSTANCE_ACCESS_ENDPOINT_CONNECTIONS_MAX", value_name = "0..1000", default_value_t = 8,
+          value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub endpoint_connections_max: u16,
+    /// Of these, for one grant, at most.
+    #[arg(long, env = "INSTANCE_ACCESS_ENDPOINT_CONNECTIONS_PER_GRANT_MAX", value_name = "1..1000", default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub endpoint_connections_per_grant_max: u16,
     /// How long the API server may be silent, in seconds, before no new session is opened: a revocation would not be
     /// heard. Open sessions go on to their end.
     #[arg(long, env = "INSTANCE_ACCESS_API_SILENCE_SECONDS", value_name = "5..3600", default_value_t = 60,
@@ -278,6 +294,12 @@ pub struct VerifyArgs {
     /// The record that the first file continues, if it is not the beginning of the trail.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub after: Option<Receipt>,
+}
+
+fn parse_vpc_id(text: &str) -> Result<String, String> {
+    let id = text.strip_prefix("vpc-").unwrap_or_default();
+    let is_id = !id.is_empty() && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if is_id { Ok(text.to_owned()) } else { Err("must be the id of a VPC, such as vpc-0123456789abcdef0".to_owned()) }
 }
 
 /// Files that continue one another, the oldest first.

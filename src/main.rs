@@ -280,39 +280,49 @@ fn gateway(args: GatewayArgs) -> Outcome {
 
 /// AWS for the gateway, which serves meanwhile all that needs none: reading the configuration may ask the network.
 #[cfg(feature = "aws")]
-fn coming_cloud() -> instance_access::aws::ComingCloud {
+fn coming_aws(
+    clock: &instance_access::clock::Clock,
+) -> (instance_access::aws::ComingCloud, instance_access::aws::ComingTunnels) {
     use futures::FutureExt;
-    use instance_access::aws::{Cloud, SdkCloud};
+    use instance_access::aws::{Cloud, ComingTunnels, SdkCloud, SdkTunnels, Tunnels};
 
     let loading = tokio::spawn(async {
         let cloud = Arc::new(SdkCloud::load().await);
         let looking = Arc::clone(&cloud);
         tokio::spawn(async move {
             if looking.has_credentials().await {
-                tracing::info!("found AWS credentials; grants with keyDelivery OnConnect are served");
+                tracing::info!("found AWS credentials; keyDelivery OnConnect and endpoints are served");
             } else {
                 tracing::warn!(
-                    "found no AWS credentials; grants with keyDelivery OnConnect are refused until there are some"
+                    "found no AWS credentials; keyDelivery OnConnect and endpoints are refused until there are some"
                 );
             }
         });
-        cloud as Arc<dyn Cloud>
+        cloud
     });
-    async move { loading.await.ok() }.boxed().shared()
+    let loaded = async move { loading.await.ok() }.boxed().shared();
+    let (cloud, clock) = (loaded.clone(), Arc::clone(clock));
+    let cloud = async move { cloud.await.map(|cloud| cloud as Arc<dyn Cloud>) };
+    let tunnels = async move { loaded.await.map(|cloud| Arc::new(SdkTunnels::new(cloud, clock)) as Arc<dyn Tunnels>) };
+    (cloud.boxed().shared(), ComingTunnels(tunnels.boxed().shared()))
 }
 
 #[cfg(not(feature = "aws"))]
-fn coming_cloud() -> instance_access::aws::ComingCloud {
+fn coming_aws(
+    _: &instance_access::clock::Clock,
+) -> (instance_access::aws::ComingCloud, instance_access::aws::ComingTunnels) {
     use futures::FutureExt;
 
-    tracing::warn!("this binary was built without the feature aws; grants with keyDelivery OnConnect are refused");
-    std::future::ready(None).boxed().shared()
+    tracing::warn!("this binary was built without the feature aws; keyDelivery OnConnect and endpoints are refused");
+    let none = instance_access::aws::ComingTunnels(std::future::ready(None).boxed().shared());
+    (std::future::ready(None).boxed().shared(), none)
 }
 
 async fn run_gateway(args: GatewayArgs) -> Outcome {
     use instance_access::audit::{Begin, Limits, Sinks, Trail};
+    use instance_access::aws::Tunnels;
     use instance_access::clock;
-    use instance_access::domain::session::{Dialling, Networks};
+    use instance_access::domain::session::{Dialling, EndpointLimits, Networks};
     use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, READ_TIMEOUT};
     use instance_access::server::Pages;
     use std::time::Duration;
@@ -328,6 +338,9 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         listen,
         never_dial,
         ports,
+        private_vpcs,
+        endpoint_connections_max,
+        endpoint_connections_per_grant_max,
         api_silence_seconds,
         login_seconds,
         connections_max,
@@ -361,11 +374,12 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         let known_hosts = key.known_hosts_line("GATEWAY");
         tracing::info!(fingerprint = key.fingerprint(), known_hosts, "read a host key");
     }
+    let (cloud, tunnels) = coming_aws(&clock);
     let gateway = Gateway::new(GatewayParts {
         client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
-        cloud: coming_cloud(),
+        cloud,
         trail,
-        clock,
+        clock: Arc::clone(&clock),
         name,
         host_keys,
         limits: GatewayLimits {
@@ -376,10 +390,15 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             connections_per_key_max: connections_per_key_max.into(),
             sessions_per_grant_max: sessions_per_grant_max.into(),
             idle_max: idle_timeout_seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            endpoints: EndpointLimits {
+                per_endpoint_max: endpoint_connections_max.into(),
+                per_grant_max: endpoint_connections_per_grant_max.into(),
+            },
             silence_max: seconds(api_silence_seconds),
             drain: seconds(drain_seconds),
         },
-        dialling: Dialling { never: Networks::new(never_dial), ports },
+        dialling: Dialling { never: Networks::new(never_dial), ports, private_vpcs, endpoints: true },
+        tunnels: (endpoint_connections_max > 0).then(|| Arc::new(tunnels) as Arc<dyn Tunnels>),
         metrics: Arc::clone(&metrics),
     });
     let health = gateway.health();

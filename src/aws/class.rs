@@ -48,12 +48,17 @@ pub fn failure_of_answer(name: Option<&str>, status: u16, text: &str) -> Failure
 }
 
 /// Returns the class of an answer without a name: a load balancer's page, not the service's word.
-fn class_of_status(status: u16) -> FailureClass {
+pub(super) fn class_of_status(status: u16) -> FailureClass {
     match status {
         429 => FailureClass::Throttled,
         500.. => FailureClass::Retry,
         _ => FailureClass::Bug,
     }
+}
+
+/// Returns a text of AWS's on one short line, without secrets.
+pub(super) fn shown(text: &str) -> String {
+    message::shown(text)
 }
 
 /// Strips what EC2's documents write before a name and its protocol does not: `Client.AuthFailure`.

@@ -5,6 +5,7 @@
 //! find(query) ─▶ Lookups ──── one DescribeInstances for 200 ids ──────┐
 //! endpoints(vpc) ─▶ Lookups ─ kept for half a minute ─────────────────┼─▶ Cloud ─▶ SdkCloud ─▶ AWS
 //! push(permit) ─▶ Pushes ──── earliest deadline first, paced, fenced ─┘
+//! open(tunnel) ─▶ Tunnels ─── endpoints(vpc), signed ─▶ an endpoint's websocket
 //! ```
 //!
 //! [`Cloud`] is the raw API, thin enough to fake. It knows neither Kubernetes nor who asks, nor why. Retrying a push is
@@ -25,6 +26,8 @@ mod lookups;
 mod message;
 mod pushes;
 mod recent;
+#[cfg_attr(not(feature = "aws"), allow(dead_code, reason = "without the SDK nobody signs for a tunnel"))]
+mod tunnel;
 
 #[cfg(feature = "aws")]
 mod convert;
@@ -38,6 +41,9 @@ pub use lookups::{LookupLimits, LookupStats, Lookups};
 pub use pushes::{Clock, Delivered, Fence, PushError, PushLimits, PushStats, Pushes};
 #[cfg(feature = "aws")]
 pub use sdk::{CallLimits, SdkCloud};
+#[cfg(feature = "aws")]
+pub use tunnel::SdkTunnels;
+pub use tunnel::{Bytes, ComingTunnels, Tunnel, Tunnels};
 
 /// The most ids that one look-up asks for. Source: EC2 takes 200 values of a filter.
 pub const LOOKUP_IDS_MAX: usize = 200;

@@ -118,6 +118,11 @@ impl SdkCloud {
         self.config.region().and_then(|region| Region::parse(region.as_ref()).ok())
     }
 
+    /// Returns the configuration, for what is no call of the SDK's.
+    pub(super) fn config(&self) -> &SdkConfig {
+        &self.config
+    }
+
     /// Returns the region's clients. At [`PLACES_MAX`] the pair unused for longest goes; it costs only its connections.
     fn clients(&self, region: &Region) -> Clients {
         let mut all = locked(&self.clients);

@@ -6,10 +6,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use std::sync::LazyLock;
+
+pub use super::connect::TUNNEL_SECONDS_MAX;
+use super::time::until;
 
 /// Why a string is not what its field wants: the rule, for a person to read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +167,36 @@ pub struct Endpoint {
     pub dns_name: String,
 }
 
+/// A tunnel to ask an endpoint for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelTo {
+    /// Where the endpoint is.
+    pub place: Place,
+    /// The VPC that it serves.
+    pub vpc_id: String,
+    /// Which one.
+    pub endpoint_id: String,
+    /// The instance, as seen from that VPC.
+    pub address: IpAddr,
+    /// The port of its sshd.
+    pub port: u16,
+    /// What it must not outlive.
+    pub end_time: Timestamp,
+}
+
+/// How long AWS may take to answer the request for a tunnel, whose time it counts from its answer on.
+const TUNNEL_ANSWER: Duration = Duration::from_secs(1);
+
+impl TunnelTo {
+    /// How long it may last, in seconds, if it is asked for now: AWS ends it then, whatever became of whoever asked. In
+    /// whole seconds, rounded down, and at most an hour; `None` if there is not even one left.
+    pub fn seconds(&self, now: Timestamp) -> Option<u16> {
+        let left = until(now, self.end_time).saturating_sub(TUNNEL_ANSWER).as_secs();
+        let seconds = u16::try_from(left).unwrap_or(u16::MAX).min(TUNNEL_SECONDS_MAX);
+        (seconds > 0).then_some(seconds)
+    }
+}
+
 /// What a failed call means for us: who must act, and when to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FailureClass {
@@ -195,4 +230,42 @@ pub struct Failure {
 /// An address as a person types it.
 pub fn address_text(address: IpAddr) -> String {
     address.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_lasts_whole_seconds_within_the_grant_and_within_an_hour() {
+        let end_time: Timestamp = "2026-03-01T09:00:00Z".parse().unwrap();
+        let to = TunnelTo {
+            place: Place { region: Region::parse("us-west-2").unwrap() },
+            vpc_id: "vpc-1".into(),
+            endpoint_id: "eice-1".into(),
+            address: IpAddr::from([10, 0, 0, 5]),
+            port: 22,
+            end_time,
+        };
+        for (left_ms, seconds) in [
+            (-1000, None),
+            (0, None),
+            (1999, None),
+            (2000, Some(1)),
+            (2999, Some(1)),
+            (120_999, Some(119)),
+            (3_600_999, Some(3599)),
+            (3_601_000, Some(3600)),
+            (3_602_000, Some(3600)),
+            (65_537_000, Some(3600)),
+            (400_000_000, Some(3600)),
+        ] {
+            let now = end_time - jiff::SignedDuration::from_millis(left_ms);
+            assert_eq!(to.seconds(now), seconds, "{left_ms} ms left");
+            if let Some(seconds) = seconds {
+                let ends = now + jiff::SignedDuration::from_secs(seconds.into());
+                assert!(ends <= end_time, "it outlives its grant, by {left_ms}");
+            }
+        }
+    }
 }

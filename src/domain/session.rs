@@ -13,20 +13,19 @@
 //! that instance, and ends with the first of them ([`permit`]).
 
 mod delivery;
+mod endpoints;
 mod network;
 mod pushed;
 mod record;
 mod report;
 pub mod rules;
+mod way;
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::api::{
-    ConditionStatus, ConditionType, ConnectionMethod, EndCause, InstanceAccess, KeyDelivery, SessionRules,
-};
+use crate::api::{ConditionStatus, ConditionType, EndCause, InstanceAccess, KeyDelivery, SessionRules};
 
 use super::cloud::InstanceId;
 use super::condition::ActiveReason;
@@ -34,11 +33,13 @@ use super::key::PublicKey;
 use super::record::RequestRef;
 
 pub use delivery::{KEY_REUSE, NoKey, READ_AGE_MAX, delivery, is_in_time, logins};
+pub use endpoints::{EndpointLimits, Endpoints, Spent};
 pub use network::{Network, Networks};
 pub use pushed::{PushRecord, PushRecordKind};
 use record::USERNAME_LENGTH_MAX;
 pub use record::{SessionRecord, SessionRecordKind};
 pub use report::{Next, REPORT_GAP, Report, Reports, SessionCount, Written, gateway_name, reported};
+pub use way::{Addresses, Destination, ENDPOINT_PORTS, Through, Way, tunnel_end};
 
 /// The longest text of a client's that is shown to anybody, in characters: a host name has 253 at most.
 const SHOWN_LENGTH_MAX: usize = 64;
@@ -78,15 +79,6 @@ pub struct SessionGrant {
     pub rules: SessionRules,
 }
 
-/// How an instance is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// By its address.
-    Direct(IpAddr),
-    /// Through an EC2 Instance Connect Endpoint.
-    Endpoint,
-}
-
 /// What a request is to the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -121,11 +113,13 @@ pub enum SessionEnd {
     InstanceLeft,
     /// The instance was not reached.
     NotReached,
+    /// The endpoint's longest time for a connection was over, and the grant's was not.
+    TunnelOver,
 }
 
 impl SessionEnd {
     /// Every cause, for tables and metrics.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Expired,
         Self::Released,
         Self::Revoked,
@@ -136,6 +130,7 @@ impl SessionEnd {
         Self::ClientLeft,
         Self::InstanceLeft,
         Self::NotReached,
+        Self::TunnelOver,
     ];
 
     /// The word, as it stands in audit and metrics.
@@ -151,6 +146,7 @@ impl SessionEnd {
             Self::ClientLeft => "ClientLeft",
             Self::InstanceLeft => "InstanceLeft",
             Self::NotReached => "NotReached",
+            Self::TunnelOver => "TunnelOver",
         }
     }
 
@@ -166,6 +162,9 @@ impl SessionEnd {
             Self::Idle => format!("the session of {name} was idle for too long; connect again"),
             Self::GatewayStopped => "the gateway stops; connect again".to_owned(),
             Self::ClientLeft | Self::InstanceLeft | Self::NotReached => format!("the session of {name} has ended"),
+            Self::TunnelOver => {
+                format!("the session of {name} has ended: an endpoint keeps none for over an hour; connect again")
+            }
         }
     }
 }
@@ -218,11 +217,6 @@ fn live(
     if status.key.as_ref()?.fingerprint != key_fingerprint {
         return None;
     }
-    let way = match connection.method {
-        ConnectionMethod::Direct => Way::Direct(connection.address.parse::<IpAddr>().ok()?.to_canonical()),
-        ConnectionMethod::Endpoint => Way::Endpoint,
-        ConnectionMethod::Auto => return None,
-    };
     let requester = request.spec.requester.as_ref()?.username.clone();
     let active = status.conditions.iter().find(|condition| condition.type_ == ConditionType::Active);
     let not_now = match active {
@@ -247,7 +241,7 @@ fn live(
         os_user: request.spec.os_user.clone(),
         delivery: request.spec.key_delivery.unwrap_or_default(),
         port: u16::try_from(connection.port).ok().filter(|port| *port > 0)?,
-        way,
+        way: way::way_of(status)?,
         expiration_time: grant.expiration_time.0,
         not_now,
         rules: grant.session.unwrap_or_default(),
@@ -262,7 +256,7 @@ pub fn lets_in(now: Timestamp, of_key: &[Arc<SessionGrant>]) -> bool {
 /// Proof that one session may be dialled, and what it is held to. [`permit`] alone makes one; it is moved, not cloned.
 #[derive(Debug, PartialEq, Eq)]
 pub struct DialPermit {
-    address: SocketAddr,
+    to: Destination,
     grant: Arc<SessionGrant>,
     holds: Vec<Hold>,
 }
@@ -291,12 +285,26 @@ impl DialPermit {
         &self.holds
     }
 
+    /// What it leads to.
+    pub fn to(&self) -> &Destination {
+        &self.to
+    }
+
     /// Spends the permit: returns what to dial and what the session is held to.
     ///
     /// # Errors
-    /// A [`Refusal`], if its time is over by now.
-    pub fn redeem(self, now: Timestamp) -> Result<(SocketAddr, Vec<Hold>), Refusal> {
-        self.holds.iter().find_map(|hold| hold.refusal(now)).map_or(Ok((self.address, self.holds)), Err)
+    /// A [`Refusal`], if its time is over by now. A tunnel is not worth asking for in the last second or two.
+    pub fn redeem(self, now: Timestamp) -> Result<(Destination, Vec<Hold>), Refusal> {
+        if let Some(refusal) = self.holds.iter().find_map(|hold| hold.refusal(now)) {
+            return Err(refusal);
+        }
+        match &self.to {
+            Destination::Endpoint(to) if to.seconds(now).is_none() => {
+                let request = request_name(&self.grant.request);
+                Err(Refusal::Over { request, expiration_time: to.end_time })
+            }
+            Destination::Endpoint(_) | Destination::Direct(_) => Ok((self.to, self.holds)),
+        }
     }
 }
 
@@ -308,6 +316,10 @@ pub struct Dialling {
     /// The ports that are. A requester chooses the port of a request: without this, whoever may log in to an instance
     /// reaches whatever else listens there.
     pub ports: Vec<u16>,
+    /// VPCs whose private addresses mean the same to the gateway: their instances are dialled by those first.
+    pub private_vpcs: Vec<String>,
+    /// Whether endpoints are dialled.
+    pub endpoints: bool,
 }
 
 /// Why no session is opened; the text says what to do.
@@ -369,6 +381,18 @@ pub enum Refusal {
         /// The request.
         request: String,
     },
+    /// The way leads through an endpoint, which does not connect to the grant's port.
+    #[error(
+        "{request} asks for port {port}, and {endpoint_id} connects to 22 and 3389 only; ask with port 22 for sshd, or with spec.connection.method Direct"
+    )]
+    EndpointPort {
+        /// The request.
+        request: String,
+        /// Its port.
+        port: u16,
+        /// The endpoint.
+        endpoint_id: String,
+    },
     /// The grant's port is none that this gateway dials.
     #[error(
         "{request} asks for port {port}, and this gateway dials {served} only; reach it without the gateway, or ask the operators for --ports"
@@ -401,6 +425,7 @@ impl Refusal {
             Self::Draining { .. } => "Draining",
             Self::NotNow { .. } => "NotNow",
             Self::Endpoint { .. } => "Endpoint",
+            Self::EndpointPort { .. } => "EndpointPort",
             Self::PortNotServed { .. } => "PortNotServed",
             Self::NeverDialled { .. } => "NeverDialled",
         }
@@ -449,28 +474,13 @@ pub fn permit(
             reason: grant.not_now.clone().unwrap_or_default(),
         });
     };
-    let Way::Direct(address) = grant.way else {
-        return Err(Refusal::Endpoint {
-            instance_id: grant.instance_id.clone(),
-            request: request_name(&grant.request),
-        });
-    };
-    if !dialling.ports.contains(&grant.port) {
-        let served: Vec<String> = dialling.ports.iter().map(ToString::to_string).collect();
-        return Err(Refusal::PortNotServed {
-            request: request_name(&grant.request),
-            port: grant.port,
-            served: served.join(", "),
-        });
-    }
-    if dialling.never.has(address) {
-        return Err(Refusal::NeverDialled { request: request_name(&grant.request) });
-    }
     let holds = holds(now, grant, &others(&grant.instance_id));
     if let Some(refusal) = holds.iter().find_map(|hold| hold.refusal(now)) {
         return Err(refusal);
     }
-    Ok(DialPermit { address: SocketAddr::new(address, grant.port), grant: Arc::clone(grant), holds })
+    let end_time = holds.iter().map(|hold| hold.cut_time).min().unwrap_or(grant.expiration_time);
+    let to = way::destination(grant, end_time, dialling)?;
+    Ok(DialPermit { to, grant: Arc::clone(grant), holds })
 }
 
 /// Whether `host` names the grant: by instance, by request, or by node. No name is resolved.

@@ -34,6 +34,8 @@ pub struct GatewayMetrics {
     keys: Family<Outcome, Counter>,
     /// Sessions that are open.
     pub sessions_open: Gauge,
+    /// Connections of endpoints that are taken.
+    pub endpoint_connections: Gauge,
     ends: Family<Cause, Counter>,
     refusals: Family<Reason, Counter>,
     pushes: Family<Outcome, Counter>,
@@ -62,6 +64,11 @@ impl Default for GatewayMetrics {
             connections: registered!("connections", "Connections of clients, by outcome", Family::default()),
             keys: registered!("keys", "Keys that clients offered, by outcome", Family::default()),
             sessions_open: registered!("sessions_open", "Sessions that are open", Gauge::default()),
+            endpoint_connections: registered!(
+                "endpoint_connections",
+                "Connections of endpoints that are taken",
+                Gauge::default()
+            ),
             ends: registered!("session_ends", "Sessions that ended, by cause", Family::default()),
             refusals: registered!("refusals", "Sessions that were not opened, by reason", Family::default()),
             pushes: registered!("pushes", "Keys that sessions needed, by outcome", Family::default()),

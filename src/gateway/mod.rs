@@ -18,6 +18,7 @@
 //! A cut closes the byte path: processes that the session started may live on.
 
 mod connection;
+mod dial;
 mod grants;
 mod host_key;
 mod idle;
@@ -44,10 +45,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::InstanceAccess;
 use crate::audit::Trail;
-use crate::aws::ComingCloud;
+use crate::aws::{ComingCloud, Tunnels};
 use crate::clock::Clock;
-use crate::domain::session::{Dialling, standing};
+use crate::domain::session::{Dialling, EndpointLimits, standing};
 
+use dial::Dialler;
 use grants::Grants;
 pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
 use limits::{Pace, Place, Places, source};
@@ -95,6 +97,8 @@ pub struct GatewayLimits {
     pub sessions_per_grant_max: usize,
     /// How long a session may idle, whatever its policy says; none: as long as that lets it.
     pub idle_max: Option<Duration>,
+    /// Connections of endpoints.
+    pub endpoints: EndpointLimits,
     /// Silence of the API server after which no session is opened.
     pub silence_max: Duration,
     /// How long sessions may go on at a shutdown.
@@ -119,6 +123,8 @@ pub struct GatewayParts {
     pub limits: GatewayLimits,
     /// What may be dialled at all.
     pub dialling: Dialling,
+    /// How endpoints are dialled, if they are.
+    pub tunnels: Option<Arc<dyn Tunnels>>,
     /// Counters.
     pub metrics: Arc<GatewayMetrics>,
 }
@@ -132,6 +138,7 @@ struct Shared {
     ssh: Arc<russh::server::Config>,
     limits: GatewayLimits,
     dialling: Dialling,
+    dialler: Dialler,
     metrics: Arc<GatewayMetrics>,
     keys_pushed: KeyPushes,
     reporter: Arc<Reporter>,
@@ -173,7 +180,7 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, cloud, trail, clock, name, host_keys, limits, dialling, metrics } = parts;
+        let GatewayParts { client, cloud, trail, clock, name, host_keys, limits, dialling, tunnels, metrics } = parts;
         let shared = Shared {
             reporter: Reporter::new(client.clone(), name.clone(), Arc::clone(&metrics)),
             client,
@@ -182,7 +189,8 @@ impl Gateway {
             name,
             ssh: Arc::new(ssh_config(&host_keys)),
             limits,
-            dialling,
+            dialling: Dialling { endpoints: tunnels.is_some(), ..dialling },
+            dialler: Dialler::new(tunnels, limits.endpoints, Arc::clone(&metrics)),
             metrics,
             keys_pushed: KeyPushes::new(cloud),
             grants: Grants::default(),

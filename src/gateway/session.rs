@@ -7,7 +7,6 @@
 //! The record comes before the dial: a connection that is opened and dropped again is what sshd penalises. Before the record
 //! comes the key, if gateways push it (`push`).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,8 +14,6 @@ use std::time::Duration;
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -27,11 +24,10 @@ use crate::telemetry::chain;
 
 use super::Shared;
 use super::connection::{ProvedKey, Seat, no, not_now};
+use super::dial::{Dial, Instance};
 use super::idle::Idle;
 use super::push::deliver;
 
-/// How long an instance may take to answer: two lost SYNs.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the record of an opening may take to be durable.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Gap between two tries to write the record of an end down.
@@ -41,8 +37,6 @@ const AUDIT_RETRY: Duration = Duration::from_secs(1);
 const LOOK_MAX: Duration = Duration::from_millis(500);
 /// How long a channel's close may take to be queued; the byte path is closed by then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes that are read from an instance at once: an SSH packet's most.
-const CHUNK_BYTES: usize = 32 << 10;
 
 /// What a client asks for.
 #[derive(Clone, Debug)]
@@ -95,6 +89,13 @@ pub async fn open(
             return reply.reject(not_now(shares[full].full())).await;
         }
     };
+    let endpoint_place = match shared.dialler.place(&grant, permit.to()) {
+        Ok(place) => place,
+        Err(spent) => {
+            shared.metrics.count_refusal(spent.as_str());
+            return reply.reject(not_now(spent.to_string())).await;
+        }
+    };
     // Each writes two records to a disk: whoever opens and closes without end must not fill it.
     let wait = shared.pace.turn(&grant.request.uid, Instant::now());
     if !wait.is_zero() {
@@ -113,17 +114,18 @@ pub async fn open(
         let text = no_key.to_string();
         return reply.reject(if no_key.passes() { not_now(text) } else { no(text) }).await;
     }
-    let (address, holds) = match permit.redeem((shared.clock)()) {
+    let (to, holds) = match permit.redeem((shared.clock)()) {
         Ok(redeemed) => redeemed,
         Err(refusal) => {
             shared.metrics.count_refusal(refusal.as_str());
             return reply.reject(no(refusal.to_string())).await;
         }
     };
+    let dial = shared.dialler.prepare(to, endpoint_place);
     let source = seat.connection().source;
     let asked_text = printable(&format!("{}:{}", asked.host, asked.port));
     let record =
-        SessionRecord::opened(&shared.name, &grant, &holds, source.to_string(), asked_text, address.to_string());
+        SessionRecord::opened(&shared.name, &grant, &holds, source.to_string(), asked_text, dial.destination());
     let sequence = match opened(&shared, serde_json::to_value(&record)).await {
         Ok(sequence) => sequence,
         Err(why) => {
@@ -147,15 +149,20 @@ pub async fn open(
         }
         // russh does not tell while the instance takes nothing.
         () = seat.connection().gone.cancelled() => SessionEnd::ClientLeft,
-        end = carry(address, channel, reply, &bytes) => end,
+        end = carry(&shared, &dial, channel, reply, &bytes) => end,
     };
     // The byte path is closed: what was dialled went with `carry`.
+    let record = SessionRecord { destination: dial.destination(), ..record };
+    drop(dial);
     shared.metrics.sessions_open.dec();
     drop(counted);
     shared.metrics.count_end(end);
     let told_by = match (&cut_by, end) {
         (Some(hold), _) => Some(&hold.request),
-        (None, SessionEnd::GatewayStopped | SessionEnd::Idle) => Some(&grant.request),
+        // A tunnel's end is AWS's doing, and looks like the instance's.
+        (None, SessionEnd::GatewayStopped | SessionEnd::Idle | SessionEnd::Expired | SessionEnd::TunnelOver) => {
+            Some(&grant.request)
+        }
         (None, _) => None,
     };
     if let (Some(hold), SessionEnd::Expired) = (&cut_by, end) {
@@ -270,45 +277,43 @@ impl Bytes {
 }
 
 /// Dials, accepts and relays, to the end of either side. Dropping it closes what it dialled.
-async fn carry(address: SocketAddr, channel: Channel<Msg>, reply: ChannelOpenHandle, bytes: &Bytes) -> SessionEnd {
-    let dialled = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await;
-    let instance = match dialled {
-        Ok(Ok(instance)) => instance,
-        Ok(Err(error)) => {
-            let text = format!("the instance was not reached from the gateway: {error}; look at its security group");
-            reply.reject(ChannelOpenFailure::Other { code: 2, reason: text }).await;
-            return SessionEnd::NotReached;
-        }
-        Err(_) => {
-            let text = format!(
-                "the instance did not answer the gateway within {} s; look at its security group",
-                DIAL_TIMEOUT.as_secs()
-            );
-            reply.reject(ChannelOpenFailure::Other { code: 2, reason: text }).await;
+async fn carry(
+    shared: &Shared,
+    dial: &Dial,
+    channel: Channel<Msg>,
+    reply: ChannelOpenHandle,
+    bytes: &Bytes,
+) -> SessionEnd {
+    let mut instance = match shared.dialler.dial(dial).await {
+        Ok(instance) => instance,
+        Err(failure) => {
+            reply.reject(failure).await;
             return SessionEnd::NotReached;
         }
     };
-    let _ = instance.set_nodelay(true); // a socket that takes no options is one that is gone
     reply.accept().await;
-    relay(channel, instance, bytes).await
+    let end = relay(channel, &mut instance, bytes).await;
+    instance.cause(end)
 }
 
-async fn relay(channel: Channel<Msg>, mut instance: TcpStream, bytes: &Bytes) -> SessionEnd {
+async fn relay(channel: Channel<Msg>, instance: &mut Instance, bytes: &Bytes) -> SessionEnd {
     let (mut from_client, to_client) = channel.split();
-    let (from_instance, mut to_instance) = instance.split();
+    let (mut from_instance, mut to_instance) = instance.split();
     let client_has_ended = AtomicBool::new(false);
     let up = async {
         while let Some(message) = from_client.wait().await {
             match message {
                 ChannelMsg::Data { data } => {
-                    if to_instance.write_all(&data).await.is_err() {
+                    if to_instance.send(&data).await.is_err() {
                         return SessionEnd::InstanceLeft;
                     }
                     bytes.to_instance.fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
                 ChannelMsg::Eof => {
                     client_has_ended.store(true, Ordering::Relaxed);
-                    let _ = to_instance.shutdown().await; // if it fails, the other direction hears of it
+                    if to_instance.end().await {
+                        break;
+                    }
                 }
                 ChannelMsg::Close => break,
                 _ => {} // russh's own list, which grows: whatever carries no bytes of ours
@@ -317,25 +322,17 @@ async fn relay(channel: Channel<Msg>, mut instance: TcpStream, bytes: &Bytes) ->
         SessionEnd::ClientLeft
     };
     let down = async {
-        loop {
-            // No buffer while nothing comes: most sessions idle most of the time.
-            if from_instance.readable().await.is_err() {
-                break;
-            }
-            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-            match from_instance.try_read_buf(&mut chunk) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(_) => break,
-            }
+        while let Some(chunk) = from_instance.next().await {
             let length = chunk.len() as u64;
             if to_client.data_bytes(chunk).await.is_err() {
                 return SessionEnd::ClientLeft;
             }
             bytes.from_instance.fetch_add(length, Ordering::Relaxed);
         }
-        let _ = to_client.eof().await; // a client that is gone needs no end
+        // Who is cut is told why first: at this end it would hang up before.
+        if !from_instance.is_cut() {
+            let _ = to_client.eof().await; // a client that is gone needs no end
+        }
         if client_has_ended.load(Ordering::Relaxed) { SessionEnd::ClientLeft } else { SessionEnd::InstanceLeft }
     };
     tokio::select! {

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::controller::{PROGRAM, records};
 use crate::stand::{BOUND, Stand, shared};
+use crate::tunnel::{Tls, WITHIN};
 
 /// The gateway's rights, as they are shipped.
 const GATEWAY_RBAC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway-rbac.yaml");
@@ -52,16 +53,30 @@ pub async fn end() {
 impl Jump {
     /// Starts one, with more arguments; returns when it is ready.
     pub async fn start(stand: &Stand, name: &str, more: &[&str]) -> Self {
-        Self::start_with(stand, name, more, stand.lab.aws_env()).await
+        Self::start_by(Command::new(PROGRAM), stand, name, more, stand.lab.aws_env()).await
     }
 
     /// Starts one that has no AWS, and does not look for it in the network.
     pub async fn start_without_aws(stand: &Stand, name: &str) -> Self {
         let no_aws = ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());
-        Self::start_with(stand, name, &[], vec![no_aws]).await
+        Self::start_by(Command::new(PROGRAM), stand, name, &[], vec![no_aws]).await
     }
 
-    async fn start_with(stand: &Stand, name: &str, more: &[&str], aws: Vec<(String, String)>) -> Self {
+    /// Starts one where an endpoint has a name, and TLS.
+    pub async fn start_within(tls: &Tls, stand: &Stand, name: &str) -> Self {
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["--unset=AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT", "PATH=/usr/bin:/bin"]);
+        command.args(["unshare", "-m", "sh", "-c", WITHIN]).arg(&tls.dir).arg(PROGRAM);
+        Self::start_by(command, stand, name, &[], stand.lab.aws_env()).await
+    }
+
+    async fn start_by(
+        mut command: Command,
+        stand: &Stand,
+        name: &str,
+        more: &[&str],
+        aws: Vec<(String, String)>,
+    ) -> Self {
         let lab = &stand.lab;
         let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "gateway").await.unwrap();
         stand.kubectl_ok("admin", &["apply", "--server-side", "-f", GATEWAY_RBAC]).await;
@@ -71,11 +86,11 @@ impl Jump {
         let file = File::options().create(true).append(true).open(&log).unwrap();
         // One of this name may have been there before.
         let begin = usize::try_from(file.metadata().unwrap().len()).unwrap();
-        let mut command = Command::new(PROGRAM);
         command.env_clear().envs(aws).env("KUBECONFIG", kubeconfig).env("HOME", lab.dir()).env(MARK, lab.dir());
         command.env("RUST_LOG", "info,instance_access=debug");
         command.arg("gateway").args(["--name", name]).arg("--audit-file").arg(&audit).args(more);
-        let port = lab.ssh_port().to_string();
+        // Endpoints connect to 22 only, wherever an instance's sshd listens.
+        let port = format!("{},22", lab.ssh_port());
         for (flag, value) in [
             ("--host-key-file", host_key.to_str().unwrap()),
             ("--listen", "127.0.0.1:0"),
@@ -162,7 +177,12 @@ impl Jump {
 
     /// Tells it to stop.
     pub fn told_to_stop(&self) {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        self.signal("-TERM");
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
         assert!(told.success(), "{told}");
     }
 

@@ -25,9 +25,13 @@ mod request;
 #[path = "../whole/stand.rs"]
 #[allow(dead_code, reason = "shared with the tests of the whole, which use all of it")]
 mod stand;
+#[path = "../whole/tunnel.rs"]
+#[allow(dead_code, reason = "shared with the tests of the whole, which use all of it")]
+mod tunnel;
 
 mod client;
 mod clients;
+mod endpoint;
 mod ends;
 mod host_keys;
 mod jump;
@@ -56,6 +60,16 @@ fn main() -> std::process::ExitCode {
             an_agent_alone_leads_in_and_is_forwarded_to_the_instance_only,
             ipv6_leads_to_the_gateway_and_to_the_instance,
         }
+        endpoint {
+            ssh_and_scp_lead_through_the_endpoint_and_leave_nothing_open,
+            a_session_through_the_endpoint_is_cut_at_the_end_of_its_grant_and_told_why,
+            a_session_through_the_endpoint_is_cut_when_its_grant_is_revoked,
+            an_endpoint_proves_its_name,
+            an_endpoints_connections_are_shared_out_and_what_aws_refuses_is_told,
+            without_the_gateway_a_tunnel_ends_all_the_same,
+            a_gateway_without_endpoints_says_the_way_that_there_is,
+            a_private_address_is_dialled_first_where_it_means_the_instance,
+        }
         ends {
             a_session_is_cut_at_the_end_of_its_grant_and_told_why,
             a_session_is_cut_when_its_grant_is_revoked,
@@ -71,7 +85,6 @@ fn main() -> std::process::ExitCode {
             whoever_tries_doors_is_shown_out,
             a_jump_host_is_no_shell_and_forwards_nothing_else,
             a_key_without_a_live_grant_is_not_let_in,
-            a_private_instance_is_refused_with_the_way_that_there_is,
             without_a_record_no_session,
         }
         host_keys {

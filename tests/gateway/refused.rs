@@ -208,15 +208,6 @@ pub async fn a_key_without_a_live_grant_is_not_let_in() {
     assert_eq!(jump.records(&granted.uid, "SessionOpened").len(), 0);
 }
 
-pub async fn a_private_instance_is_refused_with_the_way_that_there_is() {
-    let (stand, jump) = both().await;
-    let db = stand.lab.instance("db-1");
-    let request = stand.request("bob", "private").on(&db).with(json!({"ttlSeconds": 600})).applied().await;
-    request.becomes("Granted").await;
-    let said = Client::of(&request, jump).refused(&format!("{}:{}", db.id, stand.lab.ssh_port())).await;
-    assert!(said.contains("EC2 Instance Connect Endpoint") && said.contains("status.connection.command"), "{said}");
-}
-
 pub async fn without_a_record_no_session() {
     let (stand, _) = both().await;
     let jump = Jump::start(stand, "gateway-records", &[]).await;

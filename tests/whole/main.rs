@@ -32,6 +32,7 @@ mod request;
 mod restart;
 mod revoke;
 mod stand;
+#[allow(dead_code, reason = "shared with the tests of the gateway, which use all of it")]
 mod tunnel;
 
 use libtest_mimic::Arguments;

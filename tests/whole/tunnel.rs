@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use lab::Instance;
 use lab::ssh::{self, Output};
 use lab::standin::{Api, Endpoint};
 use serde_json::json;
@@ -15,34 +16,51 @@ use crate::history::text;
 use crate::stand::{Stand, shared};
 
 /// What AWS calls an endpoint. AWS's client dials it on port 443, and wants a certificate that it trusts.
-const NAME: &str = "eice-0123456789abcdef0.example.ec2-instance-connect-endpoint.us-west-2.amazonaws.com";
+pub const NAME: &str = "eice-0123456789abcdef0.example.ec2-instance-connect-endpoint.us-west-2.amazonaws.com";
+
+/// A shell's script: runs its arguments where the name and the certificate of a [`Tls`], its `$0`, are known.
+pub const WITHIN: &str = "mount --bind \"$0/hosts\" /etc/hosts && \
+    mount --bind \"$0/bundle\" /etc/ssl/certs/ca-certificates.crt && exec \"$@\"";
 
 /// Takes TLS off for the stand-in. The name and the certificate are known in a private copy of `/etc` alone.
-struct Tls {
+pub struct Tls {
     _child: Child,
-    dir: PathBuf,
+    pub dir: PathBuf,
+}
+
+/// Who says that its certificate is right: rustls takes none that speaks for itself.
+#[derive(Clone, Copy)]
+pub enum Vouched {
+    ByItself,
+    ByAnAuthority,
 }
 
 impl Tls {
-    async fn start(stand: &Stand) -> Self {
+    pub async fn start(stand: &Stand, vouched: Vouched) -> Self {
         let dir = stand.lab.dir().join("tls");
         fs::create_dir_all(&dir).unwrap();
+        let openssl = async |more: &[&str]| {
+            let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"];
+            let mut openssl = Command::new("openssl");
+            openssl.current_dir(&dir).args(["req", "-x509"]).args(key).args(more);
+            let made = ssh::run(&mut openssl).await.unwrap();
+            assert!(made.success(), "{made:?}");
+        };
+        let name = format!("subjectAltName=DNS:{NAME}");
+        let authority = match vouched {
+            Vouched::ByItself => {
+                openssl(&["-subj", "/CN=lab", "-addext", &name, "-keyout", "tls.key", "-out", "tls.pem"]).await;
+                "tls.pem"
+            }
+            Vouched::ByAnAuthority => {
+                openssl(&["-subj", "/CN=lab", "-keyout", "authority.key", "-out", "authority.pem"]).await;
+                let own = ["-subj", "/CN=endpoint", "-addext", &name, "-addext", "basicConstraints=critical,CA:FALSE"];
+                let by = ["-CA", "authority.pem", "-CAkey", "authority.key", "-keyout", "tls.key", "-out", "tls.pem"];
+                openssl(&[&own[..], &by].concat()).await;
+                "authority.pem"
+            }
+        };
         let (certificate, key) = (dir.join("tls.pem"), dir.join("tls.key"));
-        let mut openssl = Command::new("openssl");
-        openssl.args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "1",
-        ]);
-        openssl.args(["-subj", "/CN=lab", "-addext", &format!("subjectAltName=DNS:{NAME}")]);
-        let made = ssh::run(openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate)).await.unwrap();
-        assert!(made.success(), "{made:?}");
 
         // One more address of the lab's own block, where nothing else listens.
         let IpAddr::V4(web) = stand.lab.instance("web-1").private_ip else { panic!("an IPv4 lab") };
@@ -60,7 +78,7 @@ impl Tls {
 
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         fs::write(dir.join("hosts"), format!("{}\n{listen} {NAME}\n", read("/etc/hosts"))).unwrap();
-        let trusted = read("/etc/ssl/certs/ca-certificates.crt") + &fs::read_to_string(&certificate).unwrap();
+        let trusted = read("/etc/ssl/certs/ca-certificates.crt") + &fs::read_to_string(dir.join(authority)).unwrap();
         fs::write(dir.join("bundle"), trusted).unwrap();
         Self { _child: child, dir }
     }
@@ -72,33 +90,44 @@ async fn typed(stand: &Stand, tls: &Tls, line: &str) -> Output {
     let aws = ssh::run(&mut Command::new(setup)).await.unwrap();
     assert!(aws.success(), "{aws:?}");
     let bin = Path::new(aws.stdout.trim()).parent().unwrap().to_owned();
-    let script = "mount --bind \"$0/hosts\" /etc/hosts && \
-                  mount --bind \"$0/bundle\" /etc/ssl/certs/ca-certificates.crt && exec sh -c \"$1\"";
     let mut shell = Command::new("unshare");
-    shell.args(["-m", "sh", "-c", script]).arg(&tls.dir).arg(line);
+    shell.args(["-m", "sh", "-c", WITHIN]).arg(&tls.dir).args(["sh", "-c", line]);
     shell.env_clear().envs(stand.lab.aws_env()).env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
     shell.env("HOME", stand.lab.dir()).env("NO_PROXY", "127.0.0.0/8").env(lab::proc::MARK, stand.lab.dir());
     ssh::run(&mut shell).await.unwrap()
 }
 
-pub async fn the_command_for_a_private_instance_leads_in_through_the_endpoint_by_awss_own_client() {
+/// Whether there can be a [`Tls`].
+pub async fn may_be_made() -> bool {
     let whoami = ssh::run(Command::new("id").arg("-u")).await.unwrap();
-    if whoami.stdout.trim() != "0" {
+    let is_root = whoami.stdout.trim() == "0";
+    if !is_root {
         eprintln!("left out: port 443 and a name of one's own need root");
+    }
+    is_root
+}
+
+/// The endpoint of this instance's network has its name.
+pub fn named(stand: &Stand, instance: &Instance) {
+    stand.lab.standin().put_endpoint(Endpoint {
+        id: stand.lab.endpoint_id().to_owned(),
+        vpc_id: instance.vpc_id.clone(),
+        subnet_id: instance.subnet_id.clone(),
+        dns_name: NAME.to_owned(),
+        ..Endpoint::default()
+    });
+}
+
+pub async fn the_command_for_a_private_instance_leads_in_through_the_endpoint_by_awss_own_client() {
+    if !may_be_made().await {
         return;
     }
     let stand = shared().await;
     let db = stand.lab.instance("db-1");
     let request = stand.request("bob", "tunnel").on(&db).with(json!({"ttlSeconds": 600})).applied().await;
     let granted = request.becomes("Granted").await;
-    stand.lab.standin().put_endpoint(Endpoint {
-        id: stand.lab.endpoint_id().to_owned(),
-        vpc_id: db.vpc_id.clone(),
-        subnet_id: db.subnet_id.clone(),
-        dns_name: NAME.to_owned(),
-        ..Endpoint::default()
-    });
-    let tls = Tls::start(stand).await;
+    named(stand, &db);
+    let tls = Tls::start(stand, Vouched::ByItself).await;
     let config = stand.lab.ssh_config(&request.key, "").unwrap();
     let command = text(&granted, "/status/connection/command");
     // AWS's client takes a second and a half to start on an idle machine, and ten times that on a busy one.

@@ -83,7 +83,12 @@ pub(super) fn arcs(grants: &[SessionGrant]) -> Vec<Arc<SessionGrant>> {
 
 /// No loopback, and two ports.
 pub(super) fn dialling() -> Dialling {
-    Dialling { never: Networks::new(vec!["127.0.0.0/8".parse().unwrap()]), ports: vec![22, 2222] }
+    Dialling {
+        never: Networks::new(vec!["127.0.0.0/8".parse().unwrap()]),
+        ports: vec![22, 2222],
+        private_vpcs: vec!["vpc-near".into()],
+        endpoints: true,
+    }
 }
 
 /// Asks for a session with the key of all these grants.
@@ -166,13 +171,58 @@ fn a_grant_leads_to_its_instance_by_any_of_its_names() {
     let node = SessionGrant { node_name: Some("ip-10-0-1-2.ec2.internal".into()), ..grant() };
     for host in [INSTANCE, "web-1.team", "ip-10-0-1-2.ec2.internal"] {
         let permit = asked(std::slice::from_ref(&node), host, 22).unwrap();
-        let (address, holds) = permit.redeem(now()).unwrap();
-        assert_eq!(address, "203.0.113.17:22".parse().unwrap(), "{host}");
+        let (to, holds) = permit.redeem(now()).unwrap();
+        assert_eq!(to.to_string(), "203.0.113.17:22", "{host}");
         assert_eq!(holds.iter().map(|hold| hold.grant_id.as_str()).collect::<Vec<_>>(), ["g1"]);
     }
-    let six = SessionGrant { way: Way::Direct("2001:db8::17".parse().unwrap()), port: 2222, ..grant() };
-    let (address, _) = asked(&[six], INSTANCE, 2222).unwrap().redeem(now()).unwrap();
-    assert_eq!(address, "[2001:db8::17]:2222".parse().unwrap());
+}
+
+/// A direct way, by these addresses of an instance in that VPC.
+fn direct(chosen: &str, ipv6: Option<&str>, private: Option<&str>, vpc_id: &str) -> Way {
+    let parsed = |text: &str| text.parse().unwrap();
+    let (ipv6, private) = (ipv6.map(parsed), private.map(parsed));
+    Way::Direct(Addresses { chosen: parsed(chosen), ipv6, private, vpc_id: Some(vpc_id.into()) })
+}
+
+#[test]
+fn addresses_are_tried_in_order_each_once_and_a_private_one_where_it_means_the_instance() {
+    let (public, six, private) = ("203.0.113.17", "2001:db8::17", "10.0.0.5");
+    for (way, port, expected) in [
+        (direct(public, None, None, "vpc-far"), 22, "203.0.113.17:22"),
+        (direct(six, None, None, "vpc-far"), 2222, "[2001:db8::17]:2222"),
+        (direct(six, Some(six), Some(private), "vpc-far"), 22, "[2001:db8::17]:22"),
+        // Elsewhere 10.0.0.5 is somebody else.
+        (direct(public, Some(six), Some(private), "vpc-far"), 22, "203.0.113.17:22, [2001:db8::17]:22"),
+        (direct(private, None, Some(private), "vpc-far"), 22, "10.0.0.5:22"),
+        (direct(public, Some(six), Some(private), "vpc-near"), 22, "10.0.0.5:22, 203.0.113.17:22, [2001:db8::17]:22"),
+        (direct(private, None, Some(private), "vpc-near"), 22, "10.0.0.5:22"),
+        // What is never dialled is left out.
+        (direct(public, Some(six), Some("127.0.0.9"), "vpc-near"), 22, "203.0.113.17:22, [2001:db8::17]:22"),
+        (direct("127.0.0.9", Some("fe80::1"), Some(private), "vpc-near"), 22, "10.0.0.5:22"),
+    ] {
+        let (to, _) = asked(&[SessionGrant { way: way.clone(), port, ..grant() }], INSTANCE, port.into())
+            .unwrap()
+            .redeem(now())
+            .unwrap();
+        assert_eq!(to.to_string(), expected, "{way:?}");
+    }
+    let never =
+        SessionGrant { way: direct("127.0.0.9", Some("fe80::1"), Some("169.254.169.254"), "vpc-near"), ..grant() };
+    refused(&[never], INSTANCE, 22, "NeverDialled");
+}
+
+#[test]
+fn the_addresses_are_those_of_status() {
+    let of = |facts: serde_json::Value| match standing(&bent("/status/instance", facts)) {
+        Standing::Live(grant) => grant.way.clone(),
+        other => panic!("{other:?}"),
+    };
+    let facts = json!({"instanceId": INSTANCE, "publicIp": "198.51.100.1", "ipv6": "2001:db8::17",
+                       "privateIp": "10.0.0.5", "vpcId": "vpc-1"});
+    let expected = direct("203.0.113.17", Some("2001:db8::17"), Some("10.0.0.5"), "vpc-1");
+    assert_eq!(of(facts), expected, "of public ones only the operator's, which it keeps up to date");
+    let nonsense = json!({"instanceId": INSTANCE, "ipv6": "10.0.0.6", "privateIp": "web-1", "vpcId": "vpc-1"});
+    assert_eq!(of(nonsense), direct("203.0.113.17", None, None, "vpc-1"));
 }
 
 #[test]
@@ -267,11 +317,70 @@ fn an_address_that_no_instance_has_is_never_dialled_whatever_status_says() {
     }
 }
 
+/// A request whose instance is behind an endpoint, with something else at a JSON pointer.
+fn behind_an_endpoint(pointer: &str, value: serde_json::Value) -> InstanceAccess {
+    let mut object = serde_json::to_value(granted()).unwrap();
+    object["status"]["connection"] = json!({"method": "Endpoint", "address": "10.0.0.5", "port": 22,
+                                            "endpointId": "eice-1", "command": "ssh"});
+    object["status"]["instance"] = json!({"instanceId": INSTANCE, "region": "us-west-2", "vpcId": "vpc-1"});
+    if !pointer.is_empty() {
+        *object.pointer_mut(pointer).unwrap() = value;
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+#[test]
+fn a_grant_through_an_endpoint_leads_to_a_tunnel_that_does_not_outlive_it() {
+    let Standing::Live(grant) = standing(&behind_an_endpoint("", json!(null))) else { panic!("it is granted") };
+    let root = SessionGrant { os_user: "root".into(), expiration_time: at(90), ..(*grant).clone() };
+    let all = arcs(&[(*grant).clone(), root]);
+    let others = |_: &InstanceId| all.clone();
+    let permit = |now| permit(now, &all[..1], others, INSTANCE, 22, &dialling()).unwrap();
+    let (to, holds) = permit(now()).redeem(now()).unwrap();
+    assert_eq!(to.to_string(), "10.0.0.5:22 through eice-1");
+    let Destination::Endpoint(to) = to else { panic!("{to:?}") };
+    assert_eq!((to.place.region.as_str(), to.vpc_id.as_str()), ("us-west-2", "vpc-1"));
+    assert_eq!(holds.len(), 2);
+    assert_eq!(to.end_time, at(90), "it ends with the first login that it is held to");
+    assert!(permit(at(87)).redeem(at(88)).is_ok());
+    let over = Refusal::Over { request: "web-1.team".into(), expiration_time: at(90) };
+    assert_eq!(permit(at(88)).redeem(at(89)), Err(over), "no tunnel for the last second");
+}
+
 #[test]
 fn a_grant_through_an_endpoint_is_refused_with_the_way_that_there_is() {
-    let Standing::Live(grant) = standing(&bent("/status/connection/method", json!("Endpoint"))) else { panic!() };
-    let told = refused(&[(*grant).clone()], INSTANCE, 22, "Endpoint");
-    assert!(told.contains("status.connection.command"), "{told}");
+    let Standing::Live(grant) = standing(&behind_an_endpoint("", json!(null))) else { panic!("it is granted") };
+    let without = Dialling { endpoints: false, ..dialling() };
+    let refusal = permit(now(), &[Arc::clone(&grant)], |_| Vec::new(), INSTANCE, 22, &without).unwrap_err();
+    assert_eq!(refusal.as_str(), "Endpoint");
+    assert!(refusal.to_string().contains("status.connection.command"), "{refusal}");
+    // An endpoint's own rule, before the gateway's.
+    let told = refused(&[SessionGrant { port: 2222, ..(*grant).clone() }], INSTANCE, 2222, "EndpointPort");
+    assert!(told.contains("eice-1 connects to 22 and 3389 only"), "{told}");
+    refused(&[SessionGrant { port: 3389, ..(*grant).clone() }], INSTANCE, 3389, "PortNotServed");
+    let Standing::Live(forged) = standing(&behind_an_endpoint("/status/connection/address", json!("169.254.169.254")))
+    else {
+        panic!("it is granted")
+    };
+    refused(&[(*forged).clone()], INSTANCE, 22, "NeverDialled");
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_one_opens_nothing() {
+    for (pointer, value) in [
+        ("/status/connection/endpointId", json!(null)),
+        ("/status/connection/endpointId", json!("")),
+        ("/status/connection/endpointId", json!("eice-1&remotePort=5432")),
+        ("/status/connection/endpointId", json!("../eice-1")),
+        ("/status/connection/address", json!("localhost")),
+        ("/status/instance/vpcId", json!(null)),
+        ("/status/instance/vpcId", json!("vpc-*")),
+        ("/status/instance/region", json!(null)),
+        ("/status/instance/region", json!("example.com/")),
+    ] {
+        let request = behind_an_endpoint(pointer, value.clone());
+        assert_eq!(standing(&request), Standing::Nothing, "{pointer} = {value}");
+    }
 }
 
 /// One more grant: on an instance, of a name, for a login, for so many seconds.
@@ -384,6 +493,7 @@ fn a_farewell_says_why_in_one_line_that_ssh_shows_whole() {
     the session of web-1.team has ended
     the session of web-1.team has ended
     the session of web-1.team has ended
+    the session of web-1.team has ended: an endpoint keeps none for over an hour; connect again
     ");
 }
 
@@ -442,9 +552,10 @@ proptest! {
                 prop_assert_eq!(port, u32::from(grant.port));
                 let earliest = permit.holds().iter().map(|hold| hold.cut_time).min().unwrap();
                 prop_assert!(earliest <= grant.expiration_time);
-                let (address, _) = permit.redeem(now()).unwrap();
-                prop_assert_eq!(Way::Direct(address.ip()), grant.way);
-                prop_assert_eq!(address.port(), grant.port);
+                let (to, _) = permit.redeem(now()).unwrap();
+                let Way::Direct(addresses) = &grant.way else { panic!("it is direct") };
+                let own = std::net::SocketAddr::new(addresses.chosen, grant.port);
+                prop_assert_eq!(to, Destination::Direct(vec![own]));
             }
             Err(refusal) => {
                 let text = refusal.to_string();

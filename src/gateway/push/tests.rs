@@ -19,7 +19,7 @@ use crate::domain::cloud::{Endpoint, Failure, Instance, InstanceId, Place};
 use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
 use crate::domain::push::KeyPush;
-use crate::domain::session::{Dialling, Networks, standing};
+use crate::domain::session::{Dialling, EndpointLimits, Networks, standing};
 use crate::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, HostKeys};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIInStMRqROkTDl0mY88lWxAMlcGJXz3IjvFhijzUrfeX";
@@ -161,10 +161,12 @@ async fn world(before: Duration, fate: Fate) -> World {
             connections_per_key_max: 1,
             sessions_per_grant_max: 1,
             idle_max: None,
+            endpoints: EndpointLimits { per_endpoint_max: 1, per_grant_max: 1 },
             silence_max: seconds(1),
             drain: seconds(1),
         },
-        dialling: Dialling { never: Networks::new(vec![]), ports: vec![22] },
+        dialling: Dialling { never: Networks::new(vec![]), ports: vec![22], private_vpcs: vec![], endpoints: false },
+        tunnels: None,
         metrics: Arc::new(GatewayMetrics::default()),
     });
     World { shared: gateway.shared, api, aws, step, audit, _dir: dir }

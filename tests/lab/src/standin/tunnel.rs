@@ -1,8 +1,9 @@
 //! The EC2 Instance Connect Endpoint's websocket: bytes to an instance of the endpoint's VPC.
 //!
 //! Source: AWS's command line client (the query, the presigned signature, binary frames) and AWS's documentation
-//! (20 connections, an hour, ports 22 and 3389). Of AWS's errors, only that of a wrong port is known word for word;
-//! the codes of the others, and the codes with which a websocket closes, are guesses.
+//! (20 connections, an hour, ports 22 and 3389). Of AWS's errors, that of a wrong port is known word for word, and of the
+//! reasons with which a websocket closes that of an instance that was not reached, as people report them; the codes of
+//! the others, and those with which a websocket closes, are guesses.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -38,6 +39,8 @@ const NORMAL: u16 = 1000;
 const GOING_AWAY: u16 = 1001;
 const UNSUPPORTED: u16 = 1003;
 const FAILED: u16 = 1011;
+/// The reason that AWS gives for an instance that was not reached, whether it refuses or says nothing.
+const UNREACHED: &str = "Unable to connect to target";
 
 /// The connections that are open through each endpoint.
 #[derive(Default)]
@@ -240,8 +243,7 @@ async fn relay(shared: Arc<Shared>, socket: WebSocket, route: Route, mut closing
             };
             end
         }
-        Ok(Err(_)) => (FAILED, "the instance refused the connection"),
-        Err(_) => (FAILED, "the instance did not answer"),
+        Ok(Err(_)) | Err(_) => (FAILED, UNREACHED),
     };
     let _ = sink.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
     drop(route.place);

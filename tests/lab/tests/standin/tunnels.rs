@@ -237,7 +237,7 @@ async fn a_host_that_refuses_shows_only_after_the_handshake() {
     let world = world_to(listener.local_addr().unwrap()).await;
     drop(listener);
     let (mut tunnel, _) = connect_async(url(&world, &[])).await.expect("the handshake knows nothing of the host");
-    assert_eq!(end(&mut tunnel).await.0, CloseCode::Error);
+    assert_eq!(end(&mut tunnel).await, (CloseCode::Error, "Unable to connect to target".into()));
 }
 
 #[tokio::test]
