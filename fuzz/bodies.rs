@@ -5,6 +5,7 @@
 //! stranger     bytes from the first one on: version, packets, key exchange    ─┐
 //! guest        messages inside the cipher, before a login: who has no key yet ─┴─▶ Gateway::serve_one, in memory
 //! key          spec.sshPublicKey                                              ───▶ domain::key
+//! endpoint     what an endpoint answers, and the frames it sends               ───▶ aws::Tunnel
 //! destination  what a client asks to be connected to                          ───▶ domain::session::permit
 //! ```
 //! Each panics when a promise is broken. Clocks are paused: a connection that would wait for its login to be due is over at
@@ -20,6 +21,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use instance_access::api::InstanceAccess;
 use instance_access::audit::{Begin, Limits, Sinks, Trail};
+use instance_access::aws::Tunnel;
 use instance_access::domain::key::{LINE_CHARS_MAX, LINE_CHARS_MIN, PublicKey};
 use instance_access::domain::session::{Destination, Dialling, EndpointLimits, Networks, Standing, permit, standing};
 use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, HostKeys};
@@ -465,4 +467,62 @@ pub fn destination(bytes: &[u8]) {
             assert!(text.len() < 512 && text.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{text:?}");
         }
     }
+}
+
+/// An endpoint that sends these bytes: of the first one bit 0 says that the websocket is there already (else they answer the
+/// question for it), bit 1 that it then stays.
+///
+/// Whatever they are, every wait ends, no more comes out than was sent, what is said of a failure is a line for a person, and
+/// who is closed stays closed.
+pub fn endpoint(bytes: &[u8]) {
+    let Some((how, bytes)) = bytes.split_first() else { return };
+    let (is_there, stays) = (how & 1 == 1, how & 2 == 2);
+    WORLD.with(|world| {
+        world.runtime.block_on(async {
+            let (wire, mut theirs) = tokio::io::duplex(16 << 10);
+            let sent = bytes.to_vec();
+            let endpoint = tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(&mut theirs);
+                let says = async {
+                    let _ = write.write_all(&sent).await; // whoever hangs up has heard enough
+                    if stays {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                let hears = async {
+                    let mut heard = [0; 1024];
+                    while read.read(&mut heard).await.is_ok_and(|length| length > 0) {}
+                };
+                tokio::select! {
+                    () = says => {}
+                    () = hears => {}
+                }
+            });
+            let talk = async {
+                if !is_there {
+                    let host = "eice.example";
+                    let failure = Tunnel::ask(Box::new(wire), host, "/openTunnel?a=b", Duration::from_secs(60)).await;
+                    // Nobody who does not see the question can fit it.
+                    let text = failure.expect_err("a websocket out of the blue").message;
+                    assert!(text.len() < 1024 && !text.chars().any(char::is_control), "{text:?}");
+                    return;
+                }
+                let tunnel = Tunnel::over(Box::new(wire), Duration::from_secs(60)).await;
+                let mut came = 0;
+                while let Ok(Some(bytes)) = tokio::time::timeout(Duration::from_secs(1), tunnel.next()).await {
+                    assert!(!bytes.is_empty());
+                    came += bytes.len();
+                }
+                assert!(came <= bytes.len(), "{came} bytes out of {}", bytes.len());
+                if let Some(why) = tunnel.why_closed() {
+                    assert!(why.len() < 1024 && !why.chars().any(char::is_control), "{why:?}");
+                    assert_eq!(tunnel.next().await, None, "it was closed");
+                }
+                let _ = tunnel.send(b"SSH-2.0-").await; // to somebody who may be gone
+                tunnel.end().await;
+            };
+            tokio::time::timeout(Duration::from_secs(120), talk).await.expect("every wait ends");
+            endpoint.abort();
+        });
+    });
 }

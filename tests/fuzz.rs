@@ -88,6 +88,15 @@ fn a_destination_leads_to_the_grant_of_that_name_or_nowhere() {
 }
 
 #[test]
+fn whatever_an_endpoint_sends_every_wait_ends_and_no_more_comes_out() {
+    bodies::endpoint(&[3]);
+    let before = resident_bytes();
+    tried("endpoint", bodies::endpoint, 3000, 1000);
+    let more = resident_bytes().saturating_sub(before);
+    assert!(more < BYTES_MAX, "{more} bytes more");
+}
+
+#[test]
 fn the_corpus_has_what_is_well_formed() {
     let dir = Path::new(CORPUS).join("guest");
     for (name, bytes) in bodies::seeds() {

@@ -43,7 +43,7 @@ pub use pushes::{Clock, Delivered, Fence, PushError, PushLimits, PushStats, Push
 pub use sdk::{CallLimits, SdkCloud};
 #[cfg(feature = "aws")]
 pub use tunnel::SdkTunnels;
-pub use tunnel::{Bytes, ComingTunnels, Tunnel, Tunnels};
+pub use tunnel::{Bytes, ComingTunnels, Tunnel, Tunnels, Wire};
 
 /// The most ids that one look-up asks for. Source: EC2 takes 200 values of a filter.
 pub const LOOKUP_IDS_MAX: usize = 200;

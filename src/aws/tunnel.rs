@@ -96,7 +96,7 @@ impl Tunnels for ComingTunnels {
 }
 
 /// What a websocket runs on: TLS, or the bare wire of a stand-in.
-pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
@@ -119,16 +119,27 @@ impl std::fmt::Debug for Tunnel {
 
 impl Tunnel {
     /// Asks for a tunnel over `wire`: `target` is the signed path and query, `host` whom it was signed for.
-    pub(super) async fn ask(wire: Box<dyn Wire>, host: &str, target: &str, lasts: Duration) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// What the endpoint says against it, or that it does not answer as a websocket.
+    pub async fn ask(wire: Box<dyn Wire>, host: &str, target: &str, lasts: Duration) -> Result<Self, Failure> {
         let asked = Instant::now();
         let Ok(answered) = timeout(ANSWER_TIMEOUT, shake_hands(wire, host, target)).await else {
             let text = format!("the endpoint did not answer within {} s", ANSWER_TIMEOUT.as_secs());
             return Err(failure(FailureClass::Retry, class::TIMEOUT, &text));
         };
-        let tunnel =
-            Self { socket: Mutex::new(answered?), greeting: Mutex::new(None), closed: Mutex::new(None), asked, lasts };
+        let tunnel = Self::new(answered?, asked, lasts);
         tunnel.greeted().await?;
         Ok(tunnel)
+    }
+
+    /// A tunnel over a wire that was asked for it already. What an endpoint sends is fuzzed through this (`fuzz/`).
+    pub async fn over(wire: Box<dyn Wire>, lasts: Duration) -> Self {
+        Self::new(framed(wire, Vec::new()).await, Instant::now(), lasts)
+    }
+
+    fn new(socket: WebSocketStream<Box<dyn Wire>>, asked: Instant, lasts: Duration) -> Self {
+        Self { socket: Mutex::new(socket), greeting: Mutex::new(None), closed: Mutex::new(None), asked, lasts }
     }
 
     /// Waits for the instance's first bytes. Silence is no failure: it may be a slow sshd.
@@ -286,13 +297,18 @@ async fn shake_hands(
     if !is_websocket {
         return Err(no_websocket("the endpoint's answer does not fit the question"));
     }
+    Ok(framed(wire, rest).await)
+}
+
+/// The websocket on a wire, of which these bytes were read already.
+async fn framed(wire: Box<dyn Wire>, read: Vec<u8>) -> WebSocketStream<Box<dyn Wire>> {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0)
         .max_write_buffer_size(WAITING_BYTES_MAX)
         .max_frame_size(Some(TAKEN_BYTES_MAX))
         .max_message_size(Some(TAKEN_BYTES_MAX));
-    Ok(WebSocketStream::from_partially_read(wire, rest, Role::Client, Some(config)).await)
+    WebSocketStream::from_partially_read(wire, read, Role::Client, Some(config)).await
 }
 
 fn no_websocket(text: &str) -> Failure {
