@@ -397,7 +397,12 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             silence_max: seconds(api_silence_seconds),
             drain: seconds(drain_seconds),
         },
-        dialling: Dialling { never: Networks::new(never_dial), ports, private_vpcs, endpoints: true },
+        dialling: Dialling {
+            never: Networks::new(never_dial),
+            ports,
+            private_vpcs,
+            endpoints: endpoint_connections_max > 0,
+        },
         tunnels: (endpoint_connections_max > 0).then(|| Arc::new(tunnels) as Arc<dyn Tunnels>),
         metrics: Arc::clone(&metrics),
     });

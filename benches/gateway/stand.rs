@@ -139,8 +139,13 @@ impl Stand {
 
     /// Has a grant end then.
     pub async fn end_at(&self, grant: &mut Grant, time: Timestamp) -> anyhow::Result<()> {
-        grant.object["status"]["grant"]["expirationTime"] = json!(time);
-        self.write(grant).await
+        // A merge: the gateway has written into status.sessions meanwhile.
+        let name = grant.object["metadata"]["name"].as_str().unwrap_or_default();
+        let uri = format!("/apis/instanceaccess.dev/v1alpha1/namespaces/{NAMESPACE}/instanceaccesses/{name}/status");
+        let body = json!({"status": {"grant": {"expirationTime": time}}}).to_string().into();
+        let request = Request::patch(uri).header("content-type", "application/merge-patch+json").body(body)?;
+        grant.object = self.admin.request(request).await?;
+        Ok(())
     }
 
     async fn write(&self, grant: &mut Grant) -> anyhow::Result<()> {

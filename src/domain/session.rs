@@ -373,13 +373,13 @@ pub enum Refusal {
     },
     /// The way leads through an endpoint.
     #[error(
-        "{instance_id} is reached through an EC2 Instance Connect Endpoint, which this gateway does not dial; type the command of {request}, in status.connection.command"
+        "{instance_id} is reached through an EC2 Instance Connect Endpoint, which this gateway does not dial; {remedy}"
     )]
     Endpoint {
         /// The instance.
         instance_id: InstanceId,
-        /// The request.
-        request: String,
+        /// Another way, if there is one.
+        remedy: String,
     },
     /// The way leads through an endpoint, which does not connect to the grant's port.
     #[error(

@@ -119,7 +119,7 @@ impl Dialler {
             }
             Destination::Endpoint(to) => {
                 let Some(tunnels) = &self.tunnels else {
-                    return Err(not_now("this gateway dials no endpoints; type status.connection.command"));
+                    return Err(failed("this gateway dials no endpoints; tell the operators".to_owned()));
                 };
                 match tunnels.open(to).await {
                     Ok(tunnel) => Ok(Instance::Tunnel(Box::new(tunnel), to.clone())),

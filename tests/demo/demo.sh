@@ -54,16 +54,16 @@ say "Install: resources, admission policies, the operator's rights"
 kube admin create namespace team >/dev/null
 "$operator" crds | kube admin apply -f - | sed 's/^/  /'
 kube admin wait --for condition=Established crd/instanceaccesses.instanceaccess.dev crd/instanceaccesspolicies.instanceaccess.dev crd/instanceaccessdecisions.instanceaccess.dev crd/instanceaccessledgerentries.instanceaccess.dev >/dev/null
-"$operator" admission --operator-service-account instance-access/operator | kube admin apply -f - | sed 's/^/  /'
+"$operator" admission --operator-service-account instance-access/operator --gateway-service-account instance-access/gateway | kube admin apply -f - | sed 's/^/  /'
 kube admin apply -f examples/operator-rbac.yaml -f examples/user-rbac.yaml | sed 's/^/  /'
 
 say "The controller, under its own service account, with ordinary AWS settings"
 KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/operator) \
-	"$operator" controller --audit-file "$work/audit.jsonl" --listen 127.0.0.1:0 2>"$work/controller.log" &
+	"$operator" controller --audit-file "$work/audit.jsonl" --gateway-service-account instance-access/gateway --listen 127.0.0.1:0 2>"$work/controller.log" &
 controller=$!
-echo "  instance-access controller --audit-file $work/audit.jsonl (process $controller)"
+echo "  instance-access controller --audit-file $work/audit.jsonl --gateway-service-account instance-access/gateway (process $controller)"
 
-say "The gateway, a jump host, under an account that may read requests and nothing else"
+say "The gateway, a jump host, under an account that may read requests, write its own entry of status.sessions, and nothing else"
 kube admin apply -f examples/gateway-rbac.yaml | sed 's/^/  /'
 # The lab's instances have loopback addresses, which a gateway dials only if it is told what not to dial instead.
 KUBECONFIG=$("$lab" kubeconfig --service-account instance-access/gateway) \
@@ -170,6 +170,8 @@ if ssh -F "$work/ssh_config" "$db" true 2>"$work/elsewhere"; then
 fi
 sed 's/^/  /' "$work/elsewhere"
 grep -q "is none of your grants' instances" "$work/elsewhere"
+kube alice -n team wait --for 'jsonpath={.status.sessions[0].open}=1' --timeout 30s instanceaccess/look >/dev/null
+run kube alice -n team get instanceaccess look
 
 say "What policy refuses: a production instance, and three hours"
 request prod "$db" 600 | kube alice apply -f -

@@ -11,7 +11,7 @@ use crate::client::{Client, is_empty};
 use crate::history::{text, time};
 use crate::jump::{Jump, both};
 use crate::request::{Draft, EXPIRATION, Request, seconds};
-use crate::stand::{BOUND, END_BOUND, Stand};
+use crate::stand::{BOUND, END_BOUND, Stand, policy};
 use crate::tunnel::{self, Tls, Vouched};
 
 /// An endpoint's end may come so many seconds before the grant's: a tunnel lasts whole seconds, rounded down, less one for
@@ -21,17 +21,17 @@ const EARLY_SECONDS_MAX: f64 = 3.0;
 const LATE_SECONDS_MAX: f64 = 1.0;
 
 /// An instance without a public address.
-async fn private(stand: &Stand, name: &str) -> Instance {
+pub async fn private(stand: &Stand, name: &str) -> Instance {
     stand.lab.launch_instance(Launch::new(name).tag("env", "dev").private()).await.unwrap()
 }
 
 /// A request for an instance behind the endpoint, which connects to port 22 only.
-fn behind<'a>(stand: &'a Stand, name: &str, instance: &Instance) -> Draft<'a> {
+pub fn behind<'a>(stand: &'a Stand, name: &str, instance: &Instance) -> Draft<'a> {
     stand.request("alice", name).on(instance).with(json!({"connection": {"port": 22}, "ttlSeconds": 600}))
 }
 
 /// Its owner, who asks for that port, wherever the lab's sshd listens.
-fn owner<'a>(request: &'a Request<'a>, jump: &Jump, instance: &Instance) -> Client<'a> {
+pub fn owner<'a>(request: &'a Request<'a>, jump: &Jump, instance: &Instance) -> Client<'a> {
     // The first word counts in a configuration: this stands before the lab's own.
     let own = format!("  HostKeyAlias {}", instance.id);
     let client = Client::with(request, jump, "", &own);
@@ -122,6 +122,34 @@ pub async fn a_session_through_the_endpoint_is_cut_at_the_end_of_its_grant_and_t
     assert_eq!(all_closed(stand, &instance).await, 1);
     request.ends("Expired").await;
     request.keeps_its_promises().await;
+}
+
+pub async fn with_the_gateway_alone_a_key_is_delivered_on_connect_through_the_endpoint_and_the_session_cut() {
+    let (stand, jump) = both().await;
+    stand.namespace("jump-behind").await;
+    let only = json!({"session": {"gatewayOnly": true, "maxSessions": 2}});
+    stand.policy(&policy("jump-behind", "jump-behind", only)).await;
+    let instance = private(stand, "gateway-only").await;
+    let asked = json!({"keyDelivery": "OnConnect", "ttlSeconds": 120});
+    let request = behind(stand, "gateway-only", &instance).within("jump-behind").with(asked).applied().await;
+    let granted = request.becomes("Granted").await;
+    let expiration = time(&granted, EXPIRATION).unwrap();
+    assert_eq!(granted["status"]["grant"]["session"], json!({"maxSessions": 2}));
+    assert!(text(&granted, "/status/connection/command").starts_with("ssh -J gateway "), "{granted}");
+    assert!(request.pushes().is_empty(), "the operator pushed");
+    let client = owner(&request, jump, &instance);
+    let mut live = client.stays(&instance.id).await;
+    live.echoes().await;
+    assert_eq!(request.pushes().len(), 1, "the gateway pushed");
+    let (cut_time, said) = live.is_cut(END_BOUND).await;
+    is_on_time(cut_time, expiration);
+    assert!(said.contains("the grant of gateway-only.jump-behind has ended: its time is over"), "{said}");
+    is_empty(stand, &instance).await;
+    assert_eq!(all_closed(stand, &instance).await, 1);
+    assert_eq!(request.pushes().len(), 1);
+    let ended = request.ends("Expired").await;
+    assert_eq!(ended["status"]["sessions"][0]["total"], 1, "{ended}");
+    jump.verifies();
 }
 
 pub async fn a_session_through_the_endpoint_is_cut_when_its_grant_is_revoked() {

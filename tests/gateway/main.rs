@@ -64,6 +64,7 @@ fn main() -> std::process::ExitCode {
             ssh_and_scp_lead_through_the_endpoint_and_leave_nothing_open,
             a_session_through_the_endpoint_is_cut_at_the_end_of_its_grant_and_told_why,
             a_session_through_the_endpoint_is_cut_when_its_grant_is_revoked,
+            with_the_gateway_alone_a_key_is_delivered_on_connect_through_the_endpoint_and_the_session_cut,
             an_endpoint_proves_its_name,
             an_endpoints_connections_are_shared_out_and_what_aws_refuses_is_told,
             without_the_gateway_a_tunnel_ends_all_the_same,
@@ -106,6 +107,7 @@ fn main() -> std::process::ExitCode {
             git_clones_and_pushes,
             ansible_runs_its_modules,
             what_an_editors_remote_does_works_and_works_again_after_a_drop,
+            through_an_endpoint_they_all_work_as_well,
         }
         replicas {
             several_gateways_behind_one_address_cut_alike_and_stand_in_for_one_another,

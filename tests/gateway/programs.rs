@@ -1,4 +1,4 @@
-//! Programs that bring ssh along: rsync, git, ansible, and an editor's remote.
+//! Programs that bring ssh along: rsync, git, ansible, and an editor's remote; and all of them through an endpoint.
 
 use std::fs;
 use std::io;
@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdin, Command};
 
 use crate::client::Client;
+use crate::endpoint::{behind, owner, private};
 use crate::jump::both;
 use crate::request::Request;
 use crate::stand::{BOUND, Stand};
@@ -53,8 +54,10 @@ fn dir(stand: &Stand, name: &str) -> PathBuf {
 pub async fn rsync_carries_a_tree_there_and_back() {
     let (stand, jump) = both().await;
     let (instance, request) = granted(stand, "rsync").await;
-    let client = Client::of(&request, jump);
-    let dir = dir(stand, "rsync-client");
+    rsync(&Client::of(&request, jump), &instance, &dir(stand, "rsync-client")).await;
+}
+
+async fn rsync(client: &Client<'_>, instance: &Instance, dir: &Path) {
     let (tree, back) = (dir.join("tree"), dir.join("back"));
     fs::create_dir_all(tree.join("below/deep")).unwrap();
     let large: Vec<u8> = (0..3_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -63,7 +66,7 @@ pub async fn rsync_carries_a_tree_there_and_back() {
     fs::write(tree.join("goes"), "first").unwrap();
     let remote = format!("{}:tree/", instance.id);
     let rsync = |from: &str, to: &str| {
-        let mut rsync = command(&client, "rsync", &dir);
+        let mut rsync = command(client, "rsync", dir);
         rsync.args(["-az", "--delete", "--stats", "-e", &format!("ssh -F {}", client.config.display()), from, to]);
         rsync
     };
@@ -83,12 +86,14 @@ pub async fn rsync_carries_a_tree_there_and_back() {
 pub async fn git_clones_and_pushes() {
     let (stand, jump) = both().await;
     let (instance, request) = granted(stand, "git").await;
-    let client = Client::of(&request, jump);
-    let dir = dir(stand, "git-client");
+    git(&Client::of(&request, jump), &instance, &dir(stand, "git-client")).await;
+}
+
+async fn git(client: &Client<'_>, instance: &Instance, dir: &Path) {
     let made = client.typed(&[&instance.id, "git init -q --bare -b main repo.git && echo made"]).await;
     assert_eq!(made.stdout, "made\n", "{made:?}");
     let git = |arguments: &[&str]| {
-        let mut git = command(&client, "git", &dir);
+        let mut git = command(client, "git", dir);
         git.env("GIT_SSH_COMMAND", format!("ssh -F {}", client.config.display())).env("GIT_CONFIG_NOSYSTEM", "1");
         git.args(["-c", "user.name=alice", "-c", "user.email=alice@example.com"]).args(arguments);
         git
@@ -118,21 +123,24 @@ static ANSIBLE: LazyLock<PathBuf> = LazyLock::new(|| {
 pub async fn ansible_runs_its_modules() {
     let (stand, jump) = both().await;
     let (instance, request) = granted(stand, "ansible").await;
-    let client = Client::of(&request, jump);
-    let dir = dir(stand, "a"); // short: ansible's ControlPath goes below it
+    ansible(&Client::of(&request, jump), &instance, &dir(stand, "a"), stand.lab.ssh_port()).await;
+}
+
+/// The directory has a short name: ansible's ControlPath goes below it.
+async fn ansible(client: &Client<'_>, instance: &Instance, dir: &Path, port: u16) {
     // The jump host's own settings stand in the file: what is typed does not reach it.
     let inventory = format!(
         "[web]\n{} ansible_port={} ansible_user=ec2-user\n[web:vars]\n\
          ansible_ssh_common_args=-F {} -o ProxyJump=gateway\nansible_python_interpreter=auto_silent\n",
         instance.id,
-        stand.lab.ssh_port(),
+        port,
         client.config.display(),
     );
     fs::write(dir.join("inventory"), inventory).unwrap();
     fs::write(dir.join("carried"), "by ansible").unwrap();
     let python = tokio::task::spawn_blocking(|| ANSIBLE.clone()).await.unwrap();
     let run = async |arguments: &[&str]| {
-        let mut ansible = command(&client, &python, &dir);
+        let mut ansible = command(client, &python, dir);
         ok(ansible.args(["-i", "inventory", "web"]).args(arguments)).await
     };
     let pong = run(&["-m", "ping"]).await;
@@ -226,4 +234,37 @@ pub async fn what_an_editors_remote_does_works_and_works_again_after_a_drop() {
     let again = second.asks(port, "alice").await;
     assert_eq!(again, said, "another server");
     assert_eq!(jump.records(&request.uid, "SessionOpened").len(), 2);
+}
+
+pub async fn through_an_endpoint_they_all_work_as_well() {
+    let (stand, jump) = both().await;
+    let instance = private(stand, "programs").await;
+    let request = behind(stand, "programs", &instance).applied().await;
+    request.becomes("Granted").await;
+    let client = owner(&request, jump, &instance);
+    let dir = dir(stand, "p"); // short, as above
+    let below = |name: &str| {
+        let below = dir.join(name);
+        fs::create_dir_all(&below).unwrap();
+        below
+    };
+    // One after the other: an endpoint has few connections.
+    rsync(&client, &instance, &below("rsync")).await;
+    git(&client, &instance, &below("git")).await;
+    ansible(&client, &instance, &below("a"), 22).await;
+    let (batch, back) = (dir.join("batch"), dir.join("back"));
+    fs::write(dir.join("there"), "by sftp").unwrap();
+    let lines = format!("put {} carried\nget carried {}\n", dir.join("there").display(), back.display());
+    fs::write(&batch, lines).unwrap();
+    let got = ssh::run(client.program("sftp").arg("-b").arg(&batch).arg(&instance.id)).await.unwrap();
+    assert!(got.success() && fs::read_to_string(&back).unwrap() == "by sftp", "{got:?}");
+    // One connection for many: who needs more than a share of the endpoint's.
+    let master = format!("ControlPath={}", dir.join("cm").display());
+    let shared = ["-o", "ControlMaster=auto", "-o", &master, "-o", "ControlPersist=60"];
+    for _ in 0..6 {
+        client.gets_in(&[&shared[..], &[&instance.id]].concat()).await;
+    }
+    assert!(client.typed(&[&shared[..], &["-O", "exit", &instance.id]].concat()).await.success());
+    let proxy = format!("ProxyCommand=ssh -F {} -W %h:22 gateway", client.config.display());
+    client.gets_in(&["-o", "ProxyJump=none", "-o", &proxy, &instance.id]).await;
 }

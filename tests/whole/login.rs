@@ -175,7 +175,7 @@ pub async fn a_session_that_is_open_at_the_end_lives_on_and_status_says_so() {
     assert_eq!(stand.lab.sessions_alive("linger"), 1, "it was cut after all: say so in status");
     assert!(session.try_wait().unwrap().is_none());
     let (_, _, message) = condition(&ended, "Ended").unwrap();
-    assert!(message.contains("Sessions that were open are not cut by this version"), "{message}");
+    assert!(message.contains("Sessions through a gateway are cut; others that were open are not"), "{message}");
     assert!(ended.pointer("/status/revocation/connectionsCut").is_none(), "{}", ended["status"]["revocation"]);
     request.keeps_its_promises().await;
 }

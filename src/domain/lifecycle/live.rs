@@ -237,7 +237,7 @@ impl<'a> Draft<'a> {
             EndCause::PolicyChanged | EndCause::Consumed => "no policy stands behind it any more".to_owned(),
         };
         format!(
-            "{how}; no key is readable by the host since {expiration}, and no new login is possible. Sessions that were open are not cut by this version"
+            "{how}; no key is readable by the host since {expiration}, and no new login is possible. Sessions through a gateway are cut; others that were open are not"
         )
     }
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 
-use crate::api::{ConnectionMethod, InstanceAccessStatus};
+use crate::api::{ConnectionMethod, InstanceAccessStatus, KeyDelivery};
 use crate::domain::cloud::{Place, Region, TunnelTo};
 
 use super::{Dialling, Refusal, SessionEnd, SessionGrant, request_name};
@@ -112,7 +112,14 @@ pub(super) fn destination(
     let request = || request_name(&grant.request);
     if let Way::Endpoint(through) = &grant.way {
         if !dialling.endpoints {
-            return Err(Refusal::Endpoint { instance_id: grant.instance_id.clone(), request: request() });
+            // The command of a grant whose key gateways deliver leads here again.
+            let remedy = match grant.delivery {
+                KeyDelivery::Continuous => {
+                    format!("type the command of {}, in status.connection.command", request())
+                }
+                KeyDelivery::OnConnect => "tell the operators".to_owned(),
+            };
+            return Err(Refusal::Endpoint { instance_id: grant.instance_id.clone(), remedy });
         }
         if !ENDPOINT_PORTS.contains(&grant.port) {
             let endpoint_id = through.endpoint_id.clone();
