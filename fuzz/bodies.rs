@@ -83,7 +83,7 @@ impl World {
                     connections_per_key_max: 1,
                     sessions_per_grant_max: 1,
                     idle_max: None,
-                    endpoints: EndpointLimits { per_endpoint_max: 1, per_grant_max: 1 },
+                    endpoints: EndpointLimits { per_endpoint_max: 1, per_user_max: 1 },
                     silence_max: Duration::from_secs(60),
                     drain: Duration::ZERO,
                 },

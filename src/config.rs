@@ -179,14 +179,14 @@ pub struct GatewayArgs {
     pub private_vpcs: Vec<String>,
     /// Connections at once through one EC2 Instance Connect Endpoint, at most; further ones are refused. AWS has 20 for
     /// everybody, whatever program they use: take what is left beside the others, divided by the replicas. With 0 no
-    /// endpoint is dialled, and the gateway needs no AWS credentials.
+    /// endpoint is dialled, and the gateway needs no AWS credentials for them.
     #[arg(long, env = "INSTANCE_ACCESS_ENDPOINT_CONNECTIONS_MAX", value_name = "0..1000", default_value_t = 8,
           value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub endpoint_connections_max: u16,
-    /// Of these, for one grant, at most.
-    #[arg(long, env = "INSTANCE_ACCESS_ENDPOINT_CONNECTIONS_PER_GRANT_MAX", value_name = "1..1000", default_value_t = 4,
+    /// Of these, for one person, at most.
+    #[arg(long, env = "INSTANCE_ACCESS_ENDPOINT_CONNECTIONS_PER_USER_MAX", value_name = "1..1000", default_value_t = 4,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub endpoint_connections_per_grant_max: u16,
+    pub endpoint_connections_per_user_max: u16,
     /// How long the API server may be silent, in seconds, before no new session is opened: a revocation would not be
     /// heard. Open sessions go on to their end.
     #[arg(long, env = "INSTANCE_ACCESS_API_SILENCE_SECONDS", value_name = "5..3600", default_value_t = 60,

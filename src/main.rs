@@ -340,7 +340,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         ports,
         private_vpcs,
         endpoint_connections_max,
-        endpoint_connections_per_grant_max,
+        endpoint_connections_per_user_max,
         api_silence_seconds,
         login_seconds,
         connections_max,
@@ -392,7 +392,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             idle_max: idle_timeout_seconds.map(|seconds| Duration::from_secs(seconds.into())),
             endpoints: EndpointLimits {
                 per_endpoint_max: endpoint_connections_max.into(),
-                per_grant_max: endpoint_connections_per_grant_max.into(),
+                per_user_max: endpoint_connections_per_user_max.into(),
             },
             silence_max: seconds(api_silence_seconds),
             drain: seconds(drain_seconds),

@@ -14,6 +14,7 @@
 
 mod delivery;
 mod endpoints;
+mod fading;
 mod network;
 mod pushed;
 mod record;
@@ -34,6 +35,7 @@ use super::record::RequestRef;
 
 pub use delivery::{KEY_REUSE, NoKey, READ_AGE_MAX, delivery, is_in_time, logins};
 pub use endpoints::{EndpointLimits, Endpoints, Spent};
+pub use fading::{FADE, fading};
 pub use network::{Network, Networks};
 pub use pushed::{PushRecord, PushRecordKind};
 use record::USERNAME_LENGTH_MAX;
@@ -77,6 +79,8 @@ pub struct SessionGrant {
     pub not_now: Option<String>,
     /// What binds its sessions besides its end.
     pub rules: SessionRules,
+    /// Only if it is over: until when its key may let in all the same.
+    pub fades_time: Option<Timestamp>,
 }
 
 /// What a request is to the gateway.
@@ -245,6 +249,7 @@ fn live(
         expiration_time: grant.expiration_time.0,
         not_now,
         rules: grant.session.unwrap_or_default(),
+        fades_time: None,
     })
 }
 
@@ -288,6 +293,15 @@ impl DialPermit {
     /// What it leads to.
     pub fn to(&self) -> &Destination {
         &self.to
+    }
+
+    /// Whether it is for the same as another one: the same grant, by the same way.
+    pub fn is_as(&self, other: &Self) -> bool {
+        let endpoint = |permit: &Self| match &permit.to {
+            Destination::Endpoint(to) => Some(to.endpoint_id.clone()),
+            Destination::Direct(_) => None,
+        };
+        self.grant.grant_id == other.grant.grant_id && endpoint(self) == endpoint(other)
     }
 
     /// Spends the permit: returns what to dial and what the session is held to.
@@ -363,6 +377,18 @@ pub enum Refusal {
         /// When open ones are cut.
         cut_time: Timestamp,
     },
+    /// Another login was taken back, and its key may still let in.
+    #[error(
+        "your login {os_user} of {request} was taken back, and its last key may let in until {fades_time}: until then no session is opened here under another login; try again then"
+    )]
+    Fading {
+        /// The request of the other login.
+        request: String,
+        /// The other login.
+        os_user: String,
+        /// Until when.
+        fades_time: Timestamp,
+    },
     /// The grant is there, and cannot be used.
     #[error("{request} is {reason}; kubectl describe instanceaccess says why, and what to do")]
     NotNow {
@@ -423,6 +449,7 @@ impl Refusal {
             Self::WrongPort { .. } => "WrongPort",
             Self::Over { .. } => "Over",
             Self::Draining { .. } => "Draining",
+            Self::Fading { .. } => "Fading",
             Self::NotNow { .. } => "NotNow",
             Self::Endpoint { .. } => "Endpoint",
             Self::EndpointPort { .. } => "EndpointPort",
@@ -474,7 +501,14 @@ pub fn permit(
             reason: grant.not_now.clone().unwrap_or_default(),
         });
     };
-    let holds = holds(now, grant, &others(&grant.instance_id));
+    let on_instance = others(&grant.instance_id);
+    let fading = on_instance.iter().filter(|other| other.os_user != grant.os_user && other.is_fading(now));
+    let fading = fading.filter(|other| is_same_client(grant, other)).max_by_key(|other| other.fades_time);
+    if let Some((fading, fades_time)) = fading.and_then(|fading| Some((fading, fading.fades_time?))) {
+        let (request, os_user) = (request_name(&fading.request), fading.os_user.clone());
+        return Err(Refusal::Fading { request, os_user, fades_time });
+    }
+    let holds = holds(now, grant, &on_instance);
     if let Some(refusal) = holds.iter().find_map(|hold| hold.refusal(now)) {
         return Err(refusal);
     }
@@ -491,12 +525,16 @@ fn is_named(grant: &SessionGrant, host: &str) -> bool {
         || grant.node_name.as_deref() == Some(host)
 }
 
+/// Whether the holder of the one may hold the other.
+fn is_same_client(grant: &SessionGrant, other: &SessionGrant) -> bool {
+    other.key_fingerprint == grant.key_fingerprint || other.subject == grant.subject
+}
+
 fn holds(now: Timestamp, grant: &SessionGrant, on_instance: &[Arc<SessionGrant>]) -> Vec<Hold> {
     let mut longest: Vec<&SessionGrant> = vec![grant];
-    let is_same_client =
-        |other: &SessionGrant| other.key_fingerprint == grant.key_fingerprint || other.subject == grant.subject;
-    let others = on_instance.iter().filter(|other| other.instance_id == grant.instance_id && is_same_client(other));
-    for other in others.filter(|other| now < other.expiration_time) {
+    let others =
+        on_instance.iter().filter(|other| other.instance_id == grant.instance_id && is_same_client(grant, other));
+    for other in others.filter(|other| other.fades_time.is_none() && now < other.expiration_time) {
         match longest.iter_mut().skip(1).find(|held| held.os_user == other.os_user) {
             _ if other.os_user == grant.os_user => {}
             Some(held) if held.expiration_time < other.expiration_time => *held = other,

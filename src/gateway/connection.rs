@@ -74,18 +74,36 @@ pub struct Connection {
 
 /// A session's place in its connection.
 #[derive(Debug)]
-pub struct Seat(Arc<Connection>);
+pub struct Seat {
+    connection: Arc<Connection>,
+    is_left: bool,
+}
 
 impl Seat {
     /// The connection.
     pub fn connection(&self) -> &Connection {
-        &self.0
+        &self.connection
+    }
+
+    /// Gives the place up, and has the connection ended with these words if it was the last one; others go on. Returns
+    /// whether it ends: then the session's channel is not closed, lest the client be gone before it reads why. Of several
+    /// that are cut at once one is the last.
+    pub fn leave(&mut self, text: &str) -> bool {
+        let is_last = self.left();
+        if is_last {
+            self.connection.dismiss(text.to_owned());
+        }
+        is_last
+    }
+
+    fn left(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_left, true) && self.connection.sessions.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+        self.left();
     }
 }
 
@@ -105,7 +123,7 @@ impl Connection {
     fn seat(self: &Arc<Self>) -> Option<Seat> {
         let one_more = |sessions| (sessions < SESSIONS_MAX).then_some(sessions + 1);
         self.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
-        Some(Seat(Arc::clone(self)))
+        Some(Seat { connection: Arc::clone(self), is_left: false })
     }
 
     /// Counts a session that was refused; with too many the connection ends, and whatever is open on it.
@@ -118,16 +136,6 @@ impl Connection {
     /// Has the connection ended with these words.
     fn dismiss(&self, text: String) {
         self.farewell.send_replace(Some(text));
-    }
-
-    /// Has the connection ended with these words, if this session is its last one; others go on. Returns whether it ends:
-    /// then the session's channel is not closed, lest the client be gone before it reads why.
-    pub fn dismiss_if_last(&self, text: &str) -> bool {
-        let is_last = self.sessions.load(Ordering::Acquire) <= 1;
-        if is_last {
-            self.dismiss(text.to_owned());
-        }
-        is_last
     }
 }
 

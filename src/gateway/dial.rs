@@ -19,9 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::aws::{Bytes, Tunnel, Tunnels};
 use crate::domain::cloud::{Failure, FailureClass, TunnelTo};
-use crate::domain::session::{
-    Destination, EndpointLimits, Endpoints, SessionEnd, SessionGrant, Spent, request_name, tunnel_end,
-};
+use crate::domain::session::{Destination, EndpointLimits, Endpoints, SessionEnd, SessionGrant, Spent, tunnel_end};
 
 use super::connection::not_now;
 use super::metrics::GatewayMetrics;
@@ -59,12 +57,12 @@ impl Count {
 pub struct EndpointPlace {
     count: Arc<Count>,
     endpoint_id: String,
-    uid: String,
+    user: String,
 }
 
 impl Drop for EndpointPlace {
     fn drop(&mut self) {
-        self.count.with(|endpoints| endpoints.give_back(&self.endpoint_id, &self.uid));
+        self.count.with(|endpoints| endpoints.give_back(&self.endpoint_id, &self.user));
     }
 }
 
@@ -91,10 +89,9 @@ impl Dialler {
     /// Takes what there are few of.
     pub fn place(&self, grant: &SessionGrant, to: &Destination) -> Result<Option<EndpointPlace>, Spent> {
         let Destination::Endpoint(TunnelTo { endpoint_id, .. }) = to else { return Ok(None) };
-        let uid = &grant.request.uid;
-        self.count.with(|endpoints| endpoints.take(endpoint_id, uid, &request_name(&grant.request)))?;
-        let (endpoint_id, uid) = (endpoint_id.clone(), uid.clone());
-        Ok(Some(EndpointPlace { count: Arc::clone(&self.count), endpoint_id, uid }))
+        self.count.with(|endpoints| endpoints.take(endpoint_id, &grant.subject))?;
+        let (endpoint_id, user) = (endpoint_id.clone(), grant.subject.clone());
+        Ok(Some(EndpointPlace { count: Arc::clone(&self.count), endpoint_id, user }))
     }
 
     /// A dial to come.

@@ -215,7 +215,8 @@ impl Gateway {
 
     /// Takes in how a request stands, as the watch does: for whoever drives a gateway without an API server.
     pub fn see(&self, request: &InstanceAccess) {
-        self.shared.grants.see(request.metadata.uid.as_deref().unwrap_or_default(), standing(request));
+        let uid = request.metadata.uid.as_deref().unwrap_or_default();
+        self.shared.grants.see(uid, standing(request), (self.shared.clock)());
     }
 
     /// Serves one client over any stream, as [`Gateway::run`] serves each that connects; returns when it is gone. What is

@@ -164,7 +164,9 @@ async fn fly(shared: &Arc<Shared>, grant: &SessionGrant, source: SocketAddr) -> 
     let standing = shared.grants.follow(&grant.request.uid).ok_or_else(released)?;
     let (permit, asked) = confirmed(shared, grant).await?;
     let record = PushRecord::intended(&shared.name, grant, source.to_string());
-    let sequence = opened(shared, serde_json::to_value(&record)).await.map_err(|why| {
+    let late = record.clone();
+    let late = move |sequence| serde_json::to_value(late.not_pushed(sequence, &NoKey::AuditUnavailable, false));
+    let sequence = opened(shared, serde_json::to_value(&record), late).await.map_err(|why| {
         shared.metrics.count_audit_failure();
         tracing::error!(error = why, "a key was not pushed: there is no durable record of it");
         NoKey::AuditUnavailable

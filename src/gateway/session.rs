@@ -56,7 +56,7 @@ struct Followed {
 /// Opens the session that is asked for, or says no; returns when it is over.
 pub async fn open(
     shared: Arc<Shared>,
-    seat: Seat,
+    mut seat: Seat,
     key: ProvedKey,
     asked: Asked,
     channel: Channel<Msg>,
@@ -86,6 +86,7 @@ pub async fn open(
         Ok(places) => places,
         Err(full) => {
             shared.metrics.count_refusal("TooManySessions");
+            seat.connection().count_refusal();
             return reply.reject(not_now(shares[full].full())).await;
         }
     };
@@ -93,14 +94,38 @@ pub async fn open(
         Ok(place) => place,
         Err(spent) => {
             shared.metrics.count_refusal(spent.as_str());
+            seat.connection().count_refusal();
             return reply.reject(not_now(spent.to_string())).await;
         }
     };
-    // Each writes two records to a disk: whoever opens and closes without end must not fill it.
-    let wait = shared.pace.turn(&grant.request.uid, Instant::now());
-    if !wait.is_zero() {
-        tokio::time::sleep(wait).await;
+    let source = seat.connection().source;
+    let waiting = async {
+        // Each writes two records to a disk: whoever opens and closes without end must not fill it.
+        let wait = shared.pace.turn(&grant.request.uid, Instant::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        deliver(&shared, &grant, key.fingerprint(), &asked.host, source).await
+    };
+    let delivered = tokio::select! {
+        delivered = waiting => delivered,
+        // Who has hung up takes no place any more.
+        () = seat.connection().gone.cancelled() => return,
+    };
+    if let Err(no_key) = delivered {
+        shared.metrics.count_refusal(no_key.as_str());
+        let text = no_key.to_string();
+        return reply.reject(if no_key.passes() { not_now(text) } else { no(text) }).await;
     }
+    // That took its time: what is dialled, and what the session is held to, is judged by what is known now.
+    let permit = match judge(&shared, &key, &asked) {
+        Ok(again) if again.is_as(&permit) => again,
+        Ok(_) => return reply.reject(not_now("what you may reach has just changed; try again")).await,
+        Err((reason, failure)) => {
+            shared.metrics.count_refusal(reason);
+            return reply.reject(failure).await;
+        }
+    };
     let mut followed = Vec::new();
     for hold in permit.holds() {
         // One that has just ended: the next try is told why.
@@ -108,11 +133,6 @@ pub async fn open(
             return reply.reject(no(SessionEnd::Released.farewell(&hold.request))).await;
         };
         followed.push(Followed { hold: hold.clone(), standing });
-    }
-    if let Err(no_key) = deliver(&shared, &grant, key.fingerprint(), &asked.host, seat.connection().source).await {
-        shared.metrics.count_refusal(no_key.as_str());
-        let text = no_key.to_string();
-        return reply.reject(if no_key.passes() { not_now(text) } else { no(text) }).await;
     }
     let (to, holds) = match permit.redeem((shared.clock)()) {
         Ok(redeemed) => redeemed,
@@ -122,11 +142,12 @@ pub async fn open(
         }
     };
     let dial = shared.dialler.prepare(to, endpoint_place);
-    let source = seat.connection().source;
     let asked_text = printable(&format!("{}:{}", asked.host, asked.port));
     let record =
         SessionRecord::opened(&shared.name, &grant, &holds, source.to_string(), asked_text, dial.destination());
-    let sequence = match opened(&shared, serde_json::to_value(&record)).await {
+    let (late, clock) = (record.clone(), Arc::clone(&shared.clock));
+    let late = move |sequence| serde_json::to_value(late.ended(sequence, (0, 0), SessionEnd::NotReached, clock()));
+    let sequence = match opened(&shared, serde_json::to_value(&record), late).await {
         Ok(sequence) => sequence,
         Err(why) => {
             shared.metrics.count_audit_failure();
@@ -168,7 +189,7 @@ pub async fn open(
     if let (Some(hold), SessionEnd::Expired) = (&cut_by, end) {
         shared.metrics.observe_cut(since((shared.clock)(), hold.cut_time));
     }
-    if !told_by.is_some_and(|request| seat.connection().dismiss_if_last(&idle.farewell(end, request))) {
+    if !told_by.is_some_and(|request| seat.leave(&idle.farewell(end, request))) {
         close(&handle, id).await;
     }
     let ended = record.ended(sequence, bytes.read(), end, (shared.clock)());
@@ -198,13 +219,31 @@ fn judge(shared: &Shared, key: &ProvedKey, asked: &Asked) -> Result<DialPermit, 
         .map_err(|refusal| (refusal.as_str(), no(refusal.to_string())))
 }
 
-/// Makes the record of what is about to happen durable; returns its number.
-pub(super) async fn opened(shared: &Shared, record: serde_json::Result<Value>) -> Result<i64, String> {
+/// Makes the record of what is about to happen durable; returns its number. What becomes durable too late for that did not
+/// happen, and the record that `undone` makes says so.
+pub(super) async fn opened(
+    shared: &Arc<Shared>,
+    record: serde_json::Result<Value>,
+    undone: impl FnOnce(i64) -> serde_json::Result<Value> + Send + 'static,
+) -> Result<i64, String> {
     let value = record.map_err(|error| chain(&error))?;
-    match tokio::time::timeout(AUDIT_TIMEOUT, shared.trail.append(value, (shared.clock)())).await {
-        Ok(Ok(receipt)) => Ok(receipt.sequence),
+    let mut appending = tokio::spawn({
+        let shared = Arc::clone(shared);
+        async move { shared.trail.append(value, (shared.clock)()).await }
+    });
+    match tokio::time::timeout(AUDIT_TIMEOUT, &mut appending).await {
+        Ok(Ok(Ok(receipt))) => Ok(receipt.sequence),
+        Ok(Ok(Err(error))) => Err(chain(&error)),
         Ok(Err(error)) => Err(chain(&error)),
-        Err(_) => Err(format!("no answer within {} s", AUDIT_TIMEOUT.as_secs())),
+        Err(_) => {
+            let shared_ = Arc::clone(shared);
+            shared.tasks.spawn(async move {
+                if let Ok(Ok(receipt)) = appending.await {
+                    write_down(&shared_, undone(receipt.sequence)).await;
+                }
+            });
+            Err(format!("no answer within {} s", AUDIT_TIMEOUT.as_secs()))
+        }
     }
 }
 
@@ -251,7 +290,10 @@ async fn cut(shared: &Shared, followed: &mut [Followed], idle: &mut Idle, bytes:
                 Fate::Until(cut_time) => next = next.min(until(now, cut_time)),
             }
         }
-        if idle.is_over(bytes.read(), followed.iter().map(|followed| followed.hold.rules)) {
+        if !bytes.is_open.load(Ordering::Relaxed) {
+            // What is still being dialled does not idle.
+            *idle = Idle::new(shared.limits.idle_max);
+        } else if idle.is_over(bytes.read(), followed.iter().map(|followed| followed.hold.rules)) {
             return (SessionEnd::Idle, None);
         }
         let changed = followed.iter_mut().map(|followed| Box::pin(followed.standing.changed()));
@@ -266,6 +308,8 @@ async fn cut(shared: &Shared, followed: &mut [Followed], idle: &mut Idle, bytes:
 /// What passed through, in bytes.
 #[derive(Debug, Default)]
 struct Bytes {
+    /// They may flow: the session was accepted.
+    is_open: AtomicBool,
     to_instance: AtomicU64,
     from_instance: AtomicU64,
 }
@@ -292,6 +336,7 @@ async fn carry(
         }
     };
     reply.accept().await;
+    bytes.is_open.store(true, Ordering::Relaxed);
     let end = relay(channel, &mut instance, bytes).await;
     instance.cause(end)
 }

@@ -1,11 +1,12 @@
 //! The watch over requests, and whether the API server is heard.
 //!
 //! Who hears nothing of a revocation must let nobody new in. A watch that is silent may be quiet or cut off, and does not
-//! say which: so a small question is asked now and then, and while the watch fails, answers to it count for nothing.
+//! say which: so a small question is asked now and then, and for a while after the watch failed, answers to it count for
+//! nothing. One that was resumed and is quiet says nothing either: so the time of its last failure tells.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -17,7 +18,7 @@ use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event, watcher};
 
 use crate::api::InstanceAccess;
-use crate::domain::session::standing;
+use crate::domain::session::{fading, standing};
 use crate::domain::time::is_fresh;
 use crate::telemetry::chain;
 
@@ -29,6 +30,8 @@ const INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// After how many seconds the API server ends the watch: far less than for the controller's. A watch whose connection
 /// alone is dead looks like a quiet cluster until then, and a revocation is late by that.
 const WATCH_SECONDS: u32 = 30;
+/// How long a failure of the watch counts if nothing is heard of it since: the longest back-off between two tries is 30 s.
+const FAILURE_AGE_MAX: Duration = Duration::from_secs(45);
 /// The longest silence on a connection to the API server: a watch, and a little.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
@@ -36,7 +39,7 @@ pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10
 #[derive(Debug)]
 pub struct Contact {
     heard_time: Mutex<Timestamp>,
-    watch_fails: AtomicBool,
+    failed_time: Mutex<Option<Timestamp>>,
     listed: AtomicBool,
     silence_max: Duration,
 }
@@ -62,7 +65,7 @@ impl Contact {
     pub fn new(silence_max: Duration) -> Self {
         Self {
             heard_time: Mutex::new(Timestamp::MIN),
-            watch_fails: AtomicBool::new(false),
+            failed_time: Mutex::new(None),
             listed: AtomicBool::new(false),
             silence_max,
         }
@@ -80,15 +83,23 @@ impl Contact {
         if is_fresh(now, since, self.silence_max) { Ok(()) } else { Err(Unsure::Silent { since }) }
     }
 
+    fn failed(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        self.failed_time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn heard(&self, now: Timestamp) {
-        if !self.watch_fails.load(Ordering::Acquire) {
+        if self.failed().is_none_or(|time| !is_fresh(now, time, FAILURE_AGE_MAX)) {
             *self.heard_time.lock().unwrap_or_else(PoisonError::into_inner) = now;
         }
     }
 
     fn watch_heard(&self, now: Timestamp) {
-        self.watch_fails.store(false, Ordering::Release);
+        *self.failed() = None;
         self.heard(now);
+    }
+
+    fn watch_failed(&self, now: Timestamp) {
+        *self.failed() = Some(now);
     }
 }
 
@@ -104,29 +115,29 @@ pub async fn watch_requests(shared: Arc<Shared>) {
         match event {
             Ok(Event::Init) => listed.clear(),
             Ok(Event::InitApply(object)) => {
-                if let Some(uid) = see(&shared, object) {
+                if let Some(uid) = see(&shared, object, now) {
                     listed.insert(uid);
                 }
             }
             Ok(Event::InitDone) => {
                 shared.reporter.listed(&listed);
-                shared.grants.listed(&std::mem::take(&mut listed));
+                shared.grants.listed(&std::mem::take(&mut listed), now);
                 shared.contact.watch_heard(now);
                 shared.contact.listed.store(true, Ordering::Release);
             }
             Ok(Event::Apply(object)) => {
-                see(&shared, object);
+                see(&shared, object, now);
                 shared.contact.watch_heard(now);
             }
             Ok(Event::Delete(object)) => {
                 if let Some(uid) = &object.meta().uid {
-                    shared.grants.gone(uid);
+                    shared.grants.gone(uid, now);
                     shared.reporter.gone(uid);
                 }
                 shared.contact.watch_heard(now);
             }
             Err(error) => {
-                shared.contact.watch_fails.store(true, Ordering::Release);
+                shared.contact.watch_failed(now);
                 shared.metrics.watch_errors.inc();
                 tracing::warn!(error = chain(&error), "the watch over requests broke, trying again");
             }
@@ -135,15 +146,24 @@ pub async fn watch_requests(shared: Arc<Shared>) {
     }
 }
 
-fn see(shared: &Shared, object: DeserializeGuard<InstanceAccess>) -> Option<Uid> {
+fn see(shared: &Shared, object: DeserializeGuard<InstanceAccess>, now: Timestamp) -> Option<Uid> {
     let uid: Uid = object.meta().uid.as_deref()?.into();
+    let is_deleted = object.meta().deletion_timestamp.is_some();
     match object.0 {
         Ok(request) => {
-            shared.grants.see(&uid, standing(&request));
+            shared.grants.see(&uid, standing(&request), now);
+            if let Some(fading) = fading(now, &request) {
+                shared.grants.fade(&uid, fading, now);
+            }
             shared.reporter.see(&request);
         }
         Err(error) => {
-            shared.grants.undecodable(&uid);
+            // That it was deleted can be read all the same.
+            if is_deleted {
+                shared.grants.gone(&uid, now);
+            } else {
+                shared.grants.undecodable(&uid, now);
+            }
             shared.metrics.undecodable.inc();
             tracing::error!(
                 uid = &*uid,
@@ -196,11 +216,33 @@ mod tests {
         contact.listed.store(true, Ordering::Release);
         assert_eq!(contact.is_sure(at(60)), Ok(()));
         assert_eq!(contact.is_sure(at(61)), Err(Unsure::Silent { since: at(0) }));
-        contact.watch_fails.store(true, Ordering::Release);
+        contact.watch_failed(at(58));
         contact.heard(at(60));
         assert_eq!(contact.is_sure(at(61)), Err(Unsure::Silent { since: at(0) }), "the watch is deaf");
         contact.watch_heard(at(62));
         assert_eq!(contact.is_sure(at(63)), Ok(()));
         assert_eq!(contact.is_sure(at(10)), Err(Unsure::Silent { since: at(62) }), "a clock that was stepped back");
+    }
+
+    #[test]
+    fn a_watch_that_failed_once_and_is_quiet_since_is_not_deaf_for_ever() {
+        let contact = Contact::new(Duration::from_secs(60));
+        contact.listed.store(true, Ordering::Release);
+        contact.watch_heard(at(0));
+        contact.watch_failed(at(10));
+        for second in (20..=50).step_by(10) {
+            contact.heard(at(second));
+        }
+        assert_eq!(contact.is_sure(at(61)), Err(Unsure::Silent { since: at(0) }), "it may be trying in vain");
+        contact.heard(at(60));
+        assert_eq!(contact.is_sure(at(61)), Ok(()), "it would have failed again by now");
+        // One that goes on to fail is deaf for as long as it does.
+        for second in (70..=200).step_by(10) {
+            if second % 30 == 10 {
+                contact.watch_failed(at(second));
+            }
+            contact.heard(at(second));
+        }
+        assert_eq!(contact.is_sure(at(200)), Err(Unsure::Silent { since: at(60) }));
     }
 }

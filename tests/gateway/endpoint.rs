@@ -26,8 +26,8 @@ pub async fn private(stand: &Stand, name: &str) -> Instance {
 }
 
 /// A request for an instance behind the endpoint, which connects to port 22 only.
-pub fn behind<'a>(stand: &'a Stand, name: &str, instance: &Instance) -> Draft<'a> {
-    stand.request("alice", name).on(instance).with(json!({"connection": {"port": 22}, "ttlSeconds": 600}))
+pub fn behind<'a>(stand: &'a Stand, who: &'static str, name: &str, instance: &Instance) -> Draft<'a> {
+    stand.request(who, name).on(instance).with(json!({"connection": {"port": 22}, "ttlSeconds": 600}))
 }
 
 /// Its owner, who asks for that port, wherever the lab's sshd listens.
@@ -69,7 +69,7 @@ fn is_on_time(end_time: Timestamp, expiration: Timestamp) {
 pub async fn ssh_and_scp_lead_through_the_endpoint_and_leave_nothing_open() {
     let (stand, jump) = both().await;
     let instance = private(stand, "tunnelled").await;
-    let request = behind(stand, "tunnelled", &instance).applied().await;
+    let request = behind(stand, "alice", "tunnelled", &instance).applied().await;
     let granted = request.becomes("Granted").await;
     assert_eq!(text(&granted, "/status/connection/method"), "Endpoint");
     let client = owner(&request, jump, &instance);
@@ -110,7 +110,7 @@ pub async fn ssh_and_scp_lead_through_the_endpoint_and_leave_nothing_open() {
 pub async fn a_session_through_the_endpoint_is_cut_at_the_end_of_its_grant_and_told_why() {
     let (stand, jump) = both().await;
     let instance = private(stand, "tunnel-ends").await;
-    let request = behind(stand, "tunnel-ends", &instance).with(json!({"ttlSeconds": 120})).applied().await;
+    let request = behind(stand, "carol", "tunnel-ends", &instance).with(json!({"ttlSeconds": 120})).applied().await;
     let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
     let mut live = owner(&request, jump, &instance).stays(&instance.id).await;
     live.echoes().await;
@@ -131,7 +131,7 @@ pub async fn with_the_gateway_alone_a_key_is_delivered_on_connect_through_the_en
     stand.policy(&policy("jump-behind", "jump-behind", only)).await;
     let instance = private(stand, "gateway-only").await;
     let asked = json!({"keyDelivery": "OnConnect", "ttlSeconds": 120});
-    let request = behind(stand, "gateway-only", &instance).within("jump-behind").with(asked).applied().await;
+    let request = behind(stand, "carol", "gateway-only", &instance).within("jump-behind").with(asked).applied().await;
     let granted = request.becomes("Granted").await;
     let expiration = time(&granted, EXPIRATION).unwrap();
     assert_eq!(granted["status"]["grant"]["session"], json!({"maxSessions": 2}));
@@ -155,7 +155,7 @@ pub async fn with_the_gateway_alone_a_key_is_delivered_on_connect_through_the_en
 pub async fn a_session_through_the_endpoint_is_cut_when_its_grant_is_revoked() {
     let (stand, jump) = both().await;
     let instance = private(stand, "tunnel-revoked").await;
-    let request = behind(stand, "tunnel-revoked", &instance).applied().await;
+    let request = behind(stand, "bob", "tunnel-revoked", &instance).applied().await;
     request.becomes("Granted").await;
     let mut live = owner(&request, jump, &instance).stays(&instance.id).await;
     live.echoes().await;
@@ -176,7 +176,7 @@ pub async fn an_endpoint_proves_its_name() {
     let stand = Stand::start("gateway-tls").await;
     let db = stand.lab.instance("db-1");
     tunnel::named(&stand, &db);
-    let request = behind(&stand, "tls", &db).applied().await;
+    let request = behind(&stand, "alice", "tls", &db).applied().await;
     request.becomes("Granted").await;
     let tls = Tls::start(&stand, Vouched::ByAnAuthority).await;
     let jump = Jump::start_within(&tls, &stand, "gateway-tls").await;
@@ -202,12 +202,12 @@ pub async fn an_endpoint_proves_its_name() {
 
 pub async fn an_endpoints_connections_are_shared_out_and_what_aws_refuses_is_told() {
     let (stand, _) = both().await;
-    let limits = ["--endpoint-connections-max", "2", "--endpoint-connections-per-grant-max", "1"];
+    let limits = ["--endpoint-connections-max", "2", "--endpoint-connections-per-user-max", "1"];
     let jump = Jump::start(stand, "gateway-endpoint", &limits).await;
     let instance = private(stand, "shared-out").await;
-    let first = behind(stand, "shared-out-1", &instance).applied().await;
-    let second = behind(stand, "shared-out-2", &instance).applied().await;
-    let third = behind(stand, "shared-out-3", &instance).applied().await;
+    let first = behind(stand, "alice", "shared-out-1", &instance).applied().await;
+    let second = behind(stand, "bob", "shared-out-2", &instance).applied().await;
+    let third = behind(stand, "carol", "shared-out-3", &instance).applied().await;
     for request in [&first, &second, &third] {
         request.becomes("Granted").await;
     }
@@ -215,7 +215,7 @@ pub async fn an_endpoints_connections_are_shared_out_and_what_aws_refuses_is_tol
     let there = format!("{}:22", instance.id);
     let open = of(&first).stays(&instance.id).await;
     let said = of(&first).refused(&there).await;
-    assert!(said.contains("shared-out-1.team has 1 connections through eice-"), "{said}");
+    assert!(said.contains("you have 1 connections through eice-"), "{said}");
     let mut other = of(&second).stays(&instance.id).await;
     let said = of(&third).refused(&there).await;
     assert!(said.contains("carries 2 connections of this gateway"), "{said}");
@@ -262,8 +262,8 @@ pub async fn without_the_gateway_a_tunnel_ends_all_the_same() {
     let killed = Jump::start(stand, "gateway-killed", &[]).await;
     let frozen = Jump::start(stand, "gateway-frozen", &[]).await;
     let (of_killed, of_frozen) = (private(stand, "tunnel-killed").await, private(stand, "tunnel-frozen").await);
-    let first = behind(stand, "tunnel-killed", &of_killed).applied().await;
-    let second = behind(stand, "tunnel-frozen", &of_frozen).with(json!({"ttlSeconds": 120})).applied().await;
+    let first = behind(stand, "alice", "tunnel-killed", &of_killed).applied().await;
+    let second = behind(stand, "alice", "tunnel-frozen", &of_frozen).with(json!({"ttlSeconds": 120})).applied().await;
     first.becomes("Granted").await;
     let expiration = time(&second.becomes("Granted").await, EXPIRATION).unwrap();
     let mut one = owner(&first, &killed, &of_killed).stays(&of_killed.id).await;
@@ -289,7 +289,7 @@ pub async fn a_gateway_without_endpoints_says_the_way_that_there_is() {
     let (stand, _) = both().await;
     let jump = Jump::start(stand, "gateway-no-endpoint", &["--endpoint-connections-max", "0"]).await;
     let instance = private(stand, "no-endpoint").await;
-    let request = behind(stand, "no-endpoint", &instance).applied().await;
+    let request = behind(stand, "alice", "no-endpoint", &instance).applied().await;
     request.becomes("Granted").await;
     let said = owner(&request, &jump, &instance).refused(&format!("{}:22", instance.id)).await;
     assert!(said.contains("EC2 Instance Connect Endpoint") && said.contains("status.connection.command"), "{said}");

@@ -239,7 +239,7 @@ pub async fn what_an_editors_remote_does_works_and_works_again_after_a_drop() {
 pub async fn through_an_endpoint_they_all_work_as_well() {
     let (stand, jump) = both().await;
     let instance = private(stand, "programs").await;
-    let request = behind(stand, "programs", &instance).applied().await;
+    let request = behind(stand, "bob", "programs", &instance).applied().await;
     request.becomes("Granted").await;
     let client = owner(&request, jump, &instance);
     let dir = dir(stand, "p"); // short, as above

@@ -28,7 +28,7 @@ fn fingerprint() -> String {
 }
 
 /// A request as it stands while its grant lives.
-fn granted() -> InstanceAccess {
+pub(super) fn granted() -> InstanceAccess {
     serde_json::from_value(json!({
         "apiVersion": "instanceaccess.dev/v1alpha1",
         "kind": "InstanceAccess",

@@ -161,7 +161,7 @@ async fn world(before: Duration, fate: Fate) -> World {
             connections_per_key_max: 1,
             sessions_per_grant_max: 1,
             idle_max: None,
-            endpoints: EndpointLimits { per_endpoint_max: 1, per_grant_max: 1 },
+            endpoints: EndpointLimits { per_endpoint_max: 1, per_user_max: 1 },
             silence_max: seconds(1),
             drain: seconds(1),
         },
@@ -181,7 +181,7 @@ impl World {
     fn sees(&self, object: &Value) -> Arc<SessionGrant> {
         let request: InstanceAccess = serde_json::from_value(object.clone()).unwrap();
         let standing = standing(&request);
-        self.shared.grants.see(request.metadata.uid.as_deref().unwrap(), standing.clone());
+        self.shared.grants.see(request.metadata.uid.as_deref().unwrap(), standing.clone(), Timestamp::now());
         let Standing::Live(grant) = standing else { panic!("{standing:?}") };
         grant
     }
@@ -290,7 +290,8 @@ async fn a_revocation_that_comes_while_the_push_waits_keeps_it_from_leaving() {
     let mut revoked = object.clone();
     revoked["spec"]["revoke"] = json!({"reason": "done"});
     let standing = standing(&serde_json::from_value::<InstanceAccess>(revoked).unwrap());
-    *world.aws.meanwhile.lock().unwrap() = Some(Box::new(move || shared.grants.see("uid-of-web-1", standing)));
+    *world.aws.meanwhile.lock().unwrap() =
+        Some(Box::new(move || shared.grants.see("uid-of-web-1", standing, Timestamp::now())));
     assert!(world.is_refused(&grant, "Over").await.contains("it was revoked"));
     assert_eq!(world.pushes(), 0);
     let records = world.records().await;
