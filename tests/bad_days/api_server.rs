@@ -160,7 +160,8 @@ async fn a_controller_that_starts_while_the_api_server_is_away_waits_for_it() ->
     let pages = async || {
         let live = stand.controller.page("/livez").await.map_err(|error| format!("{error:#}"))?;
         let ready = stand.controller.page("/readyz").await.map_err(|error| format!("{error:#}"))?;
-        if (live.0, ready.0) == (200, 503) { Ok(ready.1) } else { Err(format!("{live:?}, {ready:?}")) }
+        let is_so = (live.0, ready.0) == (200, 503) && ready.1 != "starting";
+        if is_so { Ok(ready.1) } else { Err(format!("{live:?}, {ready:?}")) }
     };
     let why = lab::poll::until("it to live, and not to be ready", SOON, pages).await?;
     anyhow::ensure!(why.contains("has not been heard to list instanceaccesses, "), "/readyz says {why:?}");
