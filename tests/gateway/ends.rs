@@ -72,6 +72,32 @@ pub async fn a_session_is_cut_when_its_grant_is_revoked() {
     assert!(refused.stderr.contains("Permission denied (publickey)"), "{refused:?}");
 }
 
+pub async fn while_the_key_of_a_login_that_was_taken_back_fades_its_owner_opens_no_other_there() {
+    let (stand, jump) = both().await;
+    stand.namespace("jump-root").await;
+    stand.policy(&policy("jump-root", "jump-root", json!({"osUsers": ["root"]}))).await;
+    let instance = stand.instance("fades").await;
+    let long = json!({"ttlSeconds": 600});
+    let plain = stand.request("alice", "plain").on(&instance).with(long.clone()).applied().await;
+    plain.becomes("Granted").await;
+    let root = json!({"osUser": "root", "sshPublicKey": plain.key.public, "ttlSeconds": 600});
+    let root = stand.request("alice", "root").on(&instance).within("jump-root").with(root).applied().await;
+    root.becomes("Granted").await;
+    let client = Client::of(&plain, jump);
+    client.gets_in(&[&instance.id]).await;
+    root.revoke("done").await;
+    let there = format!("{}:{}", instance.id, stand.lab.ssh_port());
+    let told = poll::until("the gateway to hear of it", BOUND, async || {
+        let said = client.typed(&["-W", &there, "gateway"]).await.stderr;
+        if said.contains("your login root of root.jump-root was taken back") { Ok(said) } else { Err(said) }
+    });
+    let said = told.await.unwrap();
+    assert!(said.contains("no session is opened here under another login; try again then"), "{said}");
+    // When the operator says that it is over, the key has faded, and the other login is as it was.
+    root.ends("Revoked").await;
+    client.gets_in(&[&instance.id]).await;
+}
+
 pub async fn a_session_is_cut_when_its_request_is_deleted() {
     let (stand, jump) = both().await;
     let instance = stand.instance("deleted").await;

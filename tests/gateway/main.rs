@@ -74,6 +74,7 @@ fn main() -> std::process::ExitCode {
         ends {
             a_session_is_cut_at_the_end_of_its_grant_and_told_why,
             a_session_is_cut_when_its_grant_is_revoked,
+            while_the_key_of_a_login_that_was_taken_back_fades_its_owner_opens_no_other_there,
             a_session_is_cut_when_its_request_is_deleted,
             a_session_is_cut_when_its_policy_goes_and_others_go_on,
             a_client_that_stands_still_is_cut_all_the_same,
