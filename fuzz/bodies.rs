@@ -77,6 +77,7 @@ impl World {
                 host_keys: HostKeys::load(&[dir.path().join("host_key")]).unwrap(),
                 limits: GatewayLimits {
                     connections_max: 1,
+                    connections_per_source_max: 1,
                     logins_max: 1,
                     logins_per_source_max: 1,
                     login: LOGIN,

@@ -200,6 +200,11 @@ pub struct GatewayArgs {
     #[arg(long, env = "INSTANCE_ACCESS_CONNECTIONS_MAX", value_name = "1..20000", default_value_t = 2000,
           value_parser = clap::value_parser!(u16).range(1..=20000))]
     pub connections_max: u16,
+    /// Of these, from one source, at most, logged in or not; a source is as for --logins-per-source-max. Behind a load balancer
+    /// that hides its clients' addresses make it as large as --connections-max.
+    #[arg(long, env = "INSTANCE_ACCESS_CONNECTIONS_PER_SOURCE_MAX", value_name = "1..20000", default_value_t = 200,
+          value_parser = clap::value_parser!(u16).range(1..=20000))]
+    pub connections_per_source_max: u16,
     /// Connections at once that have not logged in yet, at most; further ones are closed.
     #[arg(long, env = "INSTANCE_ACCESS_LOGINS_MAX", value_name = "1..2000", default_value_t = 200,
           value_parser = clap::value_parser!(u16).range(1..=2000))]

@@ -344,6 +344,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         api_silence_seconds,
         login_seconds,
         connections_max,
+        connections_per_source_max,
         logins_max,
         logins_per_source_max,
         connections_per_key_max,
@@ -384,6 +385,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         host_keys,
         limits: GatewayLimits {
             connections_max: connections_max.into(),
+            connections_per_source_max: connections_per_source_max.into(),
             logins_max: logins_max.into(),
             logins_per_source_max: logins_per_source_max.into(),
             login: seconds(login_seconds),

@@ -186,7 +186,7 @@ impl Stand {
         command.args(["--ssh-listen", &ssh.to_string(), "--listen", &listen.to_string()]);
         // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
         command.args(["--never-dial", "127.0.0.1/32,::1/128", "--ports", &self.lab.ssh_port().to_string()]);
-        command.args(["--drain-seconds", "0"]);
+        command.args(["--drain-seconds", "0", "--connections-per-source-max", "20000"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).kill_on_drop(true);
         let child = command.spawn().context("starting the gateway")?;
         let mut gateway = Gateway { child, ssh, listen, known_hosts };

@@ -85,6 +85,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub struct GatewayLimits {
     /// Connections, logged in or not.
     pub connections_max: usize,
+    /// Of these, from one source.
+    pub connections_per_source_max: usize,
     /// Connections that have not logged in yet.
     pub logins_max: usize,
     /// Of these, from one source.
@@ -144,7 +146,7 @@ struct Shared {
     reporter: Arc<Reporter>,
     grants: Grants,
     contact: Contact,
-    connections: Arc<Places<()>>,
+    connections: Arc<Places<IpAddr>>,
     logins: Arc<Places<IpAddr>>,
     keys: Arc<Places<String>>,
     sessions: Arc<Places<String>>,
@@ -195,7 +197,7 @@ impl Gateway {
             keys_pushed: KeyPushes::new(cloud),
             grants: Grants::default(),
             contact: Contact::new(limits.silence_max),
-            connections: Places::new(limits.connections_max, limits.connections_max),
+            connections: Places::new(limits.connections_per_source_max, limits.connections_max),
             logins: Places::new(limits.logins_per_source_max, limits.logins_max),
             keys: Places::new(limits.connections_per_key_max, usize::MAX),
             sessions: Places::new(limits.sessions_per_grant_max, usize::MAX),
@@ -223,7 +225,7 @@ impl Gateway {
     /// read before a login is fuzzed through this (`fuzz/`).
     pub async fn serve_one(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr) {
         if let (Some(connection), Some(login)) =
-            (self.shared.connections.take(()), self.shared.logins.take(source(peer.ip())))
+            (self.shared.connections.take(source(peer.ip())), self.shared.logins.take(source(peer.ip())))
         {
             serve(Arc::clone(&self.shared), stream, peer, connection, login).await;
         }
@@ -270,7 +272,7 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             }
         };
         // Who is turned away is not answered: an answer costs more than the question.
-        let Some(connection) = shared.connections.take(()) else {
+        let Some(connection) = shared.connections.take(source(peer.ip())) else {
             shared.metrics.count_connection("too_many");
             continue;
         };
@@ -287,7 +289,7 @@ async fn serve(
     shared: Arc<Shared>,
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
-    connection: Place<()>,
+    connection: Place<IpAddr>,
     login: Place<IpAddr>,
 ) {
     connection::serve(shared, socket, peer, login).await;

@@ -83,7 +83,10 @@ pub fn owners(object: &Value, path: &[&str]) -> Vec<String> {
             !place.is_null()
         })
     });
-    owning.map(|entry| entry["manager"].as_str().unwrap_or_default().to_owned()).collect()
+    let mut owners: Vec<_> = owning.map(|entry| entry["manager"].as_str().unwrap_or_default().to_owned()).collect();
+    // The API server orders them by the second of their last write.
+    owners.sort();
+    owners
 }
 
 /// Asserts that answers to the same wish are the same.

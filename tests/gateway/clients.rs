@@ -49,6 +49,25 @@ pub async fn ssh_leads_in_by_every_name_of_the_instance_and_leaves_a_record() {
     jump.verifies();
 }
 
+pub async fn a_node_leads_in_by_its_name() {
+    let (stand, jump) = both().await;
+    let instance = stand.instance("by-node").await;
+    let name = "ip-10-0-1-2.ec2.internal";
+    let provider_id = format!("aws:///us-west-2a/{}", instance.id);
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "namespace": ""}, "spec": {"providerID": provider_id},
+    });
+    stand.apply(&node).await;
+    let target = json!({"target": {"nodeName": name}, "ttlSeconds": 600});
+    let request = stand.request("alice", "by-node").with(target).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::with(&request, jump, "", &format!("  HostKeyAlias {}", instance.id));
+    client.gets_in(&[name]).await;
+    let asked = format!("{name}:{}", stand.lab.ssh_port());
+    assert_eq!(jump.ended(&request.uid).await["record"]["asked"], asked);
+}
+
 pub async fn scp_and_sftp_carry_files_whole_both_ways() {
     let (stand, jump) = both().await;
     let instance = stand.instance("files").await;

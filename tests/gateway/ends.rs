@@ -210,7 +210,17 @@ pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_c
     let delivered = stand.request("alice", "delivered").with(on_connect).applied().await;
     delivered.becomes("Granted").await;
     let destination = format!("{}:{}", instance.id, stand.lab.ssh_port());
+    let other = stand.request("alice", "killed").with(json!({"ttlSeconds": 600})).applied().await;
+    other.becomes("Granted").await;
+    let mut revoked = Client::of(&other, &jump).stays(&instance.id).await;
     stand.kill_controller().await;
+    // Nobody is there to act on it but the gateway.
+    revoked.echoes().await;
+    other.revoke("done").await;
+    let revoked_time = Timestamp::now();
+    let (cut_time, said) = revoked.is_cut(BOUND).await;
+    assert!(seconds(revoked_time, cut_time) < REVOKE_SECONDS_MAX, "cut {} s late", seconds(revoked_time, cut_time));
+    assert!(said.contains("the grant of killed.team has ended: it was revoked"), "{said}");
     stand.lab.stop_api_server();
     // The silence is short yet, and what was read before is not enough for a key.
     let refused = Client::of(&delivered, &jump).refused(&destination).await;

@@ -98,6 +98,8 @@ impl Jump {
             // The lab's instances have loopback addresses; the gateway's own is not one of theirs.
             ("--never-dial", "127.0.0.1/32,::1/128"),
             ("--ports", &port),
+            // All tests are one source, and many at once.
+            ("--connections-per-source-max", "2000"),
         ] {
             if !more.contains(&flag) {
                 command.args([flag, value]);
@@ -199,7 +201,7 @@ impl Jump {
     pub fn config(&self, lab: &Lab, jump_more: &str, target_more: &str) -> String {
         format!(
             "Host gateway\n  HostName {}\n  Port {}\n  User whoever\n  UserKnownHostsFile {}\n  LogLevel INFO\n{jump_more}\n\
-             Host i-* *.team\n  ProxyJump gateway\n  Port {}\n  User ec2-user\n{target_more}\n",
+             Host i-* *.team *.internal\n  ProxyJump gateway\n  Port {}\n  User ec2-user\n{target_more}\n",
             self.ssh.ip(),
             self.ssh.port(),
             self.known_hosts.display(),

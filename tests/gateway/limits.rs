@@ -69,6 +69,30 @@ pub async fn whoever_does_not_log_in_takes_few_places_and_not_for_long() {
     }
 }
 
+pub async fn one_source_has_so_many_connections_logged_in_or_not() {
+    let (stand, _) = both().await;
+    let jump = Jump::start(stand, "gateway-sources", &["--connections-per-source-max", "2"]).await;
+    let instance = stand.instance("sources").await;
+    let request = stand.request("alice", "sources").on(&instance).with(json!({"ttlSeconds": 600})).applied().await;
+    request.becomes("Granted").await;
+    let client = Client::of(&request, &jump);
+    let mut open = vec![client.stays(&instance.id).await, client.stays(&instance.id).await];
+    let third = client.typed(&[&instance.id, "id -un"]).await;
+    assert!(!third.success() && third.stdout.is_empty(), "{third:?}");
+    let turned_away = jump.metric("instance_access_gateway_connections_total{outcome=\"too_many\"}").await;
+    assert!(turned_away > 0.0, "{turned_away}");
+    for live in &mut open {
+        live.echoes().await;
+    }
+    drop(open.pop());
+    poll::until("a place that is given back", BOUND, async || {
+        let shell = client.typed(&[&instance.id, "id -un"]).await;
+        if shell.success() { Ok(()) } else { Err(shell.stderr) }
+    })
+    .await
+    .unwrap();
+}
+
 pub async fn one_key_has_so_many_connections_and_one_grant_so_many_sessions() {
     let (stand, _) = both().await;
     let limits = ["--connections-per-key-max", "2", "--sessions-per-grant-max", "2"];

@@ -53,6 +53,7 @@ fn main() -> std::process::ExitCode {
     let trials = trials! { runtime:
         clients {
             ssh_leads_in_by_every_name_of_the_instance_and_leaves_a_record,
+            a_node_leads_in_by_its_name,
             scp_and_sftp_carry_files_whole_both_ways,
             a_master_connection_carries_sessions_to_several_instances,
             an_agent_with_twenty_keys_is_let_in_by_the_last_of_them,
@@ -95,6 +96,7 @@ fn main() -> std::process::ExitCode {
         limits {
             a_gateway_that_stops_lets_sessions_go_on_for_a_while_and_then_cuts_them,
             one_key_has_so_many_connections_and_one_grant_so_many_sessions,
+            one_source_has_so_many_connections_logged_in_or_not,
             whoever_does_not_log_in_takes_few_places_and_not_for_long,
         }
         on_connect {

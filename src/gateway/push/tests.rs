@@ -155,6 +155,7 @@ async fn world(before: Duration, fate: Fate) -> World {
         host_keys: HostKeys::load(&[dir.path().join("host_key")]).unwrap(),
         limits: GatewayLimits {
             connections_max: 1,
+            connections_per_source_max: 1,
             logins_max: 1,
             logins_per_source_max: 1,
             login: seconds(1),
