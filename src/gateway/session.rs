@@ -5,7 +5,7 @@
 //!    └ refusal                                                        └─▶ cut: by the clock, by any grant it is held to
 //! ```
 //! The record comes before the dial: a connection that is opened and dropped again is what sshd penalises. Before the record
-//! comes the key, if gateways push it (`push`).
+//! comes the key, if gateways push it (`push`), and whoever waited for that, or for their turn, is judged once more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
