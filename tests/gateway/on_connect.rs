@@ -2,7 +2,7 @@
 //! its grant.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
@@ -17,6 +17,9 @@ use crate::history::{stage, text, time};
 use crate::jump::{Jump, both};
 use crate::request::{EXPIRATION, KEY_WINDOW, Request};
 use crate::stand::{BOUND, END_BOUND, Stand, kinds, policy, until_time};
+
+/// How long a gateway relies on its push.
+const KEY_REUSE: Duration = Duration::from_secs(30);
 
 /// Delivered on connect, for as long as a test may take.
 fn on_connect() -> Value {
@@ -75,14 +78,17 @@ pub async fn the_first_who_connects_has_the_key_delivered_and_the_next_rely_on_i
     assert!(granted.pointer("/status/key/pushes").is_none() && text(&granted, "/status/key/fingerprint") != "");
     assert!(request.pushes().is_empty(), "the operator pushed");
     let client = Client::of(&request, jump);
+    let began = Instant::now();
     let all = join_all((0..10).map(|_| typed_as_told(&request, &client))).await;
     assert!(all.iter().all(|shell| shell.success() && shell.stdout.trim() == "ec2-user"), "{all:?}");
     client.gets_in(&[&instance.id]).await;
-    assert_eq!(request.pushes().len(), 1, "one push is enough for all of them");
+    // A machine that takes half a minute for them has it pushed again, and again.
+    let first = request.pushes().len();
+    assert!(first == 1 || began.elapsed() > KEY_REUSE, "one push is enough for all of them, not {first}");
     // Half a minute later it is pushed anew: whoever types a passphrase needs time.
     until_time(Timestamp::now() + SignedDuration::from_secs(31)).await;
     client.gets_in(&[&instance.id]).await;
-    assert_eq!(request.pushes().len(), 2);
+    assert_eq!(request.pushes().len(), first + 1);
     assert!(jump.metric("instance_access_gateway_pushes_total{outcome=\"reused\"}").await >= 10.0);
     let live = client.stays(&instance.id).await;
     request.revoke("done").await;
@@ -96,7 +102,7 @@ pub async fn the_first_who_connects_has_the_key_delivered_and_the_next_rely_on_i
     assert!(time(&pending, EXPIRATION).unwrap() >= last.time + KEY_WINDOW, "{pending}");
     assert_eq!(kinds(&request.records())[..2], ["GrantIntended", "EndIntended"]);
     keeps_its_promises(&request, jump).await;
-    assert_eq!(request.pushes().len(), 2);
+    assert_eq!(request.pushes().len(), first + 1);
 }
 
 pub async fn in_the_last_minute_no_key_is_delivered_and_an_open_session_goes_on_to_its_end() {
