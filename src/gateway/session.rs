@@ -18,7 +18,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::audit::AppendError;
-use crate::domain::session::{DialPermit, Fate, Hold, SessionEnd, SessionRecord, Standing, fate, permit, printable};
+use crate::domain::session::{
+    DialPermit, Fate, Hold, SessionEnd, SessionRecord, Standing, fate, permit, printable, request_name,
+};
 use crate::domain::time::{since, until};
 use crate::telemetry::chain;
 
@@ -117,8 +119,10 @@ pub async fn open(
         let text = no_key.to_string();
         return reply.reject(if no_key.passes() { not_now(text) } else { no(text) }).await;
     }
-    // That took its time: what is dialled, and what the session is held to, is judged by what is known now.
-    let permit = match judge(&shared, &key, &asked) {
+    // That took its time: what is dialled, and what the session is held to, is judged by what is known now. By the request's
+    // own name, so that another grant that came meanwhile is held to, and not taken instead.
+    let same = Asked { host: request_name(&grant.request), port: asked.port };
+    let permit = match judge(&shared, &key, &same) {
         Ok(again) if again.is_as(&permit) => again,
         Ok(_) => return reply.reject(not_now("what you may reach has just changed; try again")).await,
         Err((reason, failure)) => {

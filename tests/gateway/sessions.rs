@@ -129,7 +129,7 @@ pub async fn a_gateway_that_was_killed_sets_its_entry_right_when_it_is_back_and_
     drop(live);
     let line = jump.log();
     assert!(!line.contains("was not written"), "{line}");
-    // A second gateway shows its own beside it.
+    // Those of another gateway would stand beside it: nobody went through that.
     assert_eq!(figures(&request_now(&request).await, "gateway"), None);
 }
 
