@@ -86,7 +86,7 @@ true
 {{/* The user names of the gateways' service accounts, as a list of CEL, in the order in which the operator has them. */}}
 {{- define "instance-access.gatewayUsernames" -}}
 {{- $usernames := list -}}
-{{- range splitList "," .Values.settings.gatewayServiceAccount | sortAlpha | uniq -}}
+{{- range splitList "," (include "instance-access.gatewayServiceAccounts" .) | sortAlpha | uniq -}}
 {{- if . -}}
 {{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" .) -}}
 {{- fail (printf "settings.gatewayServiceAccount: %q is no service account; give NAMESPACE/NAME, several with commas" .) -}}
