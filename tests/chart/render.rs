@@ -5,7 +5,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::helm::{
-    IMAGE, chart, container, names, objects, of_kind, read, rendered, run, template, template_in, the, variable,
+    GATEWAY, IMAGE, chart, container, names, objects, of_kind, read, rendered, run, template, template_in, the,
+    variable,
 };
 
 /// What Helm and Argo CD ask a cluster for, and tell the chart: each version with its kinds.
@@ -109,12 +110,6 @@ fn walk(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_chart_passes_helms_own_lint() {
-    let linted = run(&["lint", "--strict", chart().to_str().unwrap(), "--set", IMAGE]);
-    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
-}
-
-#[test]
 fn the_operators_rights_are_those_of_the_example() {
     let ours = rendered(&[]);
     let example = objects(&read("examples/operator-rbac.yaml"));
@@ -186,6 +181,15 @@ fn several_replicas_lead_by_a_lease_that_they_alone_may_write() {
     assert_eq!((&role["rules"], &role["metadata"]["namespace"]), (&rules, &json!("ops")));
     let subject = &the(&objects, "RoleBinding")["subjects"][0];
     assert_eq!((&subject["name"], &subject["namespace"]), (&json!("operator"), &json!("ops")));
+    // They are spread where that is possible, by labels that are theirs alone; a budget keeps a drain from taking all.
+    let spread = spec["template"]["spec"]["topologySpreadConstraints"].as_array().unwrap();
+    assert_eq!(spread.len(), 2);
+    for constraint in spread {
+        assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway");
+        assert_eq!(constraint["labelSelector"]["matchLabels"], spec["selector"]["matchLabels"]);
+    }
+    let budget = &the(&objects, "PodDisruptionBudget")["spec"];
+    assert_eq!((&budget["maxUnavailable"], &budget["selector"]), (&json!(1), &spec["selector"]));
     // One alone has neither Lease nor Role.
     let alone = rendered(&[]);
     assert_eq!(variable(&alone, "INSTANCE_ACCESS_LEASE"), None);
@@ -274,9 +278,9 @@ fn a_name_that_would_break_out_of_cel_is_refused() {
 
 #[test]
 fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
-    let off = rendered(&[]);
+    let off = rendered(&["--set=podDisruptionBudget.enabled=false"]);
     let on = rendered(&[
-        "--set=podDisruptionBudget.enabled=true,networkPolicy.enabled=true,serviceMonitor.enabled=true",
+        "--set=networkPolicy.enabled=true,serviceMonitor.enabled=true",
         "--set=serviceMonitor.labels.release=prometheus,priorityClassName=system-cluster-critical",
         "--set=serviceAccount.annotations.eks\\.amazonaws\\.com/role-arn=arn:aws:iam::123456789012:role/instance-access",
         "--set-json=topologySpreadConstraints=[{\"maxSkew\":1,\"topologyKey\":\"topology.kubernetes.io/zone\",\"whenUnsatisfiable\":\"ScheduleAnyway\"}]",
@@ -305,7 +309,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
     ]);
     let mut kinds: Vec<&str> = bare.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     kinds.sort_unstable();
-    assert_eq!(kinds, ["Deployment", "Job", "PersistentVolumeClaim", "Service"]);
+    assert_eq!(kinds, ["Deployment", "Job", "PersistentVolumeClaim", "PodDisruptionBudget", "Service"]);
 }
 
 #[test]
@@ -360,6 +364,17 @@ fn notes(arguments: &[&str]) -> String {
 #[test]
 fn a_release_says_what_comes_next() {
     insta::assert_snapshot!(notes(&["--set", "aws.region=us-west-2"]));
+}
+
+#[test]
+fn a_release_with_gateways_says_how_they_are_reached() {
+    let balanced = ["--set", GATEWAY, "--set", "aws.region=us-west-2,gateway.service.type=LoadBalancer"];
+    insta::assert_snapshot!(notes(&balanced));
+    // What is typed at port 22 does not reach 2222 by itself; and nothing is missing that was given.
+    let other = "settings.gatewayAddress=[2001:db8::1],gateway.service.loadBalancerSourceRanges={203.0.113.0/24}";
+    let other = notes(&[&balanced[..], &["--set", other, "--set", "gateway.settings.neverDial={10.0.0.0/8}"]].concat());
+    assert!(other.contains("settings.gatewayAddress means port 22, and gateway.service.port is 2222"), "{other}");
+    assert!(!other.contains("loadBalancerSourceRanges is empty") && !other.contains("neverDial"), "{other}");
 }
 
 #[test]
