@@ -7,8 +7,8 @@ use instance_access::config::CommandLine;
 use serde_json::{Value, json};
 
 use super::helm::{
-    GATEWAY, IMAGE, container, named, names, objects, of_gateway, of_kind, read, rendered, template, the, variable,
-    with_gateway,
+    GATEWAY, IMAGE, container, controller, named, names, objects, of_gateway, of_kind, read, rendered, template, the,
+    variable, with_gateway,
 };
 use super::values::{VALUES, camel};
 
@@ -166,8 +166,8 @@ fn the_gateways_rights_are_those_of_the_example_and_they_hold_no_more() {
     let pod = pod(&objects);
     assert_eq!((&pod["automountServiceAccountToken"], &pod["enableServiceLinks"]), (&json!(true), &json!(false)));
     // The image and the user are the controller's, and so is what neither may.
-    let controller = &the(&objects, "Deployment")["spec"]["template"]["spec"];
-    assert_eq!(pod["securityContext"], controller["securityContext"]);
+    let operator = &controller(&objects)["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"], operator["securityContext"]);
     assert_eq!(gateway(&objects)["securityContext"], container(&objects)["securityContext"]);
     assert_eq!(gateway(&objects)["image"], container(&objects)["image"]);
     for field in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
@@ -312,9 +312,9 @@ fn what_belongs_together_finds_each_other() {
         |labels: &Value, wanted: &Value| wanted.as_object().unwrap().iter().all(|(name, value)| &labels[name] == value);
     assert!(has(labels, &selector["matchLabels"]));
     // Nothing of the controller's selects a gateway, and the other way round.
-    let controller = &the(&objects, "Deployment")["spec"];
-    assert!(!has(labels, &controller["selector"]["matchLabels"]));
-    assert!(!has(&controller["template"]["metadata"]["labels"], &selector["matchLabels"]));
+    let operator = &controller(&objects)["spec"];
+    assert!(!has(labels, &operator["selector"]["matchLabels"]));
+    assert!(!has(&operator["template"]["metadata"]["labels"], &selector["matchLabels"]));
     // Each ServiceMonitor finds a Service with a port called metrics.
     for monitor in of_kind(&objects, "ServiceMonitor") {
         let wanted = &monitor["spec"]["selector"]["matchLabels"];

@@ -100,10 +100,21 @@ pub fn names(objects: &[Value], kind: &str) -> Vec<String> {
     of_kind(objects, kind).iter().map(|it| it["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
+/// The controller's workload.
+#[track_caller]
+pub fn controller(objects: &[Value]) -> &Value {
+    let found = of_kind(objects, "StatefulSet")
+        .into_iter()
+        .filter(|it| it["metadata"]["labels"]["app.kubernetes.io/component"] == "controller");
+    let found: Vec<_> = found.collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0]
+}
+
 /// The controller's container.
 #[track_caller]
 pub fn container(objects: &[Value]) -> &Value {
-    &the(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    &controller(objects)["spec"]["template"]["spec"]["containers"][0]
 }
 
 /// A variable of the controller's environment.

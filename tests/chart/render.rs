@@ -5,8 +5,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::helm::{
-    GATEWAY, IMAGE, chart, container, names, objects, of_kind, read, rendered, run, template, template_in, the,
-    variable,
+    GATEWAY, IMAGE, chart, container, controller, names, objects, of_kind, read, rendered, run, template, template_in,
+    the, variable,
 };
 
 /// What Helm and Argo CD ask a cluster for, and tell the chart: each version with its kinds.
@@ -158,20 +158,13 @@ fn peoples_roles_are_those_of_the_example_and_part_of_nothing_unless_asked() {
 }
 
 #[test]
-fn one_replica_is_replaced_by_stopping_it_first() {
+fn two_replicas_each_with_a_volume_of_its_own_and_one_leads_by_a_lease_that_they_alone_may_write() {
     let objects = rendered(&[]);
-    let spec = &the(&objects, "Deployment")["spec"];
-    assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&json!(1), &json!("Recreate")));
-    let refused = template(&["--set", IMAGE, "--set", "replicaCount=2"]).unwrap_err();
-    assert!(refused.contains("replicaCount"), "{refused}");
-}
-
-#[test]
-fn several_replicas_lead_by_a_lease_that_they_alone_may_write() {
-    let shared = "audit.persistence.accessModes={ReadWriteMany}";
-    let objects = rendered(&["--set", "replicas=2", "--set", shared]);
-    let spec = &the(&objects, "Deployment")["spec"];
-    assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&json!(2), &json!("RollingUpdate")));
+    let spec = &controller(&objects)["spec"];
+    assert_eq!((&spec["replicas"], &spec["updateStrategy"]["type"]), (&json!(2), &json!("RollingUpdate")));
+    // One that cannot start holds up no other.
+    assert_eq!(spec["podManagementPolicy"], "Parallel");
+    assert!(of_kind(&objects, "Service").iter().any(|service| service["metadata"]["name"] == spec["serviceName"]));
     assert_eq!(variable(&objects, "INSTANCE_ACCESS_LEASE").as_deref(), Some("ops/access-instance-access"));
     // The rules are those of the example, for this Lease.
     let example = super::helm::objects(&read("examples/lease-rbac.yaml"));
@@ -190,36 +183,52 @@ fn several_replicas_lead_by_a_lease_that_they_alone_may_write() {
     }
     let budget = &the(&objects, "PodDisruptionBudget")["spec"];
     assert_eq!((&budget["maxUnavailable"], &budget["selector"]), (&json!(1), &spec["selector"]));
-    // One alone has neither Lease nor Role.
-    let alone = rendered(&[]);
-    assert_eq!(variable(&alone, "INSTANCE_ACCESS_LEASE"), None);
-    assert!(of_kind(&alone, "Role").is_empty());
+    let refused = template(&["--set", IMAGE, "--set", "settings.lease=elsewhere/it"]).unwrap_err();
+    assert!(refused.contains("not in the namespace ops"), "{refused}");
+    let refused = template(&["--set", IMAGE, "--set", "replicaCount=2"]).unwrap_err();
+    assert!(refused.contains("replicaCount"), "{refused}");
+}
 
-    for (values, words) in [
-        (&["replicas=2"][..], "does not hold ReadWriteMany"),
-        (&["settings.lease=elsewhere/it"], "not in the namespace ops"),
-    ] {
-        let mut arguments = vec!["--set", IMAGE];
-        arguments.extend(values.iter().flat_map(|value| ["--set", *value]));
-        let refused = template(&arguments).unwrap_err();
-        assert!(refused.contains(words), "{refused}");
-    }
+#[test]
+fn another_number_of_replicas_changes_that_number_and_nothing_else() {
+    let numbered = |replicas: &str| {
+        let mut objects = rendered(&["--set", &format!("replicas={replicas}")]);
+        let workload = objects.iter_mut().find(|it| it["kind"] == "StatefulSet").unwrap();
+        workload["spec"]["replicas"].take();
+        // Where several are spread, one need not be: that is settled when a pod is made, and restarts those that run.
+        workload["spec"]["template"]["spec"].as_object_mut().unwrap().remove("topologySpreadConstraints");
+        objects
+    };
+    // So one that runs knows of the lease already when a second one comes.
+    assert_eq!(numbered("1"), numbered("2"));
+    assert_eq!(numbered("2"), numbered("5"));
 }
 
 #[test]
 fn the_trail_is_on_a_volume_that_outlives_an_uninstall_or_somebody_said_otherwise() {
     let objects = rendered(&[]);
-    let claim = the(&objects, "PersistentVolumeClaim");
-    assert_eq!(claim["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
-    let pod = &the(&objects, "Deployment")["spec"]["template"]["spec"];
-    assert_eq!(pod["volumes"][0]["persistentVolumeClaim"]["claimName"], claim["metadata"]["name"]);
+    let spec = &controller(&objects)["spec"];
+    let claim = &spec["volumeClaimTemplates"][0];
+    assert_eq!(claim["spec"]["accessModes"], json!(["ReadWriteOnce"]));
+    // Nothing deletes the claims: not an uninstall, not a smaller number, not Argo CD, which may take them for its own.
+    let kept = json!({"whenDeleted": "Retain", "whenScaled": "Retain"});
+    assert_eq!(spec["persistentVolumeClaimRetentionPolicy"], kept);
+    assert_eq!(claim["metadata"]["annotations"]["argocd.argoproj.io/sync-options"], "Prune=false,Delete=false");
+    assert!(of_kind(&objects, "PersistentVolumeClaim").is_empty(), "helm would delete it");
+    // What cannot be changed must not change by itself, with a version for example.
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(
+        !spec["volumeClaimTemplates"].to_string().contains(version) && !spec["selector"].to_string().contains(version)
+    );
+    let mount = &container(&objects)["volumeMounts"][0];
+    assert_eq!(mount["name"], claim["metadata"]["name"]);
     let file = variable(&objects, "INSTANCE_ACCESS_AUDIT_FILE").unwrap();
-    assert_eq!(container(&objects)["volumeMounts"][0]["mountPath"].as_str(), file.rsplit_once('/').map(|it| it.0));
+    assert_eq!(mount["mountPath"].as_str(), file.rsplit_once('/').map(|it| it.0));
 
     let existing = rendered(&["--set", "audit.persistence.existingClaim=trail"]);
-    assert!(of_kind(&existing, "PersistentVolumeClaim").is_empty());
-    let pod = &the(&existing, "Deployment")["spec"]["template"]["spec"];
-    assert_eq!(pod["volumes"][0]["persistentVolumeClaim"]["claimName"], "trail");
+    let spec = &controller(&existing)["spec"];
+    assert!(spec["volumeClaimTemplates"].is_null());
+    assert_eq!(spec["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "trail");
 
     for (values, words) in [
         (&["audit.persistence.enabled=false"][..], "audit.persistence.enabled is false"),
@@ -241,8 +250,8 @@ fn the_trail_is_on_a_volume_that_outlives_an_uninstall_or_somebody_said_otherwis
     let stdout = rendered(&stdout);
     assert_eq!(variable(&stdout, "INSTANCE_ACCESS_AUDIT_FILE"), None);
     assert_eq!(variable(&stdout, "INSTANCE_ACCESS_AUDIT_STDOUT").as_deref(), Some("true"));
-    let pod = &the(&stdout, "Deployment")["spec"]["template"]["spec"];
-    assert!(pod["volumes"].is_null() && of_kind(&stdout, "PersistentVolumeClaim").is_empty());
+    let spec = &controller(&stdout)["spec"];
+    assert!(spec["template"]["spec"]["volumes"].is_null() && spec["volumeClaimTemplates"].is_null(), "{spec}");
 }
 
 #[test]
@@ -290,7 +299,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
         assert!(of_kind(&off, kind).is_empty(), "{kind}");
         the(&on, kind);
     }
-    let selector = &the(&on, "Deployment")["spec"]["selector"]["matchLabels"];
+    let selector = &controller(&on)["spec"]["selector"]["matchLabels"];
     assert_eq!(the(&on, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"], *selector);
     assert_eq!(the(&on, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"], *selector);
     assert_eq!(the(&on, "Service")["spec"]["selector"], *selector);
@@ -300,7 +309,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
     let account = the(&on, "ServiceAccount");
     let role = "arn:aws:iam::123456789012:role/instance-access";
     assert_eq!(account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"], role);
-    let pod = &the(&on, "Deployment")["spec"]["template"]["spec"];
+    let pod = &controller(&on)["spec"]["template"]["spec"];
     assert_eq!(pod["priorityClassName"], "system-cluster-critical");
     assert_eq!(pod["topologySpreadConstraints"][0]["maxSkew"], 1);
 
@@ -309,7 +318,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
     ]);
     let mut kinds: Vec<&str> = bare.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     kinds.sort_unstable();
-    assert_eq!(kinds, ["Deployment", "Job", "PersistentVolumeClaim", "PodDisruptionBudget", "Service"]);
+    assert_eq!(kinds, ["Job", "PodDisruptionBudget", "Service", "StatefulSet"]);
 }
 
 #[test]
@@ -329,7 +338,7 @@ fn what_helm_test_asks_is_asked_where_the_service_is() {
 #[test]
 fn the_pods_hold_no_more_than_they_need() {
     let objects = rendered(&[]);
-    for (kind, wants_token) in [("Deployment", true), ("Job", false)] {
+    for (kind, wants_token) in [("StatefulSet", true), ("Job", false)] {
         let pod = &the(&objects, kind)["spec"]["template"]["spec"];
         assert_eq!(pod["automountServiceAccountToken"], wants_token, "{kind}");
         // A Service called instance-access-… in the namespace would otherwise make variables that look like settings.
@@ -345,8 +354,8 @@ fn the_pods_hold_no_more_than_they_need() {
 }
 
 #[test]
-fn the_deployment_is_as_it_was_reviewed() {
-    insta::assert_snapshot!(template(&["--set", IMAGE, "--show-only", "templates/deployment.yaml"]).unwrap());
+fn the_controllers_workload_is_as_it_was_reviewed() {
+    insta::assert_snapshot!(template(&["--set", IMAGE, "--show-only", "templates/controller.yaml"]).unwrap());
 }
 
 /// What a release prints, without a cluster.

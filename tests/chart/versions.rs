@@ -12,11 +12,9 @@ use super::helm::{chart, objects, run, template};
 const MINORS: std::ops::RangeInclusive<u32> = 32..=37;
 
 /// Every kind that the chart makes: its API, whether it is the cluster's, and since which minor version it is served.
-const KINDS: [(&str, &str, bool, u32); 18] = [
-    ("v1", "PersistentVolumeClaim", false, 0),
+const KINDS: [(&str, &str, bool, u32); 16] = [
     ("v1", "Service", false, 0),
     ("v1", "ServiceAccount", false, 0),
-    ("apps/v1", "Deployment", false, 9),
     ("apps/v1", "StatefulSet", false, 9),
     ("batch/v1", "Job", false, 2),
     ("policy/v1", "PodDisruptionBudget", false, 21),

@@ -15,7 +15,7 @@ use lab::{Lab, Launch, Options, poll, proc::MARK, ssh};
 use serde_json::{Value, json};
 
 use super::again::applied_twice_it_changes_nothing;
-use super::helm::{self, GATEWAY, IMAGE, container, file, named, objects, of_gateway, of_kind, read, the};
+use super::helm::{self, GATEWAY, IMAGE, container, controller, file, named, objects, of_gateway, of_kind, read, the};
 
 /// How long anything may take that takes moments on an idle machine.
 const BOUND: Duration = Duration::from_secs(60);
@@ -109,7 +109,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     the_same_again_changes_nothing(&lab).await;
     the_pods_are_let_in_where_only_the_restricted_are(&lab, &rendered).await;
 
-    let controller = start_controller(&lab, &rendered).await;
+    let operator = start_controller(&lab, &rendered).await;
     grant_and_let_go(&lab).await;
     helm_waits_for_access_and_fails_on_a_refusal(&lab).await;
     let gateway = start_gateway(&lab, &rendered).await;
@@ -117,7 +117,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     no_right_is_missing_and_none_unused(&lab, &rendered, "operator", &UNUSED);
     no_right_is_missing_and_none_unused(&lab, &rendered, "gateway", &[]);
     the_iam_policies_are_enough(&lab);
-    drop((controller, gateway));
+    drop((operator, gateway));
     applied_twice_it_changes_nothing(&lab).await;
 
     uninstall_keeps_what_must_stay(&lab).await;
@@ -167,7 +167,7 @@ async fn the_same_again_changes_nothing(lab: &Lab) {
 async fn the_pods_are_let_in_where_only_the_restricted_are(lab: &Lab, rendered: &[Value]) {
     let jobs = objects(&fs::read_to_string(lab.dir().join("hooks.yaml")).unwrap());
     for (name, template) in [
-        ("controller", &the(rendered, "Deployment")["spec"]["template"]),
+        ("controller", &controller(rendered)["spec"]["template"]),
         ("gateway", &of_gateway(rendered, "StatefulSet")["spec"]["template"]),
         ("test", &named(&jobs, "Job", "instance-access-test")["spec"]["template"]),
         ("gateway-test", &named(&jobs, "Job", "instance-access-gateway-test")["spec"]["template"]),
@@ -177,6 +177,19 @@ async fn the_pods_are_let_in_where_only_the_restricted_are(lab: &Lab, rendered: 
         pod["kind"] = json!("Pod");
         pod["metadata"]["name"] = json!(name);
         pod["metadata"]["namespace"] = json!(NAMESPACE);
+        let set = of_kind(rendered, "StatefulSet").into_iter().find(|it| it["spec"]["template"] == *template);
+        if let Some(set) = set {
+            // As the StatefulSet's controller adds it, which is not there.
+            let mut claim = set["spec"]["volumeClaimTemplates"][0].clone();
+            claim["metadata"]["namespace"] = json!(NAMESPACE);
+            let volume = json!({"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": "audit-0"}});
+            match pod["spec"]["volumes"].as_array_mut() {
+                Some(volumes) => volumes.push(volume),
+                None => pod["spec"]["volumes"] = json!([volume]),
+            }
+            let claim = manifest(lab, "claim.json", &claim);
+            kubectl(lab, "admin", &["create", "--dry-run=server", "--validate=strict", "-f", &claim]).await;
+        }
         kubectl(lab, "admin", &["create", "--dry-run=server", "-f", &manifest(lab, "pod.json", &pod)]).await;
         // It is judged at all: with one right more it would be refused.
         pod["spec"]["containers"][0]["securityContext"]["capabilities"] = json!({"add": ["SYS_ADMIN"]});
@@ -243,11 +256,11 @@ async fn start_controller(lab: &Lab, rendered: &[Value]) -> Running {
         ("INSTANCE_ACCESS_AUDIT_FILE", lab.dir().join("audit.jsonl").display().to_string()),
         ("INSTANCE_ACCESS_LISTEN", "127.0.0.1:0".to_owned()),
     ];
-    let pod = &the(rendered, "Deployment")["spec"]["template"]["spec"];
+    let pod = &controller(rendered)["spec"]["template"]["spec"];
     assert_eq!(&pod["containers"][0], container(rendered));
-    let controller = start(lab, pod, "controller", &changed).await;
-    is_ready(lab, "instance-access-test", &[&controller.started["listen"]]).await;
-    controller
+    let running = start(lab, pod, "controller", &changed).await;
+    is_ready(lab, "instance-access-test", &[&running.started["listen"]]).await;
+    running
 }
 
 /// The Secret of the host key, made as the chart says, and mounted as the kubelet does it: through links, and for the
@@ -487,7 +500,6 @@ pub async fn uninstall_keeps_what_must_stay(lab: &Lab) {
     helm(lab, &["uninstall", "instance-access"]).await;
     let crds = kubectl(lab, "admin", &["get", "crd", "-o", "name"]).await;
     assert_eq!(crds.lines().count(), fs::read_dir(file("crds")).unwrap().count(), "{crds}");
-    kubectl(lab, "admin", &["-n", NAMESPACE, "get", "persistentvolumeclaim/instance-access-audit"]).await;
     let kinds = "deployment,statefulset,serviceaccount,networkpolicy,poddisruptionbudget,service";
     let left = kubectl(lab, "admin", &["get", kinds, "-n", NAMESPACE, "-o", "name"]).await;
     assert!(left.trim().is_empty(), "{left}");
