@@ -15,7 +15,7 @@ use lab::{Lab, Launch, Options, poll, proc::MARK, ssh};
 use serde_json::{Value, json};
 
 use super::again::applied_twice_it_changes_nothing;
-use super::helm::{self, GATEWAY, IMAGE, container, controller, file, named, objects, of_gateway, of_kind, read, the};
+use super::helm::{self, GATEWAY, IMAGE, container, controller, file, named, objects, of_gateway, of_kind, read};
 
 /// How long anything may take that takes moments on an idle machine.
 const BOUND: Duration = Duration::from_secs(60);
