@@ -33,7 +33,7 @@ const KINDS: [(&str, &str, bool, u32); 16] = [
 ];
 
 /// The files with values: what the chart is mostly run with.
-fn values() -> Vec<String> {
+pub fn values() -> Vec<String> {
     let entries = std::fs::read_dir(chart().join("ci")).unwrap();
     let mut found: Vec<String> = entries.map(|it| it.unwrap().path().to_str().unwrap().to_owned()).collect();
     found.sort();

@@ -14,7 +14,7 @@ use lab::standin::Api;
 use lab::{Lab, Launch, Options, poll, proc::MARK, ssh};
 use serde_json::{Value, json};
 
-use super::again::applied_twice_it_changes_nothing;
+use super::again::{applied_twice_it_changes_nothing, every_values_is_taken_strictly};
 use super::helm::{self, GATEWAY, IMAGE, container, controller, file, named, objects, of_gateway, of_kind, read};
 
 /// How long anything may take that takes moments on an idle machine.
@@ -119,6 +119,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     the_iam_policies_are_enough(&lab);
     drop((operator, gateway));
     applied_twice_it_changes_nothing(&lab).await;
+    every_values_is_taken_strictly(&lab, lab::default_kubernetes_version()).await;
 
     uninstall_keeps_what_must_stay(&lab).await;
     kubectl(&lab, "admin", &["get", "instanceaccesspolicy/developers"]).await;
