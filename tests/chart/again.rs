@@ -1,13 +1,14 @@
-//! Applied again, nothing changes: as Argo CD and Flux apply, server-side, and on a Kubernetes that does not serve all.
+//! Applied again, nothing changes: as Argo CD and Flux apply, server-side, and on a Kubernetes that does not serve all. And
+//! the next version is an upgrade.
 
 use std::collections::BTreeMap;
 
 use lab::{Lab, Options};
 use serde_json::{Value, json};
 
-use super::helm::{chart, objects, of_kind, run};
+use super::helm::{chart, objects, of_kind, read, run};
 use super::versions::values;
-use super::whole::{NAMESPACE, install, kubectl, uninstall_keeps_what_must_stay};
+use super::whole::{NAMESPACE, install, kubectl, uninstall_keeps_what_must_stay, upgrade};
 
 /// Each object of the release with its resourceVersion: it moves with every write that changes something.
 async fn versions(lab: &Lab) -> BTreeMap<String, String> {
@@ -75,6 +76,30 @@ pub async fn every_values_is_taken_strictly(lab: &Lab, version: &str) {
     assert!(!refused.success() && refused.stderr.contains("targetport"), "{refused:?}");
 }
 
+/// The next version is an upgrade: nothing that Kubernetes lets nobody change has a version in it. And gateways that are
+/// switched off are gone, with what they were allowed.
+async fn the_next_version_and_the_one_without_gateways_are_upgrades(lab: &Lab) {
+    let next = lab.dir().join("next");
+    let copied = std::process::Command::new("cp").arg("-r").arg(chart()).arg(&next).status().unwrap();
+    assert!(copied.success());
+    let about = read("charts/instance-access/Chart.yaml").replace(env!("CARGO_PKG_VERSION"), "99.0.0");
+    std::fs::write(next.join("Chart.yaml"), about).unwrap();
+    // It was applied by another tool before, as when helm takes a release over from Argo CD.
+    upgrade(lab, &next, 22, &["--force-conflicts"]).await;
+    let images = "jsonpath={.items[*].spec.template.spec.containers[*].image}";
+    let images = kubectl(lab, "admin", &["-n", NAMESPACE, "get", "statefulset", "-o", images]).await;
+    assert_eq!(images.matches("registry.example/instance-access:99.0.0").count(), 2, "{images}");
+
+    let gateway = format!("system:serviceaccount:{NAMESPACE}:gateway");
+    let policies = ["get", "validatingadmissionpolicy", "-o", "yaml"];
+    assert!(kubectl(lab, "admin", &policies).await.contains(&gateway));
+    upgrade(lab, &next, 22, &["--force-conflicts", "--set=gateway.enabled=false"]).await;
+    assert!(!kubectl(lab, "admin", &policies).await.contains(&gateway));
+    let kinds = "statefulset,service,serviceaccount,poddisruptionbudget,networkpolicy,clusterrole,clusterrolebinding";
+    let left = kubectl(lab, "admin", &["-n", NAMESPACE, "get", kinds, "-o", "name"]).await;
+    assert!(left.contains("statefulset.apps/instance-access\n") && !left.contains("gateway"), "{left}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_kubernetes_takes_it_too() {
     let older = lab::older_kubernetes_version().to_owned();
@@ -85,6 +110,7 @@ async fn an_older_kubernetes_takes_it_too() {
     assert!(of_kind(&rendered, "MutatingAdmissionPolicy").is_empty(), "1.34 does not serve it");
     applied_twice_it_changes_nothing(&lab).await;
     every_values_is_taken_strictly(&lab, &older).await;
+    the_next_version_and_the_one_without_gateways_are_upgrades(&lab).await;
     uninstall_keeps_what_must_stay(&lab).await;
     lab.shutdown().await.unwrap();
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -154,13 +155,19 @@ pub async fn install(lab: &Lab, ssh_port: u16) -> Vec<Value> {
     objects(&manifests)
 }
 
+/// Upgrades the release to a chart, with what it was installed with, and more.
+pub async fn upgrade(lab: &Lab, chart: &Path, ssh_port: u16, more: &[&str]) {
+    let values = values(ssh_port);
+    let mut arguments = vec!["upgrade", "instance-access", chart.to_str().unwrap()];
+    arguments.extend(values.iter().map(String::as_str));
+    arguments.extend(more);
+    helm(lab, &arguments).await;
+}
+
 async fn the_same_again_changes_nothing(lab: &Lab) {
     let before = standing(lab, "release.yaml").await;
     assert!(before.len() > 15, "{:?}", before.keys());
-    let (chart, values) = (helm::chart(), values(lab.ssh_port()));
-    let mut arguments = vec!["upgrade", "instance-access", chart.to_str().unwrap()];
-    arguments.extend(values.iter().map(String::as_str));
-    helm(lab, &arguments).await;
+    upgrade(lab, &helm::chart(), lab.ssh_port(), &[]).await;
     let after = standing(lab, "release.yaml").await;
     assert_eq!(before, after);
 }
