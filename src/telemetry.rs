@@ -104,6 +104,8 @@ pub struct Reading {
     pub ledger_grants: usize,
     /// Grants that have not ended.
     pub grants_live: usize,
+    /// Requests that are looked at again at a time of their own, such as a grant's end.
+    pub timers: usize,
     /// Whether what guards the requests stands in the API server.
     pub enforcement_stands: bool,
     /// Whether this process may act.
@@ -132,6 +134,7 @@ impl Collector for Rooms {
             decisions,
             ledger_grants,
             grants_live,
+            timers,
             enforcement_stands,
             leads,
         } = source();
@@ -195,6 +198,7 @@ impl Collector for Rooms {
             "Grants that are not given again, of requests that are there and of deleted ones",
             ledger_grants as u64,
         )?;
+        gauge(&mut encoder, "timers", "Requests that are looked at again at a time of their own", timers as u64)?;
         gauge(&mut encoder, "grants_live", "Grants that have not ended", grants_live as u64)
     }
 }

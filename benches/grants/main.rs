@@ -10,7 +10,7 @@
 //! neither sees the other. The stand-in's and the watch's work is charged to the controller's side alone.
 //!
 //! ```text
-//! make bench                                    all of it, a quarter of an hour at most
+//! make bench                                    all of it, half an hour at most
 //! make bench ARGS="--quick --json"              a tenth of the requests, five minutes at most
 //! make bench ARGS="--short --program PATH"      one at a time and one burst, to compare two builds
 //! ```
@@ -18,6 +18,7 @@
 //! those that make one crowd of many look-ups.
 
 mod eyes;
+mod many;
 mod objects;
 mod plain;
 mod report;
@@ -63,7 +64,7 @@ struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Leave out the memory of many live grants
+    /// Leave out what many live grants and many ended requests cost
     #[arg(long)]
     no_memory: bool,
     /// Leave out the larger burst
@@ -72,12 +73,15 @@ struct Args {
     /// Stop after the one-at-a-time figures and the first burst: for comparing two builds
     #[arg(long)]
     short: bool,
-    /// Measure nothing but the memory of many live grants
+    /// Measure nothing but what many live grants and many ended requests cost
     #[arg(long, conflicts_with_all = ["no_memory", "short"])]
     only_memory: bool,
     /// Live grants for their memory [default: 10000, or 1000]
     #[arg(long)]
     live: Option<usize>,
+    /// Ended requests beside them [default: 100000, or 10000]
+    #[arg(long)]
+    ended: Option<usize>,
     /// The program to measure
     #[arg(long, default_value = env!("CARGO_BIN_EXE_instance-access"))]
     program: PathBuf,
@@ -96,6 +100,7 @@ struct Sizes {
     burst: usize,
     flood: usize,
     live: usize,
+    ended: usize,
 }
 
 fn main() -> ExitCode {
@@ -121,10 +126,10 @@ fn main() -> ExitCode {
 
 async fn run(args: &Args) -> anyhow::Result<Report> {
     let sizes = match args.quick {
-        true => Sizes { singles: 50, burst: 100, flood: 500, live: 1000 },
-        false => Sizes { singles: 200, burst: 1000, flood: 5000, live: 10_000 },
+        true => Sizes { singles: 50, burst: 100, flood: 500, live: 1000, ended: 10_000 },
+        false => Sizes { singles: 200, burst: 1000, flood: 5000, live: 10_000, ended: 100_000 },
     };
-    let sizes = Sizes { live: args.live.unwrap_or(sizes.live), ..sizes };
+    let sizes = Sizes { live: args.live.unwrap_or(sizes.live), ended: args.ended.unwrap_or(sizes.ended), ..sizes };
     let stand = Stand::start(args.program.clone()).await?;
     tokio::select! {
         measured = measure(args, sizes, stand) => measured,
@@ -137,7 +142,7 @@ async fn measure(args: &Args, sizes: Sizes, mut stand: Stand) -> anyhow::Result<
     let eyes = Eyes::open(stand.requester.clone(), OURS).await?;
     if args.only_memory {
         let mut report = Report::of(SIDES);
-        memory(&mut stand, &eyes, &mut report, sizes.live).await?;
+        many::measure(&mut stand, &eyes, &mut report, sizes.live, sizes.ended).await?;
         stand.lab.shutdown().await?;
         return Ok(report);
     }
@@ -162,7 +167,7 @@ async fn measure(args: &Args, sizes: Sizes, mut stand: Stand) -> anyhow::Result<
     let Bench { controller, eyes, mut report, .. } = bench;
     if !args.no_memory {
         controller.stop().await?;
-        memory(&mut stand, &eyes, &mut report, sizes.live).await?;
+        many::measure(&mut stand, &eyes, &mut report, sizes.live, sizes.ended).await?;
     }
     stand.lab.shutdown().await?;
     Ok(report)
@@ -450,55 +455,6 @@ impl Bench {
         self.report.detail("changes_per_ended_request", json!(round(f64::from(changes) / ended as f64)));
         Ok(())
     }
-}
-
-/// The memory of a fresh controller with many live grants, and of one that starts with them.
-async fn memory(stand: &mut Stand, eyes: &Eyes, report: &mut Report, count: usize) -> anyhow::Result<()> {
-    /// A re-push and a refresh of each, and the allocator's second thoughts.
-    const SETTLE: Duration = Duration::from_secs(65);
-    const AIM: f64 = 60.0;
-    // 10,000 keys every 45 s are 223 a second, more than the default allows.
-    let pace = ["--pushes-per-second", "400"];
-    let controller = stand.controller(&pace).await?;
-    let empty = controller.memory()?;
-    let wishes = wishes(stand, "live", count, None);
-    let requester = stand.requester.clone();
-    let created = plain::all(wishes, CREATORS, move |wish| {
-        let requester = requester.clone();
-        async move { plain::create(&requester, OURS, &wish).await.map(drop) }
-    });
-    created.await?;
-    eyes.active("live", count, PHASE_BOUND).await?;
-    let full = controller.memory()?;
-    tokio::time::sleep(SETTLE).await;
-    let settled = controller.memory()?;
-    let live = controller.metrics().await?.sum("instance_access_grants_live");
-    controller.stop().await?;
-    let controller = stand.controller(&pace).await?;
-    tokio::time::sleep(SETTLE).await;
-    let restarted = controller.memory()?;
-    report.detail(
-        "memory_mib",
-        json!({
-            "empty": round(empty.now),
-            "when_all_are_granted": round(full.now),
-            "settled": round(settled.now),
-            "settled_anonymous": round(settled.anonymous),
-            "most": round(settled.most),
-            "restarted": round(restarted.now),
-            "restarted_most": round(restarted.most),
-            "live_grants": live,
-        }),
-    );
-    report.row(
-        &format!("resident memory with {live:.0} live grants"),
-        format!("{:.0} MiB", settled.now),
-        "-".to_owned(),
-        format!("at most {:.0}, restarted {:.0} MiB", settled.most, restarted.now),
-        "<= 60 MiB",
-        Some(settled.now <= AIM),
-    );
-    controller.stop().await
 }
 
 /// Where the time of one request goes: when AWS heard of it.

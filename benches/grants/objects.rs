@@ -68,7 +68,7 @@ impl Wish {
 const TTL_SECONDS: u32 = 3600;
 
 /// 32 random bytes as an ED25519 key. Nobody logs in with it: whether it lies on the curve, only sshd would ask.
-fn public_key() -> String {
+pub fn public_key() -> String {
     let mut blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20".to_vec();
     blob.extend(uuid::Uuid::new_v4().into_bytes());
     blob.extend(uuid::Uuid::new_v4().into_bytes());

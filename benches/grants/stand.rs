@@ -166,6 +166,14 @@ impl Stand {
         Ok(controller)
     }
 
+    /// Revokes a request, as an administrator.
+    pub async fn revoke(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let mut kubectl = self.lab.kubectl("admin")?;
+        kubectl.args(["--namespace", namespace, "patch", "instanceaccess", name, "--type", "merge", "--patch"]);
+        kubectl.arg(r#"{"spec":{"revoke":{"reason":"measuring"}}}"#);
+        run(kubectl, "").await.map(drop)
+    }
+
     /// CPU time so far, in seconds, of the API server and etcd.
     pub fn api_cpu(&self) -> f64 {
         let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

@@ -309,6 +309,7 @@ impl Controller {
                 decisions: shared.decisions.len(),
                 ledger_grants,
                 grants_live: shared.slots.live_len(),
+                timers: shared.timers.len(),
                 enforcement_stands: shared.enforcement().stands(),
                 leads: (shared.leads)(),
             }

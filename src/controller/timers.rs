@@ -49,6 +49,11 @@ impl Timers {
         }
     }
 
+    /// How many requests are looked at again at a time of their own.
+    pub fn len(&self) -> usize {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).by_uid.len()
+    }
+
     fn due(&self, now: Timestamp) -> (Vec<Uid>, Option<Timestamp>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let mut due = Vec::new();
@@ -97,6 +102,7 @@ mod tests {
         let uid: Uid = "a".into();
         timers.set(&uid, Some(at(10)));
         timers.set(&uid, Some(at(20)));
+        assert_eq!(timers.len(), 1);
         assert_eq!(timers.due(at(15)), (vec![], Some(at(20))));
         assert_eq!(timers.due(at(20)), (vec![uid], None));
     }

@@ -178,6 +178,10 @@ impl ControlPlane {
         ready.await?
     }
 
+    pub fn etcd_url(&self) -> &str {
+        &self.etcd_url
+    }
+
     /// Kills the API server. etcd and its data stay.
     pub fn stop_api_server(&self) {
         *lock(&self.api_server) = None;

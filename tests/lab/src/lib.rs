@@ -265,6 +265,11 @@ impl Lab {
         Ok(kubectl)
     }
 
+    /// Where etcd is served, without TLS and to this machine alone.
+    pub fn etcd_url(&self) -> &str {
+        self.control_plane().etcd_url()
+    }
+
     /// Where the programs `kubectl`, `kube-apiserver` and `etcd` are.
     pub fn control_plane_bin(&self) -> &Path {
         self.control_plane().bin()

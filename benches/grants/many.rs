@@ -1,0 +1,237 @@
+//! What many live grants and many ended requests cost: memory, and the time until a fresh process has all their timers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use instance_access::domain::digest::{grant_id, spec_digest};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use super::eyes::Eyes;
+use super::objects::{self, NAMESPACE, OURS, Wish};
+use super::report::Report;
+use super::stand::{Controller, Stand};
+use super::{CREATORS, PHASE_BOUND, plain, round, wishes};
+
+/// A re-push and a refresh of each, and the allocator's second thoughts.
+const SETTLE: Duration = Duration::from_secs(65);
+/// What the controller is started with: 10,000 keys every 45 s are 223 a second, more than the default allows.
+const PACE: [&str; 2] = ["--pushes-per-second", "400"];
+/// Aims, in MiB: with 10,000 live grants, and with 100,000 ended requests beside them.
+const LIVE_AIM: f64 = 60.0;
+const ENDED_AIM: f64 = 250.0;
+/// The aim of a restart with 10,000 live grants, until every timer stands.
+const RESTART_AIM: Duration = Duration::from_secs(2);
+
+/// Measures: many live grants as they come in, the same after a restart, and again with many ended requests.
+pub async fn measure(
+    stand: &mut Stand,
+    eyes: &Eyes,
+    report: &mut Report,
+    live: usize,
+    ended: usize,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let controller = stand.controller(&PACE).await?;
+    let cold = start.elapsed();
+    report.row(
+        "start to ready, without requests",
+        format!("{:.2} s", cold.as_secs_f64()),
+        "-".to_owned(),
+        "-".to_owned(),
+        "< 1 s",
+        Some(cold < Duration::from_secs(1)),
+    );
+    let empty = controller.memory()?;
+    let model = one_that_ended(stand, eyes).await?;
+    let wishes = wishes(stand, "live", live, None);
+    let requester = stand.requester.clone();
+    let created = plain::all(wishes, CREATORS, move |wish| {
+        let requester = requester.clone();
+        async move { plain::create(&requester, OURS, &wish).await.map(drop) }
+    });
+    created.await?;
+    eyes.active("live", live, PHASE_BOUND).await?;
+    let full = controller.memory()?;
+    tokio::time::sleep(SETTLE).await;
+    let settled = controller.memory()?;
+    let count = controller.metrics().await?.sum("instance_access_grants_live ");
+    controller.stop().await?;
+
+    let (controller, restart) = restarted(stand, live).await?;
+    tokio::time::sleep(SETTLE).await;
+    let after = controller.memory()?;
+    report.detail(
+        "memory_mib",
+        json!({
+            "empty": round(empty.now),
+            "when_all_are_granted": round(full.now),
+            "settled": round(settled.now),
+            "settled_anonymous": round(settled.anonymous),
+            "most": round(settled.most),
+            "restarted": round(after.now),
+            "restarted_most": round(after.most),
+            "live_grants": count,
+        }),
+    );
+    report.row(
+        &format!("resident memory with {count:.0} live grants"),
+        format!("{:.0} MiB", settled.now),
+        "-".to_owned(),
+        format!("at most {:.0}, restarted {:.0} MiB", settled.most, after.now),
+        &format!("<= {LIVE_AIM:.0} MiB"),
+        Some(settled.now <= LIVE_AIM),
+    );
+    report_restart(report, &format!("restart with {live} live grants"), restart, RESTART_AIM);
+    if ended == 0 {
+        return controller.stop().await;
+    }
+
+    // Beside a controller that watches: what hundreds of small events leave behind counts, too.
+    put(stand, &model, ended).await?;
+    until(&controller, "instance_access_requests ", live + ended).await?;
+    let came = controller.memory()?;
+    tokio::time::sleep(SETTLE).await;
+    let settled = controller.memory()?;
+    controller.stop().await?;
+    let (controller, restart) = restarted(stand, live).await?;
+    tokio::time::sleep(SETTLE).await;
+    let after = controller.memory()?;
+    report.detail(
+        "memory_with_ended_mib",
+        json!({
+            "when_all_had_come": round(came.now),
+            "settled": round(settled.now),
+            "most": round(settled.most),
+            "restarted": round(after.now),
+            "restarted_most": round(after.most),
+        }),
+    );
+    let worse = settled.now.max(after.now);
+    report.row(
+        &format!("resident memory with {live} live grants and {ended} ended requests"),
+        format!("{:.0} MiB", settled.now),
+        "-".to_owned(),
+        format!("restarted {:.0}, then at most {:.0} MiB", after.now, after.most),
+        &format!("<= {ENDED_AIM:.0} MiB"),
+        Some(worse <= ENDED_AIM),
+    );
+    report_restart(
+        report,
+        &format!("restart with {live} live grants and {ended} ended requests"),
+        restart,
+        Duration::MAX,
+    );
+    controller.stop().await
+}
+
+/// How long a fresh process took: to be ready, and until as many timers stand as grants live.
+#[derive(Clone, Copy, Debug)]
+struct Restart {
+    ready: Duration,
+    timers: Duration,
+}
+
+/// Starts a controller over what there is.
+async fn restarted(stand: &Stand, live: usize) -> anyhow::Result<(Controller, Restart)> {
+    let start = Instant::now();
+    let controller = stand.controller(&PACE).await?;
+    let ready = start.elapsed();
+    until(&controller, "instance_access_timers ", live).await?;
+    Ok((controller, Restart { ready, timers: start.elapsed() }))
+}
+
+fn report_restart(report: &mut Report, what: &str, restart: Restart, aim: Duration) {
+    let has_aim = aim < Duration::MAX;
+    report.row(
+        &format!("{what}, until every timer stands"),
+        format!("{:.2} s", restart.timers.as_secs_f64()),
+        "-".to_owned(),
+        format!("ready after {:.2} s", restart.ready.as_secs_f64()),
+        &if has_aim { format!("< {} s", aim.as_secs()) } else { "-".to_owned() },
+        has_aim.then_some(restart.timers < aim),
+    );
+}
+
+/// Waits until a gauge has reached a number.
+async fn until(controller: &Controller, gauge: &str, count: usize) -> anyhow::Result<()> {
+    let start = Instant::now();
+    loop {
+        let value = controller.metrics().await?.sum(gauge);
+        if value >= count as f64 {
+            return Ok(());
+        }
+        anyhow::ensure!(start.elapsed() < PHASE_BOUND, "{gauge}is {value} after {PHASE_BOUND:?}, not {count}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Has one request granted and revoked, and returns it as etcd has it.
+async fn one_that_ended(stand: &mut Stand, eyes: &Eyes) -> anyhow::Result<Value> {
+    let wish = wishes(stand, "model", 1, None).remove(0);
+    plain::create(&stand.requester, OURS, &wish).await?;
+    eyes.active_one(&wish.name, PHASE_BOUND).await?;
+    stand.revoke(NAMESPACE, &wish.name).await?;
+    // With its last key: 60 s and the time that a push may take.
+    eyes.ended("model", 1, PHASE_BOUND).await?;
+    let found = etcd(stand)?.call("range", &json!({"key": encoded(&key(&wish.name))})).await?;
+    let value = found["kvs"][0]["value"].as_str().context("etcd does not have the request that ended")?;
+    Ok(serde_json::from_slice(&BASE64_STANDARD.decode(value)?)?)
+}
+
+/// Puts copies of an ended request into etcd, past the API server, which would take half an hour for so many. It hears of
+/// them as of any other's writes, and so do those who watch. One at a time: no two objects have one revision, and who
+/// takes a watch up again after one of two would miss the other.
+async fn put(stand: &mut Stand, model: &Value, count: usize) -> anyhow::Result<()> {
+    let etcd = Arc::new(etcd(stand)?);
+    let model = Arc::new(model.clone());
+    let put = plain::all(wishes(stand, "ended", count, None), CREATORS, move |wish| {
+        let (etcd, model) = (Arc::clone(&etcd), Arc::clone(&model));
+        async move {
+            let value = BASE64_STANDARD.encode(serde_json::to_vec(&copy(&model, &wish)?)?);
+            etcd.call("put", &json!({"key": encoded(&key(&wish.name)), "value": value})).await.map(drop)
+        }
+    });
+    put.await.map(drop)
+}
+
+/// With a key, an instance and ids of its own, as real ones have: what is equal in all would pack too well.
+fn copy(model: &Value, wish: &Wish) -> anyhow::Result<Value> {
+    let mut object = model.clone();
+    let uid = uuid::Uuid::new_v4().to_string();
+    object["spec"]["target"]["instanceId"] = json!(wish.instance_id);
+    object["spec"]["sshPublicKey"] = json!(objects::public_key());
+    let digest = spec_digest(&serde_json::from_value(object["spec"].clone())?);
+    object["status"]["grant"]["id"] = json!(grant_id(&uid, &digest));
+    object["status"]["specDigest"] = json!(digest);
+    object["metadata"]["name"] = json!(wish.name);
+    object["metadata"]["uid"] = json!(uid);
+    Ok(object)
+}
+
+/// Where the API server keeps a request.
+fn key(name: &str) -> String {
+    format!("/registry/{}/instanceaccesses/{NAMESPACE}/{name}", OURS.0)
+}
+
+fn encoded(text: &str) -> String {
+    BASE64_STANDARD.encode(text)
+}
+
+/// etcd's API as JSON.
+struct Etcd(Client);
+
+fn etcd(stand: &Stand) -> anyhow::Result<Etcd> {
+    let config = Config::new(stand.lab.etcd_url().parse()?);
+    Ok(Etcd(Client::try_from(config)?))
+}
+
+impl Etcd {
+    async fn call(&self, what: &str, body: &Value) -> anyhow::Result<Value> {
+        let request = http::Request::post(format!("/v3/kv/{what}")).body(serde_json::to_vec(body)?)?;
+        Ok(self.0.request(request).await?)
+    }
+}
