@@ -6,14 +6,22 @@
 //! ```
 //! A look asks for every piece (a policy, a binding, a CRD). What is not seen is missing: a wrong answer here lets
 //! somebody in under another's name, and a missing one makes people wait.
+//!
+//! An upgrade changes pieces, and is no gap. The API server counts every change of a piece's spec, by one, and nobody else
+//! can: so between a version that was seen to be sound and the next one, if that is sound as well, there was no third. What
+//! stood last is handed to the next leader, of whatever release ([`Vouched`]); each release answers for what it ships.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::time::{is_fresh, plus, whole_second};
+
+mod vouched;
+
+pub use vouched::{ERA, Vouched};
 
 /// How long an API server may take to enforce what stands. Sources: admission policies are taken up once a second
 /// (apiserver, `policyRefreshIntervalDefault`); of CRDs, API servers side by side are given 5 s (apiextensions-apiserver,
@@ -84,43 +92,78 @@ pub enum State {
 pub struct Mark {
     /// Another one: it was deleted and made again.
     pub uid: String,
-    /// Another one: its spec was changed. The API server alone counts it.
+    /// Another one: its spec was changed. The API server alone counts it, by one each time.
     pub generation: i64,
     /// When it was made, or last changed; none if that cannot be told.
     pub changed_time: Option<Timestamp>,
 }
 
+impl Mark {
+    /// Whether there was no third state between `before`, which was sound, and this one, which is. `was_wrong`: something
+    /// else was seen between the two, which may also be what another release ships.
+    fn follows(&self, before: &Version, was_wrong: bool) -> bool {
+        let Version { uid, generation } = before;
+        let is_same = self.generation == *generation && !was_wrong;
+        let is_next = generation.checked_add(1) == Some(self.generation);
+        // What has no uid, or is not counted, was not told by an API server as we know it.
+        !uid.is_empty() && *generation > 0 && self.uid == *uid && (is_same || is_next)
+    }
+}
+
+/// Which version of a piece it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    uid: String,
+    generation: i64,
+}
+
 /// Keeps what looks saw.
 #[derive(Debug)]
 pub struct Lookout {
-    /// The version of each piece; none of a piece that was wrong, so that whatever comes to stand next is new.
-    marks: BTreeMap<String, Option<(String, i64)>>,
+    /// The version of each piece that was last seen to be sound, by this process or by a leader before it.
+    versions: BTreeMap<String, Version>,
+    /// What was wrong in this process's eyes since it was last sound.
+    wrong: BTreeSet<String>,
     /// When the newest piece came to be as it is, by the API server's clock.
     told_time: Timestamp,
-    /// When a piece was last seen to have changed, by ours.
+    /// When a piece was last seen to have changed otherwise than an upgrade does, by ours.
     seen_time: Timestamp,
     missing: Option<Arc<str>>,
     /// The last look that came to an answer.
     answer_time: Option<Timestamp>,
+    /// What stood when all did for the last time.
+    vouched: Option<Vouched>,
 }
 
 impl Default for Lookout {
     fn default() -> Self {
         Self {
-            marks: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            wrong: BTreeSet::new(),
             told_time: Timestamp::MIN,
             seen_time: Timestamp::MIN,
             missing: None,
             answer_time: None,
+            vouched: None,
         }
     }
 }
 
 impl Lookout {
+    /// Goes on from what the leader before us vouched for. Without that, whatever stands is judged by its own account.
+    pub fn after(vouched: Vouched) -> Self {
+        Self {
+            told_time: vouched.told_time(),
+            seen_time: vouched.seen_time(),
+            versions: vouched.into_versions(),
+            ..Self::default()
+        }
+    }
+
     /// A look saw every piece; `remedy` says what to do if something is wrong.
     ///
     /// `now` is when the last answer came: what was wrong before stands since then at the latest. What was bent and mended
-    /// between two looks has another uid or generation.
+    /// between two looks has another uid, or a generation that is higher by two.
     pub fn looked(&mut self, now: Timestamp, pieces: &[Piece], remedy: &str) {
         // Of a clock that was stepped back since: what it calls the future would refuse everybody until then.
         self.seen_time = self.seen_time.min(now);
@@ -129,12 +172,13 @@ impl Lookout {
             match state {
                 State::Sound(mark) => self.sound(now, name, mark),
                 State::NotNeeded => {
-                    if self.marks.remove(name) == Some(None) {
+                    self.versions.remove(name);
+                    if self.wrong.remove(name) {
                         self.seen_time = now; // it was bent until it went
                     }
                 }
                 State::Wrong(what) => {
-                    self.marks.insert(name.clone(), None);
+                    self.wrong.insert(name.clone());
                     findings.push(format!("{name} {what}"));
                 }
                 State::Hidden(what) => findings.push(format!("{name} {what}")),
@@ -143,19 +187,30 @@ impl Lookout {
         findings.sort();
         self.missing = (!findings.is_empty()).then(|| format!("{}; {remedy}", findings.join(", ")).into());
         self.answer_time = Some(now);
+        if self.missing.is_none() {
+            let names = pieces.iter().map(|piece| piece.name.as_str());
+            let versions = names.filter_map(|name| Some((name, self.versions.get(name)?)));
+            self.vouched = Some(Vouched::new(self.told_time, self.seen_time, versions));
+        }
     }
 
     fn sound(&mut self, now: Timestamp, name: &str, mark: &Mark) {
-        let version = Some((mark.uid.clone(), mark.generation));
-        let before = self.marks.insert(name.to_owned(), version.clone());
-        if before.as_ref() == Some(&version) {
+        let was_wrong = self.wrong.remove(name);
+        let version = Version { uid: mark.uid.clone(), generation: mark.generation };
+        let before = self.versions.insert(name.to_owned(), version);
+        if before.as_ref().is_some_and(|before| mark.follows(before, was_wrong)) {
             return;
         }
         // By its own account, which survives our restarts. Without one, or changed before our eyes, as of now as well.
         self.told_time = self.told_time.max(mark.changed_time.unwrap_or(now));
-        if before.is_some() {
+        if before.is_some() || was_wrong {
             self.seen_time = now;
         }
+    }
+
+    /// What the next leader goes on from: what stood when all did for the last time. None before that.
+    pub fn vouched(&self) -> Option<&Vouched> {
+        self.vouched.as_ref()
     }
 
     /// A look came to no answer: who we are, or how the pieces are, is not known.

@@ -1,5 +1,7 @@
 use super::*;
 
+mod upgrades;
+
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
@@ -49,7 +51,7 @@ fn what_was_written_before_it_stood_and_was_taken_up_is_not_covered() {
     check(&[(1000, sound()), (1010, mark("a", 3, 1060))], 1065);
     // That we could not look is no gap: nothing changed.
     check(&[(1000, sound()), (1010, hidden()), (1020, sound())], 5);
-    check(&[(1000, sound()), (1010, hidden()), (1020, mark("a", 2, 1015))], 1025);
+    check(&[(1000, sound()), (1010, hidden()), (1020, mark("a", 3, 1015))], 1025);
     // Somebody took its account away.
     let silent = State::Sound(Mark { uid: "a".into(), generation: 1, changed_time: None });
     check(&[(1000, silent.clone())], 1005);
