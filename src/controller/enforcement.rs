@@ -159,7 +159,7 @@ async fn look_at(client: &Client, piece: &Piece) -> Result<enforcement::Piece, L
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(enforcement::Piece { name: piece.title(), state })
+    Ok(enforcement::Piece { name: piece.title(), needed: piece.is_needed(), state })
 }
 
 fn remedy(writers: &Writers) -> String {

@@ -70,6 +70,8 @@ impl Enforcement {
 pub struct Piece {
     /// Its kind and name.
     pub name: String,
+    /// Whether it must be there.
+    pub needed: bool,
     /// How it is.
     pub state: State,
 }
@@ -133,6 +135,8 @@ pub struct Lookout {
     answer_time: Option<Timestamp>,
     /// What stood when all did for the last time.
     vouched: Option<Vouched>,
+    /// Whether this goes on from what a leader before us vouched for.
+    goes_on: bool,
 }
 
 impl Default for Lookout {
@@ -145,6 +149,7 @@ impl Default for Lookout {
             missing: None,
             answer_time: None,
             vouched: None,
+            goes_on: false,
         }
     }
 }
@@ -156,6 +161,7 @@ impl Lookout {
             told_time: vouched.told_time(),
             seen_time: vouched.seen_time(),
             versions: vouched.into_versions(),
+            goes_on: true,
             ..Self::default()
         }
     }
@@ -168,9 +174,9 @@ impl Lookout {
         // Of a clock that was stepped back since: what it calls the future would refuse everybody until then.
         self.seen_time = self.seen_time.min(now);
         let mut findings = Vec::new();
-        for Piece { name, state } in pieces {
+        for Piece { name, needed, state } in pieces {
             match state {
-                State::Sound(mark) => self.sound(now, name, mark),
+                State::Sound(mark) => self.sound(now, name, *needed, mark),
                 State::NotNeeded => {
                     self.versions.remove(name);
                     if self.wrong.remove(name) {
@@ -194,11 +200,18 @@ impl Lookout {
         }
     }
 
-    fn sound(&mut self, now: Timestamp, name: &str, mark: &Mark) {
+    fn sound(&mut self, now: Timestamp, name: &str, needed: bool, mark: &Mark) {
         let was_wrong = self.wrong.remove(name);
         let version = Version { uid: mark.uid.clone(), generation: mark.generation };
         let before = self.versions.insert(name.to_owned(), version);
-        if before.as_ref().is_some_and(|before| mark.follows(before, was_wrong)) {
+        let is_continuous = match &before {
+            Some(before) => mark.follows(before, was_wrong),
+            // It came with this release: whoever vouched for the others had all that it needed, without. A policy that only
+            // refuses was at worst not there; and no object is older than the CRD that it was made under. What fills in may
+            // have been bent under that name before, and so is judged by its own account.
+            None => self.goes_on && needed && mark.generation == 1,
+        };
+        if is_continuous {
             return;
         }
         // By its own account, which survives our restarts. Without one, or changed before our eyes, as of now as well.

@@ -8,7 +8,11 @@ use super::*;
 fn over(before: &[(i64, State)], after: &[(i64, State)]) -> Enforcement {
     let look = |mut lookout: Lookout, looks: &[(i64, State)]| {
         for (second, state) in looks {
-            lookout.looked(at(*second), &[Piece { name: "It".into(), state: state.clone() }], "apply it anew");
+            lookout.looked(
+                at(*second),
+                &[Piece { name: "It".into(), needed: true, state: state.clone() }],
+                "apply it anew",
+            );
         }
         lookout
     };
@@ -87,7 +91,7 @@ fn while_it_is_missing_the_last_word_stands_and_before_all_stood_there_is_none()
     let mut lookout = Lookout::default();
     let look = |lookout: &mut Lookout, second, states: [State; 2]| {
         let pieces = ["One", "Two"].into_iter().zip(states);
-        let pieces: Vec<_> = pieces.map(|(name, state)| Piece { name: name.into(), state }).collect();
+        let pieces: Vec<_> = pieces.map(|(name, state)| Piece { name: name.into(), needed: true, state }).collect();
         lookout.looked(at(second), &pieces, "");
         lookout.vouched().map(Vouched::text)
     };
@@ -108,13 +112,31 @@ fn while_it_is_missing_the_last_word_stands_and_before_all_stood_there_is_none()
 }
 
 #[test]
-fn what_comes_new_with_a_release_is_judged_by_its_own_account() {
-    let vouched =
-        Vouched::new(at(0), Timestamp::MIN, [("One", &Version { uid: "a".into(), generation: 1 })].into_iter());
-    let mut lookout = Lookout::after(vouched);
-    let piece = |name: &str, state| Piece { name: name.into(), state };
-    lookout.looked(at(1000), &[piece("One", mark("a", 2, 990)), piece("Two", mark("b", 1, 995))], "");
-    assert_eq!(lookout.enforcement(at(1000)), Enforcement::Stands { since_time: at(1000) });
+fn what_comes_new_with_a_release_is_no_gap_unless_it_fills_in_or_was_changed() {
+    let look = |looks: &[(i64, bool, State)]| {
+        let one = [("One", &Version { uid: "a".into(), generation: 1 })];
+        let mut lookout = Lookout::after(Vouched::new(at(0), Timestamp::MIN, one.into_iter()));
+        for (second, needed, state) in looks {
+            let one = Piece { name: "One".into(), needed: true, state: mark("a", 2, 990) };
+            let two = Piece { name: "Two".into(), needed: *needed, state: state.clone() };
+            lookout.looked(at(*second), &[one, two], "");
+        }
+        lookout.enforcement(at(looks.last().unwrap().0))
+    };
+    let stands = |second| Enforcement::Stands { since_time: at(second) };
+    assert_eq!(look(&[(1000, true, mark("b", 1, 995))]), stands(5));
+    // Also if the operator came first, and found it missing.
+    assert_eq!(look(&[(990, true, wrong()), (1000, true, mark("b", 1, 995))]), stands(5));
+    assert_eq!(look(&[(1000, false, mark("b", 1, 995))]), stands(1000));
+    assert_eq!(look(&[(1000, true, mark("b", 2, 995))]), stands(1000));
+    // From then on it is one of them.
+    assert_eq!(look(&[(1000, true, mark("b", 1, 995)), (1010, true, mark("c", 1, 1005))]), stands(1015));
+    assert_eq!(
+        look(&[(1000, true, mark("b", 1, 995)), (1010, true, wrong()), (1020, true, mark("b", 3, 1015))]),
+        stands(1025)
+    );
+    // Without a word of a leader before us nothing is old.
+    check(&[(1000, mark("b", 1, 995))], 1000);
 }
 
 #[test]
@@ -228,7 +250,7 @@ impl Cluster {
                         Some(_) => State::Wrong("is not as it was shipped".into()),
                         None => State::Wrong("is missing".into()),
                     };
-                    Piece { name: which.to_string(), state }
+                    Piece { name: which.to_string(), needed: true, state }
                 });
                 self.lookout.looked(at(self.now), &pieces.collect::<Vec<_>>(), "");
             }
