@@ -22,8 +22,6 @@ use super::FIELD_MANAGER;
 
 /// The annotation of the Lease that bears the head of the audit trail, `SEQUENCE:DIGEST`.
 const HEAD: &str = "instanceaccess.dev/audit-head";
-/// The annotation of the Lease that says which admission policies, bindings and CRDs stood when a leader looked last.
-const ENFORCEMENT: &str = "instanceaccess.dev/enforcement";
 
 /// Whether this process may act now. Asked often; answers from memory.
 pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -31,11 +29,15 @@ pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
 pub type WhyNotReady = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 /// The head of the trail that this process writes, once there is one.
 pub type Head = Arc<dyn Fn() -> Option<Receipt> + Send + Sync>;
-/// What this process vouches for of what guards the requests, once it has looked.
-pub type Vouched = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// How often it is told at most that the lease cannot be asked for.
 const TOLD_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The annotation of the Lease that says which admission policies, bindings and CRDs stood when a leader last saw all of them
+/// stand.
+const ENFORCEMENT: &str = "instanceaccess.dev/enforcement";
+/// What this process vouches for of what guards the requests, once it has looked.
+pub type Vouched = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// A process that would lead.
 pub struct Candidate {

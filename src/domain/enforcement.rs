@@ -100,23 +100,26 @@ pub struct Mark {
     pub changed_time: Option<Timestamp>,
 }
 
-impl Mark {
-    /// Whether there was no third state between `before`, which was sound, and this one, which is. `was_wrong`: something
-    /// else was seen between the two, which may also be what another release ships.
-    fn follows(&self, before: &Version, was_wrong: bool) -> bool {
-        let Version { uid, generation } = before;
-        let is_same = self.generation == *generation && !was_wrong;
-        let is_next = generation.checked_add(1) == Some(self.generation);
-        // What has no uid, or is not counted, was not told by an API server as we know it.
-        !uid.is_empty() && *generation > 0 && self.uid == *uid && (is_same || is_next)
-    }
-}
-
-/// Which version of a piece it was.
+/// Which version of a piece was sound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     uid: String,
     generation: i64,
+    /// A leader before us saw it, and this process did not.
+    inherited: bool,
+}
+
+impl Version {
+    /// Whether there was no third state between this one, which was sound, and `mark`, which is. `was_wrong`: between the two
+    /// this process saw something that it does not ship.
+    fn leads_to(&self, mark: &Mark, was_wrong: bool) -> bool {
+        let is_same = mark.generation == self.generation && !was_wrong;
+        // What the leader before us shipped was wrong in our eyes. From what we ship it takes two changes to go away and come
+        // back: with one, the count began anew, as in an etcd that was restored.
+        let is_next = self.generation.checked_add(1) == Some(mark.generation) && (self.inherited || !was_wrong);
+        // What has no uid, or is not counted, was not told by an API server as we know it.
+        !self.uid.is_empty() && self.generation > 0 && self.uid == mark.uid && (is_same || is_next)
+    }
 }
 
 /// Keeps what looks saw.
@@ -202,10 +205,10 @@ impl Lookout {
 
     fn sound(&mut self, now: Timestamp, name: &str, needed: bool, mark: &Mark) {
         let was_wrong = self.wrong.remove(name);
-        let version = Version { uid: mark.uid.clone(), generation: mark.generation };
+        let version = Version { uid: mark.uid.clone(), generation: mark.generation, inherited: false };
         let before = self.versions.insert(name.to_owned(), version);
         let is_continuous = match &before {
-            Some(before) => mark.follows(before, was_wrong),
+            Some(before) => before.leads_to(mark, was_wrong),
             // It came with this release: whoever vouched for the others had all that it needed, without. A policy that only
             // refuses was at worst not there; and no object is older than the CRD that it was made under. What fills in may
             // have been bent under that name before, and so is judged by its own account.

@@ -71,7 +71,7 @@ impl Vouched {
     }
 
     pub(super) fn into_versions(self) -> BTreeMap<String, Version> {
-        let version = |(uid, generation)| Version { uid, generation };
+        let version = |(uid, generation)| Version { uid, generation, inherited: true };
         self.pieces.into_iter().map(|(name, piece)| (name, version(piece))).collect()
     }
 }
