@@ -9,6 +9,7 @@ mod chart {
     mod helm;
     mod image;
     mod render;
+    mod upgrade;
     mod values;
     mod whole;
 }
