@@ -210,6 +210,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         tracing::warn!("the AWS configuration names no region: requests must name theirs, in spec.target.region");
     }
     let rate_per_second_max = f64::from(pushes_per_second);
+    let vouched = candidate.as_ref().and_then(Candidate::vouched);
     let controller = Controller::new(Parts {
         client,
         cloud: Arc::new(cloud) as Arc<dyn Cloud>,
@@ -217,17 +218,20 @@ async fn run(args: ControllerArgs) -> Outcome {
         lookup_limits: LookupLimits::default(),
         records: Arc::clone(&records),
         leads,
+        vouched,
         clock: Arc::clone(&clock),
         settings: Settings { region, principals: principal.unwrap_or_default(), gateway: gateway_address },
         gateways: gateway_service_account,
         metrics: Arc::clone(&metrics),
     });
     drop(life.set(controller.health())); // it is set nowhere else
+    let vouching = controller.vouched();
     let running = tokio::spawn(controller.run(stop.clone()));
     // The lease is kept until nothing is done any more.
     let (kept, lost) = (CancellationToken::new(), CancellationToken::new());
     let keeping = candidate.map(|mut candidate| {
         let (stop, kept, lost) = (stop.clone(), kept.clone(), lost.clone());
+        candidate.vouch(vouching);
         tokio::spawn(async move {
             // However this ends, nobody works on without a lease.
             let (_stop, lost) = (stop.drop_guard(), lost.drop_guard());

@@ -1,6 +1,8 @@
 //! The API, as people and the operator meet it: the CRDs and the admission policies, against a real API server.
 
 mod common;
+#[path = "common/counts.rs"]
+mod counts;
 
 mod api {
     mod bounds;

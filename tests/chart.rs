@@ -12,6 +12,7 @@ mod chart {
     mod helm;
     mod image;
     mod render;
+    mod upgrade;
     mod values;
     mod versions;
     mod whole;

@@ -5,6 +5,8 @@ mod common;
 #[path = "whole/controller.rs"]
 #[allow(dead_code, reason = "the tests of the whole use the rest")]
 mod controller;
+#[path = "common/counts.rs"]
+mod counts;
 
 use instance_access::api::FINALIZER;
 use lab::{Lab, Launch, Options, poll};
@@ -116,6 +118,8 @@ async fn on_an_older_kubernetes_people_say_who_they_are_cannot_lie_and_get_in() 
     erin.create(&no).await.unwrap();
     becomes(&alice, &object, "RevocationPending").await;
     assert_eq!(controller.get("/readyz").await.unwrap().0, 200);
+    // It counts as the newer one does.
+    counts::counts(admin.client(), false).await;
     controller.kill();
     lab.shutdown().await.unwrap();
 }

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Piece, ServiceAccount, Standing, Writers, pieces};
-use crate::domain::enforcement::{self, Enforcement, Lookout, Mark, State};
+use crate::domain::enforcement::{self, Enforcement, Lookout, Mark, State, Vouched};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -46,6 +46,27 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Goes on from what the leader before us wrote, if it is to be believed.
+    pub fn after(vouched: Option<&str>) -> Self {
+        let lookout = match vouched.map(Vouched::read) {
+            None => Lookout::default(),
+            Some(Ok(vouched)) => Lookout::after(vouched),
+            Some(Err(error)) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "what the last leader said of what guards the requests is not believed; it is judged by its own account"
+                );
+                Lookout::default()
+            }
+        };
+        Self { lookout: Mutex::new(lookout) }
+    }
+
+    /// What the next leader goes on from.
+    pub fn vouched(&self) -> Option<String> {
+        self.with(|lookout| lookout.vouched().map(Vouched::text))
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Lookout) -> T) -> T {
         change(&mut self.lookout.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -138,7 +159,7 @@ async fn look_at(client: &Client, piece: &Piece) -> Result<enforcement::Piece, L
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(enforcement::Piece { name: piece.title(), state })
+    Ok(enforcement::Piece { name: piece.title(), needed: piece.is_needed(), state })
 }
 
 fn remedy(writers: &Writers) -> String {

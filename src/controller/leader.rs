@@ -33,6 +33,12 @@ pub type Head = Arc<dyn Fn() -> Option<Receipt> + Send + Sync>;
 /// How often it is told at most that the lease cannot be asked for.
 const TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The annotation of the Lease that says which admission policies, bindings and CRDs stood when a leader last saw all of them
+/// stand.
+const ENFORCEMENT: &str = "instanceaccess.dev/enforcement";
+/// What this process vouches for of what guards the requests, once it has looked.
+pub type Vouched = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// A process that would lead.
 pub struct Candidate {
     leases: Api<Lease>,
@@ -40,6 +46,7 @@ pub struct Candidate {
     timeout: Duration,
     watch: Watch,
     head: Head,
+    vouched: Option<Vouched>,
     /// The Lease as it was read last, with all that others wrote into it.
     last: Option<Lease>,
     /// When it was told last that the Lease cannot be asked for.
@@ -82,6 +89,7 @@ impl Candidate {
             timeout,
             watch,
             head,
+            vouched: None,
             last: None,
             told: None,
         }
@@ -125,6 +133,16 @@ impl Candidate {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// What a leader before us vouched for of what guards the requests, as the Lease has it.
+    pub fn vouched(&self) -> Option<String> {
+        self.last.as_ref()?.metadata.annotations.as_ref()?.get(ENFORCEMENT).cloned()
+    }
+
+    /// From now on each renewal bears what `vouched` says.
+    pub fn vouch(&mut self, vouched: Vouched) {
+        self.vouched = Some(vouched);
     }
 
     /// Renews the lease for as long as it can.
@@ -220,7 +238,10 @@ impl Candidate {
     async fn write(&self, wanted: &LeaseRecord) -> Result<Written, Box<dyn std::error::Error + Send + Sync>> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let known = self.last.clone().filter(|_| wanted.version.is_some()).unwrap_or_default();
-        let lease = lease(known, &self.name, wanted);
+        let mut lease = lease(known, &self.name, wanted);
+        if let Some(vouched) = self.vouched.as_ref().and_then(|vouched| vouched()) {
+            lease.metadata.annotations.get_or_insert_default().insert(ENFORCEMENT.to_owned(), vouched);
+        }
         let answer = if wanted.version.is_some() {
             tokio::time::timeout(self.timeout, self.leases.replace(&self.name, &params, &lease)).await?
         } else {

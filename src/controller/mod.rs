@@ -76,6 +76,8 @@ pub struct Parts {
     pub records: Arc<Records>,
     /// Whether this process may act; one that is alone always may.
     pub leads: Leads,
+    /// What the leader before this one said of what guards the requests.
+    pub vouched: Option<String>,
     /// The wall clock.
     pub clock: Clock,
     /// The operator's own place.
@@ -248,12 +250,23 @@ pub struct Controller {
 impl Controller {
     /// Puts a controller together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { client, cloud, push_limits, lookup_limits, records, leads, clock, settings, gateways, metrics } =
-            parts;
+        let Parts {
+            client,
+            cloud,
+            push_limits,
+            lookup_limits,
+            records,
+            leads,
+            vouched,
+            clock,
+            settings,
+            gateways,
+            metrics,
+        } = parts;
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
         let contact = Arc::new(Contact::new(since_time));
-        let guard = Arc::new(Guard::default());
+        let guard = Arc::new(Guard::after(vouched.as_deref()));
         let fence = {
             let (may_push, guard, clock) = (Arc::clone(&may_push), Arc::clone(&guard), Arc::clone(&clock));
             let (contact, leads) = (Arc::clone(&contact), Arc::clone(&leads));
@@ -320,6 +333,12 @@ impl Controller {
     /// Whether it is there and can work; for the probes.
     pub fn health(&self) -> Health {
         self.shared.health.clone()
+    }
+
+    /// What it vouches for, for the Lease.
+    pub fn vouched(&self) -> leader::Vouched {
+        let guard = Arc::clone(&self.shared.guard);
+        Arc::new(move || guard.vouched())
     }
 
     /// Runs until it is cancelled, then lets running turns finish.

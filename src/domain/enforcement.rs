@@ -6,14 +6,22 @@
 //! ```
 //! A look asks for every piece (a policy, a binding, a CRD). What is not seen is missing: a wrong answer here lets
 //! somebody in under another's name, and a missing one makes people wait.
+//!
+//! An upgrade changes pieces, and is no gap. The API server counts every change of a piece's spec, by one, and nobody else
+//! can: so between a version that was seen to be sound and the next one, if that is sound as well, there was no third. What
+//! stood last is handed to the next leader, of whatever release ([`Vouched`]); each release answers for what it ships.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::time::{is_fresh, plus, whole_second};
+
+mod vouched;
+
+pub use vouched::{ERA, Vouched};
 
 /// How long an API server may take to enforce what stands. Sources: admission policies are taken up once a second
 /// (apiserver, `policyRefreshIntervalDefault`); of CRDs, API servers side by side are given 5 s (apiextensions-apiserver,
@@ -62,6 +70,8 @@ impl Enforcement {
 pub struct Piece {
     /// Its kind and name.
     pub name: String,
+    /// Whether it must be there.
+    pub needed: bool,
     /// How it is.
     pub state: State,
 }
@@ -84,57 +94,100 @@ pub enum State {
 pub struct Mark {
     /// Another one: it was deleted and made again.
     pub uid: String,
-    /// Another one: its spec was changed. The API server alone counts it.
+    /// Another one: its spec was changed. The API server alone counts it, by one each time.
     pub generation: i64,
     /// When it was made, or last changed; none if that cannot be told.
     pub changed_time: Option<Timestamp>,
 }
 
+/// Which version of a piece was sound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    uid: String,
+    generation: i64,
+    /// A leader before us saw it, and this process did not.
+    inherited: bool,
+}
+
+impl Version {
+    /// Whether there was no third state between this one, which was sound, and `mark`, which is. `was_wrong`: between the two
+    /// this process saw something that it does not ship.
+    fn leads_to(&self, mark: &Mark, was_wrong: bool) -> bool {
+        let is_same = mark.generation == self.generation && !was_wrong;
+        // What the leader before us shipped was wrong in our eyes. From what we ship it takes two changes to go away and come
+        // back: with one, the count began anew, as in an etcd that was restored.
+        let is_next = self.generation.checked_add(1) == Some(mark.generation) && (self.inherited || !was_wrong);
+        // What has no uid, or is not counted, was not told by an API server as we know it.
+        !self.uid.is_empty() && self.generation > 0 && self.uid == mark.uid && (is_same || is_next)
+    }
+}
+
 /// Keeps what looks saw.
 #[derive(Debug)]
 pub struct Lookout {
-    /// The version of each piece; none of a piece that was wrong, so that whatever comes to stand next is new.
-    marks: BTreeMap<String, Option<(String, i64)>>,
+    /// The version of each piece that was last seen to be sound, by this process or by a leader before it.
+    versions: BTreeMap<String, Version>,
+    /// What was wrong in this process's eyes since it was last sound.
+    wrong: BTreeSet<String>,
     /// When the newest piece came to be as it is, by the API server's clock.
     told_time: Timestamp,
-    /// When a piece was last seen to have changed, by ours.
+    /// When a piece was last seen to have changed otherwise than an upgrade does, by ours.
     seen_time: Timestamp,
     missing: Option<Arc<str>>,
     /// The last look that came to an answer.
     answer_time: Option<Timestamp>,
+    /// What stood when all did for the last time.
+    vouched: Option<Vouched>,
+    /// Whether this goes on from what a leader before us vouched for.
+    goes_on: bool,
 }
 
 impl Default for Lookout {
     fn default() -> Self {
         Self {
-            marks: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            wrong: BTreeSet::new(),
             told_time: Timestamp::MIN,
             seen_time: Timestamp::MIN,
             missing: None,
             answer_time: None,
+            vouched: None,
+            goes_on: false,
         }
     }
 }
 
 impl Lookout {
+    /// Goes on from what the leader before us vouched for. Without that, whatever stands is judged by its own account.
+    pub fn after(vouched: Vouched) -> Self {
+        Self {
+            told_time: vouched.told_time(),
+            seen_time: vouched.seen_time(),
+            versions: vouched.into_versions(),
+            goes_on: true,
+            ..Self::default()
+        }
+    }
+
     /// A look saw every piece; `remedy` says what to do if something is wrong.
     ///
     /// `now` is when the last answer came: what was wrong before stands since then at the latest. What was bent and mended
-    /// between two looks has another uid or generation.
+    /// between two looks has another uid, or a generation that is higher by two.
     pub fn looked(&mut self, now: Timestamp, pieces: &[Piece], remedy: &str) {
         // Of a clock that was stepped back since: what it calls the future would refuse everybody until then.
         self.seen_time = self.seen_time.min(now);
         let mut findings = Vec::new();
-        for Piece { name, state } in pieces {
+        for Piece { name, needed, state } in pieces {
             match state {
-                State::Sound(mark) => self.sound(now, name, mark),
+                State::Sound(mark) => self.sound(now, name, *needed, mark),
                 State::NotNeeded => {
-                    if self.marks.remove(name) == Some(None) {
+                    self.versions.remove(name);
+                    if self.wrong.remove(name) {
                         self.seen_time = now; // it was bent until it went
                     }
                 }
                 State::Wrong(what) => {
-                    self.marks.insert(name.clone(), None);
+                    self.wrong.insert(name.clone());
                     findings.push(format!("{name} {what}"));
                 }
                 State::Hidden(what) => findings.push(format!("{name} {what}")),
@@ -143,19 +196,37 @@ impl Lookout {
         findings.sort();
         self.missing = (!findings.is_empty()).then(|| format!("{}; {remedy}", findings.join(", ")).into());
         self.answer_time = Some(now);
+        if self.missing.is_none() {
+            let names = pieces.iter().map(|piece| piece.name.as_str());
+            let versions = names.filter_map(|name| Some((name, self.versions.get(name)?)));
+            self.vouched = Some(Vouched::new(self.told_time, self.seen_time, versions));
+        }
     }
 
-    fn sound(&mut self, now: Timestamp, name: &str, mark: &Mark) {
-        let version = Some((mark.uid.clone(), mark.generation));
-        let before = self.marks.insert(name.to_owned(), version.clone());
-        if before.as_ref() == Some(&version) {
+    fn sound(&mut self, now: Timestamp, name: &str, needed: bool, mark: &Mark) {
+        let was_wrong = self.wrong.remove(name);
+        let version = Version { uid: mark.uid.clone(), generation: mark.generation, inherited: false };
+        let before = self.versions.insert(name.to_owned(), version);
+        let is_continuous = match &before {
+            Some(before) => before.leads_to(mark, was_wrong),
+            // It came with this release: whoever vouched for the others had all that it needed, without. A policy that only
+            // refuses was at worst not there; and no object is older than the CRD that it was made under. What fills in may
+            // have been bent under that name before, and so is judged by its own account.
+            None => self.goes_on && needed && mark.generation == 1,
+        };
+        if is_continuous {
             return;
         }
         // By its own account, which survives our restarts. Without one, or changed before our eyes, as of now as well.
         self.told_time = self.told_time.max(mark.changed_time.unwrap_or(now));
-        if before.is_some() {
+        if before.is_some() || was_wrong {
             self.seen_time = now;
         }
+    }
+
+    /// What the next leader goes on from: what stood when all did for the last time. None before that.
+    pub fn vouched(&self) -> Option<&Vouched> {
+        self.vouched.as_ref()
     }
 
     /// A look came to no answer: who we are, or how the pieces are, is not known.

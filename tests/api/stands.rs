@@ -35,3 +35,8 @@ async fn an_untouched_install_stands_whole() {
         assert!(matches!(standing, Standing::Sound { changed_time: Some(_), .. }), "{title}: {standing:?}");
     }
 }
+
+#[tokio::test]
+async fn every_change_of_what_guards_requests_is_counted_by_one_and_nothing_else_is() {
+    crate::counts::counts(world().await.admin.client(), true).await;
+}

@@ -1,5 +1,7 @@
 use super::*;
 
+mod upgrades;
+
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
@@ -20,7 +22,11 @@ fn hidden() -> State {
 fn after(looks: &[(i64, State)]) -> Enforcement {
     let mut lookout = Lookout::default();
     for (second, state) in looks {
-        lookout.looked(at(*second), &[Piece { name: "It".into(), state: state.clone() }], "apply it anew");
+        lookout.looked(
+            at(*second),
+            &[Piece { name: "It".into(), needed: true, state: state.clone() }],
+            "apply it anew",
+        );
     }
     lookout.enforcement(at(looks.last().map_or(0, |(second, _)| *second)))
 }
@@ -49,7 +55,7 @@ fn what_was_written_before_it_stood_and_was_taken_up_is_not_covered() {
     check(&[(1000, sound()), (1010, mark("a", 3, 1060))], 1065);
     // That we could not look is no gap: nothing changed.
     check(&[(1000, sound()), (1010, hidden()), (1020, sound())], 5);
-    check(&[(1000, sound()), (1010, hidden()), (1020, mark("a", 2, 1015))], 1025);
+    check(&[(1000, sound()), (1010, hidden()), (1020, mark("a", 3, 1015))], 1025);
     // Somebody took its account away.
     let silent = State::Sound(Mark { uid: "a".into(), generation: 1, changed_time: None });
     check(&[(1000, silent.clone())], 1005);
@@ -76,7 +82,7 @@ fn what_need_not_be_there_counts_where_it_is_bent() {
 fn the_newest_of_all_pieces_counts() {
     let mut lookout = Lookout::default();
     let pieces = [("One", mark("a", 1, 10)), ("Two", mark("b", 1, 700)), ("Three", mark("c", 1, 20))];
-    let pieces = pieces.map(|(name, state)| Piece { name: name.into(), state });
+    let pieces = pieces.map(|(name, state)| Piece { name: name.into(), needed: true, state });
     lookout.looked(at(1000), &pieces, "");
     assert_eq!(lookout.enforcement(at(1000)), Enforcement::Stands { since_time: at(705) });
 }
@@ -95,7 +101,7 @@ fn what_was_never_seen_stands_for_nobody() {
 #[test]
 fn findings_are_all_told_in_order_with_the_remedy() {
     let mut lookout = Lookout::default();
-    let piece = |name: &str, state| Piece { name: name.into(), state };
+    let piece = |name: &str, state| Piece { name: name.into(), needed: true, state };
     let pieces = [piece("B", wrong()), piece("C", mark("c", 1, 0)), piece("A", hidden())];
     lookout.looked(at(0), &pieces, "apply it anew");
     let told = "A may not be looked at, B is missing; apply it anew";
@@ -108,7 +114,7 @@ fn findings_are_all_told_in_order_with_the_remedy() {
 #[test]
 fn a_look_grows_old_and_a_failed_one_does_not_make_it_young() {
     let mut lookout = Lookout::default();
-    let pieces = [Piece { name: "It".into(), state: mark("a", 1, 0) }];
+    let pieces = [Piece { name: "It".into(), needed: true, state: mark("a", 1, 0) }];
     lookout.looked(at(1000), &pieces, "");
     for second in [1030, 1060, 1090] {
         lookout.failed("no answer");
