@@ -30,8 +30,9 @@ pub fn days() -> Vec<(&'static str, Day)> {
 const ENFORCEMENT: &str = "instanceaccess.dev/enforcement";
 const STATUS_POLICY: &str = "ValidatingAdmissionPolicy status.instanceaccess.dev";
 const REQUESTS: &str = "instanceaccesses.instanceaccess.dev";
-/// How long a key may be missing altogether where a release follows another at once: on an idle machine it is never.
-const KEYLESS_MAX: SignedDuration = SignedDuration::from_secs(30);
+/// How long a key may be missing altogether where a release follows another at once: seen, never; the bound is for a machine
+/// with forty other tests on it.
+const KEYLESS_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 async fn stand() -> anyhow::Result<(Stand, Controller)> {
     let env = vec![("INSTANCE_ACCESS_LEASE", "instance-access/controller".to_owned())];
