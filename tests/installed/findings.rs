@@ -41,16 +41,21 @@ pub struct Fault {
 pub struct Past<'a> {
     pub cluster: &'a Cluster,
     pub faults: Vec<Fault>,
-    pub terms: Vec<Term>,
-    pub pushes: Vec<Entry>,
+    /// How long the Lease holds.
+    lease: SignedDuration,
+    terms: Vec<Term>,
+    pushes: Vec<Entry>,
 }
 
 impl<'a> Past<'a> {
-    pub fn new(cluster: &'a Cluster, faults: Vec<Fault>) -> Self {
+    /// Looks back.
+    pub fn new(cluster: &'a Cluster, faults: Vec<Fault>) -> anyhow::Result<Self> {
+        let lease = cluster.controllers[0].variable("INSTANCE_ACCESS_LEASE_SECONDS").context("a lease's length")?;
+        let lease = SignedDuration::from_secs(lease.parse()?);
         let mut pushes = cluster.lab.standin().journal();
         pushes.retain(|entry| entry.api == Api::Eic);
         pushes.sort_by_key(|entry| entry.time);
-        Self { cluster, faults, terms: cluster.watch.terms(), pushes }
+        Ok(Self { cluster, faults, lease, terms: cluster.watch.terms(), pushes })
     }
 
     fn pushes_of(&self, pods: &[Arc<Pod>]) -> impl Iterator<Item = &Entry> {
@@ -70,37 +75,39 @@ impl<'a> Past<'a> {
     }
 
     /// The Lease went from one to the next, none of its holders ever came back, and nobody took it who had not waited it out.
-    pub fn terms_follow_one_another(&self, lease: SignedDuration) -> anyhow::Result<()> {
+    pub fn terms_follow_one_another(&self) -> anyhow::Result<()> {
         ensure!(self.terms.len() == self.faults.len() + 1, "{} faults: {:?}", self.faults.len(), self.terms);
         let holders: BTreeSet<&str> = self.terms.iter().map(|term| term.holder.as_str()).collect();
         ensure!(holders.len() == self.terms.len(), "one that was deposed led again: {:?}", self.terms);
         for pair in self.terms.windows(2) {
             ensure!(pair[0].transitions < pair[1].transitions, "{pair:?}");
             let waited = pair[1].acquire_time.duration_since(pair[0].renew_time);
-            let enough = if pair[0].release_time.is_some() { SignedDuration::ZERO } else { lease };
-            ensure!(waited >= enough && waited <= lease + LOOK + LATE_MAX, "taken over after {waited:?}: {pair:?}");
+            let enough = if pair[0].release_time.is_some() { SignedDuration::ZERO } else { self.lease };
+            ensure!(
+                waited >= enough && waited <= self.lease + LOOK + LATE_MAX,
+                "taken over after {waited:?}: {pair:?}"
+            );
         }
         Ok(())
     }
 
-    /// Every push of a controller was made by the one that led, and within two thirds of the lease after its last renewal.
-    /// What each fault left undone was there to tempt the deposed.
-    pub fn nobody_pushed_who_was_deposed(&self, lease: SignedDuration) -> anyhow::Result<usize> {
+    /// Whether a controller led at a moment: it had the Lease, and had renewed it within two thirds of its length.
+    fn led(&self, name: Option<&str>, moment: Timestamp) -> anyhow::Result<()> {
+        let (term, next) = self.term_at(moment).context("nobody had led yet")?;
+        let leader = self.cluster.controller(&term.holder)?;
+        ensure!(name == Some(&leader.name), "{} led at {moment}, since {}", term.holder, term.acquire_time);
+        let until = term.release_time.unwrap_or(term.renew_time + self.lease * 2 / 3 + ON_THE_WAY);
+        ensure!(next.is_none() || moment <= until, "{} led until {until}, and no longer at {moment}", term.holder);
+        Ok(())
+    }
+
+    /// Every push of a controller was made by the one that led; and what each fault left undone was there to tempt the
+    /// deposed.
+    pub fn nobody_pushed_who_was_deposed(&self) -> anyhow::Result<usize> {
         let mut count = 0;
         for push in self.pushes_of(&self.cluster.controllers) {
-            let (term, next) = self.term_at(push.time).context("a push before anybody led")?;
             let pusher = self.cluster.pod(|pod| pod.access_key_id == push.access_key_id).context("a pusher")?;
-            let leader = self.cluster.controller(&term.holder)?;
-            ensure!(
-                pusher.name == leader.name,
-                "{} pushed at {}, when {} led since {}: {push:?}",
-                pusher.name,
-                push.time,
-                term.holder,
-                term.acquire_time
-            );
-            let until = term.renew_time + lease * 2 / 3 + ON_THE_WAY;
-            ensure!(next.is_none() || push.time <= until, "{} pushed after {until}: {push:?}", term.holder);
+            self.led(Some(&pusher.name), push.time).with_context(|| format!("{} pushed: {push:?}", pusher.name))?;
             count += 1;
         }
         for fault in &self.faults {
@@ -241,9 +248,7 @@ impl<'a> Past<'a> {
             }
             let by = line.pointer("/user/extra/authentication.kubernetes.io~1pod-name/0").and_then(Value::as_str);
             let received = time(&line, "/requestReceivedTimestamp").context("a time")?;
-            let (term, _) = self.term_at(received).context("a write before anybody led")?;
-            let leader = self.cluster.controller(&term.holder)?;
-            ensure!(by == Some(&leader.name), "{by:?} wrote at {received}, when {} led: {line}", leader.name);
+            self.led(by, received).with_context(|| format!("{by:?} wrote: {line}"))?;
             count += 1;
         }
         ensure!(count > 0, "no write was written down");

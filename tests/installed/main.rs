@@ -376,17 +376,9 @@ impl Day {
         let judged = Timestamp::now();
         self.cluster.rights_are_those_that_are_used()?;
         self.cluster.iam_policies_are_enough()?;
-        for pod in self.cluster.controllers.iter().chain(&self.cluster.gateways) {
-            pod.goes()?;
-        }
-        for pod in self.cluster.controllers.iter().chain(&self.cluster.gateways) {
-            let gone = || if pod.life().is_none() { Ok(()) } else { Err(pod.last_words("")) };
-            poll::until_ok(&format!("{} to be gone", pod.name), BOUND, gone).await?;
-        }
-        let lease =
-            self.cluster.controllers[0].variable("INSTANCE_ACCESS_LEASE_SECONDS").context("a lease's length")?;
-        let lease = SignedDuration::from_secs(lease.parse()?);
-        let past = Past::new(&self.cluster, self.faults.clone());
+        let pods = self.cluster.controllers.iter().chain(&self.cluster.gateways);
+        try_join_all(pods.map(|pod| pod.goes())).await?;
+        let past = Past::new(&self.cluster, self.faults.clone())?;
         let mut said = Vec::new();
         for fault in &past.faults {
             let (lead, push, end) = past.fail_over(fault)?;
@@ -399,8 +391,8 @@ impl Day {
             ));
         }
         let verdict = async {
-            past.terms_follow_one_another(lease)?;
-            let pushes = past.nobody_pushed_who_was_deposed(lease)?;
+            past.terms_follow_one_another()?;
+            let pushes = past.nobody_pushed_who_was_deposed()?;
             said.push(format!("{pushes} pushes by controllers, each by the one that led"));
             past.no_key_outlived_its_grant()?;
             let writes = past.nobody_wrote_who_was_deposed()?;

@@ -62,6 +62,7 @@ pub struct Pod {
     pub link: Link,
     pub access_key_id: String,
     pub log: PathBuf,
+    grace: Duration,
     container: Value,
     mounts: Vec<(String, PathBuf)>,
     arguments: Vec<String>,
@@ -120,6 +121,10 @@ impl Pod {
             link: Link::new(SocketAddr::from((address, 6443)), api_server(lab)?).await?,
             access_key_id: key.access_key_id.clone(),
             log: dir.join("log"),
+            // The API server fills in 30 where the chart says nothing.
+            grace: Duration::from_secs(
+                pod["spec"]["terminationGracePeriodSeconds"].as_u64().context("a grace period")?,
+            ),
             container,
             mounts: Vec::new(),
             arguments: Vec::new(),
@@ -287,10 +292,16 @@ impl Pod {
         Ok(())
     }
 
-    /// Tells it to stop for good, as a deletion of the pod does.
-    pub fn goes(&self) -> anyhow::Result<()> {
+    /// Tells it to stop for good, as a deletion of the pod does, and waits for its end: it has its grace period.
+    pub async fn goes(&self) -> anyhow::Result<()> {
         self.state().down = true;
-        self.signal("-TERM")
+        self.signal("-TERM")?;
+        let gone = || match self.life() {
+            None => Ok(()),
+            Some(life) => Err(format!("process {} runs", life.pid)),
+        };
+        let gone = lab::poll::until_ok("its end, within the grace period", self.grace, gone).await;
+        gone.with_context(|| self.last_words(""))
     }
 
     /// The life that it has now; none if it does not run.
