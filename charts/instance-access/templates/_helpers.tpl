@@ -49,7 +49,8 @@ here, since `helm template` checks neither.
 {{- end -}}
 
 {{/*
-The Lease of the leader, NAMESPACE/NAME; nothing for one controller alone. Our Role is for the release's namespace.
+The Lease of the leader, NAMESPACE/NAME; also for one controller alone, so that a second one may come. Our Role is for the
+release's namespace.
 */}}
 {{- define "instance-access.lease" -}}
 {{- $lease := .Values.settings.lease -}}
@@ -58,7 +59,7 @@ The Lease of the leader, NAMESPACE/NAME; nothing for one controller alone. Our R
 {{- fail (printf "settings.lease: %q is not in the namespace %s of the release, where the controller may write it" $lease .Release.Namespace) -}}
 {{- end -}}
 {{- $lease -}}
-{{- else if gt (int .Values.replicas) 1 -}}
+{{- else -}}
 {{- printf "%s/%s" .Release.Namespace (include "instance-access.fullname" .) -}}
 {{- end -}}
 {{- end -}}

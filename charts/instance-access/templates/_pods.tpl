@@ -30,13 +30,13 @@ Settings as environment variables, of a map: an empty one is none, a list is joi
 {{- end -}}
 
 {{/*
-Topology spread constraints: of (dict "given" VALUE "replicas" NUMBER "selector" LABELS) those that are given, else soft
-ones, over nodes and zones, where there are several pods to spread.
+Topology spread constraints: of (dict "given" VALUE "selector" LABELS) those that are given, else soft ones, over nodes and
+zones. Also for one pod alone, which they do nothing to: so a second one restarts none.
 */}}
 {{- define "instance-access.topologySpread" -}}
 {{- if .given -}}
 {{- toYaml .given -}}
-{{- else if gt (int .replicas) 1 -}}
+{{- else -}}
 {{- range $index, $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
 - maxSkew: 1
   topologyKey: {{ $key }}
