@@ -63,7 +63,7 @@ impl World {
         let metrics = Arc::new(GatewayMetrics::default());
         let parts = runtime.block_on(async {
             let sinks = Sinks { file: Some(dir.path().join("audit.jsonl")), stdout: false };
-            let begin = Begin { now: now(), known_head: None };
+            let begin = Begin { now: now(), known_head: None, leader: None };
             let (trail, _) = Trail::open(sinks, Limits::default(), begin).await.unwrap();
             // Nobody is there, and nobody is asked.
             let nowhere = kube::Config::new("http://127.0.0.1:9".parse().unwrap());

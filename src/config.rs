@@ -83,8 +83,8 @@ pub struct ControllerArgs {
     /// the user name.
     #[arg(long, env = "INSTANCE_ACCESS_PRINCIPAL", value_name = "CEL")]
     pub principal: Option<PrincipalRule>,
-    /// The Lease by which one of several controllers leads, and the others stand by; made if it is not there. All of them
-    /// write one audit trail: on a volume that each can write, or on standard output. Left out: this one is alone.
+    /// The Lease by which one of several controllers leads, and the others stand by; made if it is not there. Together they
+    /// write one audit trail, each in a file of its own, or in turn in one that all can write. Left out: this one is alone.
     #[arg(long, env = "INSTANCE_ACCESS_LEASE", value_name = "NAMESPACE/NAME")]
     pub lease: Option<LeaseName>,
     /// How long the lease holds, in seconds: a leader that died is followed that much later. It renews the lease six times
@@ -282,26 +282,26 @@ pub struct ReadyArgs {
 /// Look at an audit trail.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Verify the chain: finds an edit, a gap, a reorder, and with --head a tail that was cut.
+    /// Verify the chain: finds an edit, a gap, a reorder, a file that is missing, and with --head a tail that was cut.
     Verify(VerifyArgs),
 }
 
 /// Verify the chain.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The files of one trail, the controller's for example, the oldest first.
+    /// The files of one trail, in any order: the controllers' for example, of all replicas, with the older ones.
     #[arg(required_unless_present = "trail", value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// The files of another trail, a gateway's for example, the oldest first and with commas between; may be given several
-    /// times. All trails are read, whatever is wrong with one of them.
+    /// The files of another trail, a gateway's for example, with commas between; may be given several times. All trails are read, whatever is wrong with one of them.
     #[arg(long, value_name = "FILE,…", value_parser = parse_trail)]
     pub trail: Vec<TrailFiles>,
     /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub head: Vec<Receipt>,
-    /// The record that the first file continues, if it is not the beginning of the trail.
+    /// A record that is in none of the files, and that one of them continues: the last one of an older file; may be given
+    /// several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
-    pub after: Option<Receipt>,
+    pub after: Vec<Receipt>,
 }
 
 fn parse_vpc_id(text: &str) -> Result<String, String> {
@@ -310,7 +310,7 @@ fn parse_vpc_id(text: &str) -> Result<String, String> {
     if is_id { Ok(text.to_owned()) } else { Err("must be the id of a VPC, such as vpc-0123456789abcdef0".to_owned()) }
 }
 
-/// Files that continue one another, the oldest first.
+/// Files of one trail.
 #[derive(Clone, Debug)]
 pub struct TrailFiles(pub Vec<PathBuf>);
 

@@ -193,12 +193,12 @@ async fn run(args: ControllerArgs) -> Outcome {
     tracing::info!(%listen, "started");
     let mut term = Term::Alone;
     if let Some(candidate) = &mut candidate {
-        let Some(head) = candidate.until_leads(&stop).await else {
+        let Some(won) = candidate.until_leads(&stop).await else {
             served.cancel();
             server.await?;
             return Ok(());
         };
-        term = Term::next(head);
+        term = Term::next(won, lease_seconds);
     }
     let leads: Leads = candidate.as_ref().map_or_else(|| Arc::new(|| true) as Leads, Candidate::leads);
     let opening = {
@@ -368,7 +368,8 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     let (ssh_listen, listen) = (ssh_listener.local_addr()?, listener.local_addr()?);
     // Without a trail nothing is opened, and nothing is open yet: whoever started this hears of it at once.
     let sinks = Sinks { file: audit_file, stdout: audit_stdout };
-    let (trail, opened) = Trail::open(sinks, Limits::default(), Begin { now: clock(), known_head: None }).await?;
+    let (trail, opened) =
+        Trail::open(sinks, Limits::default(), Begin { now: clock(), known_head: None, leader: None }).await?;
     if let Some(torn) = &opened.torn {
         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
     }

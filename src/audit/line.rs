@@ -65,7 +65,38 @@ pub(super) struct Link {
     pub receipt: Receipt,
     pub previous_digest: String,
     pub time: Timestamp,
-    pub opens_segment: bool,
+    /// There, if it opens a segment.
+    pub opening: Option<Opening>,
+}
+
+impl Link {
+    /// The line that it continues.
+    pub fn previous(&self) -> Receipt {
+        Receipt { sequence: self.receipt.sequence - 1, digest: self.previous_digest.clone() }
+    }
+
+    /// Whether a leader's term begins with it.
+    pub fn opens_term(&self) -> bool {
+        self.opening.as_ref().is_some_and(|opening| opening.term.is_some())
+    }
+}
+
+/// What a record says that opens a segment, beside the head that it continues.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Opening {
+    /// The leader's term; none for a writer that is alone.
+    pub term: Option<Term>,
+    /// The line that the file ended with before, if that is not the one that is continued.
+    pub file_head: Option<Receipt>,
+    /// Whether it is written to standard output, where nobody knows what stood before it.
+    pub is_output: bool,
+}
+
+/// A leader's term, as far as it matters for what it left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Term {
+    pub number: i64,
+    pub lease_seconds: i64,
 }
 
 #[derive(Deserialize)]
@@ -96,18 +127,23 @@ pub(super) fn read(line: &[u8]) -> Result<Link, Finding> {
     if receipt.digest != digest {
         return Err(Finding::Edited { sequence, expected: receipt.digest, found: digest });
     }
-    let opens_segment = record.get("kind").is_some_and(|kind| kind == SEGMENT_OPENED);
-    if opens_segment && !names_what_it_continues(&record, &previous) {
-        return Err(Finding::Misjoined { sequence });
-    }
-    Ok(Link { receipt, previous_digest: previous.digest, time, opens_segment })
+    let opening = match record.get("kind").is_some_and(|kind| kind == SEGMENT_OPENED) {
+        true => Some(opening(&record, &previous).ok_or(Finding::Misjoined { sequence })?),
+        false => None,
+    };
+    Ok(Link { receipt, previous_digest: previous.digest, time, opening })
 }
 
 /// Returns the record that opens a segment.
 ///
 /// `segment` is its own number, `previousHead` what it continues, `tornBytes` and `tornDigest` what a crash had left
-/// behind that head and was set aside.
-pub(super) fn segment_opened(previous: &Receipt, torn: Option<(u64, &str)>) -> Map<String, Value> {
+/// at the file's end and was set aside. Of a leader `term` and `leaseSeconds`, and `fileHead`, the line that the file ended
+/// with, where that is not what is continued, or `output`, where there is none.
+pub(super) fn segment_opened(
+    previous: &Receipt,
+    torn: Option<(u64, &str)>,
+    Opening { term, file_head, is_output }: &Opening,
+) -> Map<String, Value> {
     let mut record = Map::new();
     record.insert("kind".into(), SEGMENT_OPENED.into());
     record.insert("segment".into(), (previous.sequence + 1).into());
@@ -115,6 +151,16 @@ pub(super) fn segment_opened(previous: &Receipt, torn: Option<(u64, &str)>) -> M
     record.insert("tornBytes".into(), torn.map_or(0, |(bytes, _)| bytes).into());
     if let Some((_, digest)) = torn {
         record.insert("tornDigest".into(), digest.into());
+    }
+    if let Some(Term { number, lease_seconds }) = term {
+        record.insert("term".into(), (*number).into());
+        record.insert("leaseSeconds".into(), (*lease_seconds).into());
+    }
+    if let Some(head) = file_head {
+        record.insert("fileHead".into(), head_value(head));
+    }
+    if *is_output {
+        record.insert("output".into(), true.into());
     }
     record
 }
@@ -128,9 +174,36 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     })
 }
 
-fn names_what_it_continues(record: &Map<String, Value>, previous: &Receipt) -> bool {
-    record.get("previousHead") == Some(&head_value(previous))
-        && record.get("segment") == Some(&Value::from(previous.sequence + 1))
+/// Reads a record that opens a segment; none if no trail writes such a one after `previous`.
+fn opening(record: &Map<String, Value>, previous: &Receipt) -> Option<Opening> {
+    let names_it = record.get("previousHead") == Some(&head_value(previous))
+        && record.get("segment") == Some(&Value::from(previous.sequence + 1));
+    if !names_it {
+        return None;
+    }
+    let number = |name: &str| match record.get(name) {
+        None => Some(None),
+        Some(value) => value.as_i64().filter(|number| *number >= 0).map(Some),
+    };
+    let term = match (number("term")?, number("leaseSeconds")?) {
+        (Some(number), Some(lease_seconds)) => Some(Term { number, lease_seconds }),
+        (None, None) => None,
+        _ => return None,
+    };
+    let file_head = match record.get("fileHead") {
+        None => None,
+        Some(value) => Some(serde_json::from_value(value.clone()).ok().filter(Receipt::is_one)?),
+    };
+    let is_output = match record.get("output") {
+        None => false,
+        Some(value) => value.as_bool().filter(|is_output| *is_output)?,
+    };
+    // Who is alone continues its file, and standard output has none.
+    let is_joint = file_head.is_some() || is_output;
+    if term.is_none() && is_joint || file_head.is_some() && is_output || file_head.as_ref() == Some(previous) {
+        return None;
+    }
+    Some(Opening { term, file_head, is_output })
 }
 
 fn head_value(head: &Receipt) -> Value {

@@ -10,11 +10,22 @@
 //! A line has one spelling only: the five members in this order, no white space, `record` in its JCS form.
 //! Each opening of a trail appends a record `{"kind":"SegmentOpened",…}`, which names the head that it continues.
 //!
+//! Leaders that follow one another write one trail, each into a file of its own or all into one:
+//! ```text
+//! file a   1 ─ 2 ─ 3 ─ 4 ─ 5          9 ─ 10     9 continues 8, and its fileHead is 5
+//!                  └───────┐         ╱
+//! file b                   4 ─ … ─ 8             4 continues 3, the last that the Lease named: a was killed
+//! ```
+//! 4 and 5 of file a are a tail: true, and continued by nobody. Within its file each line names the one before it, and
+//! each segment names the line of any file that it continues.
+//!
 //! # Guarantees
 //! - A [`Receipt`] is given for a line that is durable, and receipts are given in the order of the lines.
 //! - After a failed write or fsync the trail is taken back to its last durable line before anything else is written.
-//! - [`verify()`] finds an edit, a gap, a reorder, a repeated line, a cut beginning and a swapped segment; a cut end
-//!   and a chain that was computed anew it finds if it is given a receipt from elsewhere (a status, a lease).
+//! - [`verify_files()`] finds an edit, a gap, a reorder, a repeated line, a cut beginning, a swapped segment, a missing
+//!   file and two that lead at once; a cut end and a chain that was computed anew it finds if it is given a receipt from
+//!   elsewhere (a status, a lease).
+//! - A tail is named by the next segment of its file, and from then on its end cannot be cut either.
 //!
 //! # Caveats
 //! - An append that failed, or whose future was dropped, may still be found in the trail: a crash can come between
@@ -24,6 +35,7 @@
 //!
 //! What a record means, and who waits for it, is left to others.
 
+mod join;
 mod line;
 mod open;
 mod store;
@@ -37,7 +49,8 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use open::{Begin, OpenError, Opened, Sinks, Torn};
+pub use join::Tail;
+pub use open::{Begin, Leader, OpenError, Opened, STANDARD_OUTPUT, Sinks, Torn};
 pub use trail::{AppendError, Class, Limits, Stats, Trail};
 pub use verify::{Expectation, Finding, Summary, VerifyError, verify, verify_files};
 
@@ -80,6 +93,11 @@ impl Receipt {
     /// Returns what the first line of all continues: number 0, and a digest of 64 zeros.
     pub(crate) fn origin() -> Self {
         Receipt { sequence: 0, digest: "0".repeat(64) }
+    }
+
+    /// Returns whether this is a receipt that a trail could have given.
+    fn is_one(&self) -> bool {
+        self.sequence > 0 && self.is_plausible()
     }
 
     /// Returns whether this is a receipt that a trail could have given, or the origin.

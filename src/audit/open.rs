@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::line::{self, Draft};
+use super::line::{self, Draft, Opening};
 use super::store::{Copier, OutputStore, StandardOutput, Store};
 use super::tail::{self, Found, TORN_FILES_MAX};
 use super::writer::Chain;
@@ -28,10 +28,27 @@ pub struct Begin {
     pub now: Timestamp,
     /// The trail's head as it is known from elsewhere, such as a lease, if it is.
     ///
-    /// A file that ends before it has lost its end, and is refused. A new file and standard output continue it, so
-    /// that leaders without a common volume write one chain. `None` for a trail that nobody else writes or remembers.
+    /// A file that ends before it has lost its end, and is refused, unless it stands in another file than this one. A new
+    /// file, another file and standard output continue it, so that leaders without a common volume write one chain. `None`
+    /// for a trail that nobody else writes or remembers.
     pub known_head: Option<Receipt>,
+    /// The writer, if it is one of several that lead in turn.
+    pub leader: Option<Leader>,
 }
+
+/// A leader, and what the one before it left word of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// Its term. Each leader's is greater than all before.
+    pub term: i64,
+    /// How long, in seconds, one may lead that is not heard of any more.
+    pub lease_seconds: i64,
+    /// The file in which the known head stands, as [`Opened::file`] called it; none if nobody said, and then it is ours.
+    pub head_file: Option<String>,
+}
+
+/// What [`Opened::file`] says for standard output, which begins anew with each process.
+pub const STANDARD_OUTPUT: &str = "-";
 
 /// What was found, and done, at opening.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +59,10 @@ pub struct Opened {
     pub previous_head: Option<Receipt>,
     /// What was torn off the file's end.
     pub torn: Option<Torn>,
+    /// What tells this file from others: its first line's digest, or [`STANDARD_OUTPUT`].
+    pub file: String,
+    /// The line that the file ended with, if something else is continued: the tail of an earlier term.
+    pub file_head: Option<Receipt>,
 }
 
 /// The end of a file that a crash had left, taken off and set aside.
@@ -146,7 +167,8 @@ pub(super) struct Ready {
 
 /// Opens the sinks and appends the opening record. Blocks.
 pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
-    let Begin { now, known_head } = begin;
+    let Begin { now, known_head, leader } = begin;
+    let head_file = leader.as_ref().and_then(|leader| leader.head_file.as_deref());
     if let Some(known) = known_head.as_ref().filter(|known| !known.is_plausible()) {
         return Err(OpenError::NoReceipt { sequence: known.sequence });
     }
@@ -154,22 +176,34 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
         Sinks { file: Some(path), stdout } => {
             let sink: Arc<str> = path.display().to_string().into();
             let store = tail::lock(path, &sink)?;
-            let found = tail::mend(&store, known_head.as_ref(), &sink)?;
+            let found = tail::mend(&store, known_head.as_ref(), head_file, &sink)?;
             let copier = if stdout { Some(copier().map_err(failed(&sink, "copy to standard output"))?) } else { None };
             (sink, Box::new(store), found, copier)
         }
         Sinks { file: None, stdout: true } => {
             let sink: Arc<str> = "standard output".into();
             let output = StandardOutput::new().map_err(failed(&sink, "open it"))?;
-            (sink, Box::new(OutputStore::new(output)), Found::default(), None)
+            let found = Found { file: Some(STANDARD_OUTPUT.to_owned()), ..Found::default() };
+            (sink, Box::new(OutputStore::new(output)), found, None)
         }
         Sinks { file: None, stdout: false } => return Err(OpenError::NoSink),
     };
-    let Found { head, bytes, torn } = found;
-    let previous_head = head.or(known_head).filter(|head| head.sequence > 0);
+    let Found { head, bytes, torn, file, is_known } = found;
+    let (previous_head, file_head) = match known_head {
+        Some(known) if !is_known => {
+            let file_head = head.filter(|head| *head != known);
+            (Some(known), file_head)
+        }
+        known => (head.or(known), None),
+    };
+    let previous_head = previous_head.filter(|head| head.sequence > 0);
     let previous = previous_head.clone().unwrap_or_else(Receipt::origin);
     let mut chain = Chain::new(store, previous.clone(), bytes);
-    let record = line::segment_opened(&previous, torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str())));
+    let term = leader.map(|Leader { term, lease_seconds, .. }| line::Term { number: term, lease_seconds });
+    let is_output = term.is_some() && file.as_deref() == Some(STANDARD_OUTPUT);
+    let opening = Opening { term, file_head: file_head.clone(), is_output };
+    let torn_off = torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str()));
+    let record = line::segment_opened(&previous, torn_off, &opening);
     let (text, _) = Draft::new(&record, now)
         .map_err(io::Error::other)
         .and_then(|draft| chain.commit(std::iter::once(&draft)))
@@ -177,7 +211,9 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     if let Some(copier) = &copier {
         copier.copy(text); // taken: the queue is still empty
     }
-    let opened = Opened { head: chain.head().clone(), previous_head, torn };
+    let head = chain.head().clone();
+    let file = file.unwrap_or_else(|| head.digest.clone());
+    let opened = Opened { head, previous_head, torn, file, file_head };
     Ok(Ready { chain, copier, sink, opened })
 }
 

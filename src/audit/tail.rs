@@ -1,16 +1,16 @@
 //! The end of a file that an earlier writer left: found, verified, and mended if a crash tore it.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::line::{self, ENVELOPE_BYTES_MAX, LINE_BYTES_MAX, Link};
+use super::line::{self, ENVELOPE_BYTES_MAX, LINE_BYTES_MAX};
 use super::open::{OpenError, Torn, failed};
 use super::store::FileStore;
 use super::trail::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
-use super::verify::{compare, follows};
+use super::verify::{Joint, compare, follows_in_file};
 use super::{Finding, Receipt};
 
 /// How much of a file's end is read: a batch that a crash may have torn, and the whole line before it.
@@ -27,6 +27,10 @@ pub(super) struct Found {
     pub head: Option<Receipt>,
     pub bytes: u64,
     pub torn: Option<Torn>,
+    /// What tells this file from others; none for a new one, whose first line is not written yet.
+    pub file: Option<String>,
+    /// Whether the head that is known stands in this file, if it does anywhere.
+    pub is_known: bool,
 }
 
 /// Opens the file, or creates it, as its one writer.
@@ -60,14 +64,28 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
 /// Finds the head of a file that is locked, and leaves whole durable lines only.
 ///
 /// In an order in which a crash loses nothing: the torn end is copied and the copy synced before it is cut off.
-pub(super) fn mend(store: &FileStore, known: Option<&Receipt>, sink: &Arc<str>) -> Result<Found, OpenError> {
+pub(super) fn mend(
+    store: &FileStore,
+    known: Option<&Receipt>,
+    head_file: Option<&str>,
+    sink: &Arc<str>,
+) -> Result<Found, OpenError> {
     let FileStore { path, file } = store;
     let bytes = file.metadata().map_err(failed(sink, "look at the file"))?.len();
+    let name = name(file).map_err(failed(sink, "read the file's beginning"))?;
+    let is_known = head_file.is_none() || head_file == name.as_deref();
+    // What stands in another's file says nothing of this one.
+    let known = known.filter(|_| is_known);
     let start = bytes.saturating_sub(TAIL_BYTES_MAX);
     let mut text = vec![0; usize::try_from(bytes - start).unwrap_or(0)]; // at most TAIL_BYTES_MAX
     file.read_exact_at(&mut text, start).map_err(failed(sink, "read the file's end"))?;
     let Tail { head, whole, newline_missing } = tail(&text, start > 0, known)
         .map_err(|(at, finding)| OpenError::Broken { path: path.clone(), offset: start + at as u64, finding })?;
+    if head.is_some() && name.is_none() && head_file.is_some() {
+        // Whose file it is cannot be told, nor whether it lacks the head that is known.
+        let finding = Finding::Unreadable { reason: "the first line is none".to_owned() };
+        return Err(OpenError::Broken { path: path.clone(), offset: 0, finding });
+    }
     if let Some(known) = known.filter(|_| bytes > 0) {
         let found = head.as_ref().map_or(0, |head| head.sequence);
         if found < known.sequence {
@@ -85,7 +103,17 @@ pub(super) fn mend(store: &FileStore, known: Option<&Receipt>, sink: &Arc<str>) 
     // Also what the writer before us left unsynced: we build on it.
     file.sync_all().map_err(failed(sink, "sync the file"))?;
     sync_directory(path).map_err(failed(sink, "sync the file's directory"))?;
-    Ok(Found { head, bytes, torn })
+    Ok(Found { file: name.filter(|_| head.is_some()), head, bytes, torn, is_known })
+}
+
+/// What tells a file from others: the digest of its first line, if that is whole.
+fn name(file: &File) -> io::Result<Option<String>> {
+    let mut text = Vec::new();
+    let mut reader = BufReader::new(file);
+    reader.seek(SeekFrom::Start(0))?;
+    reader.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut text)?;
+    text.pop_if(|last| *last == b'\n');
+    Ok(line::read(&text).ok().map(|link| link.receipt.digest))
 }
 
 #[derive(Debug)]
@@ -103,6 +131,9 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
         whole = text.iter().position(|byte| *byte == b'\n').ok_or((0, Finding::TooLong))? + 1;
     }
     let mut head: Option<Receipt> = None;
+    // Where the number that is known has another digest. A file of one of several may have a number twice: then the later
+    // one counts, to which the trail came back.
+    let (mut other, mut newline_missing) = (None, false);
     while whole < text.len() {
         let rest = &text[whole..];
         let end = rest.iter().position(|byte| *byte == b'\n');
@@ -111,14 +142,27 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
             break; // a page that never reached the disk: JSON has no NUL
         }
         let is_last = whole + line.len() + 1 >= text.len();
-        let read = line::read(line).and_then(|link| continues(head.as_ref(), known, link));
+        let read = line::read(line).and_then(|link| match &head {
+            Some(head) => follows_in_file(head, &link).map(|joint| (link, joint)),
+            None => Ok((link, Joint::Begins)),
+        });
+        if let Ok((link, joint)) = &read {
+            if *joint == Joint::Joins {
+                other = None;
+            }
+            if let Some(known) = known.filter(|known| known.sequence == link.receipt.sequence) {
+                other = compare(known, &link.receipt).err().map(|finding| (whole, finding));
+            }
+        }
         match (read, end) {
-            (Ok(link), Some(_)) => {
+            (Ok((link, _)), Some(_)) => {
                 head = Some(link.receipt);
                 whole += line.len() + 1;
             }
-            (Ok(link), None) => {
-                return Ok(Tail { head: Some(link.receipt), whole: whole + line.len(), newline_missing: true });
+            (Ok((link, _)), None) => {
+                head = Some(link.receipt);
+                whole += line.len();
+                newline_missing = true;
             }
             (Err(_), None) => break,
             (Err(Finding::Unreadable { .. }), Some(_)) if is_last => break,
@@ -128,17 +172,10 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
     if begins_amid_a_line && head.is_none() {
         return Err((whole, Finding::Torn)); // longer than any batch: no crash of ours
     }
-    Ok(Tail { head, whole, newline_missing: false })
-}
-
-fn continues(head: Option<&Receipt>, known: Option<&Receipt>, link: Link) -> Result<Link, Finding> {
-    if let Some(head) = head {
-        follows(head, &link)?;
+    match other {
+        Some(wrong) => Err(wrong),
+        None => Ok(Tail { head, whole, newline_missing }),
     }
-    if let Some(known) = known.filter(|known| known.sequence == link.receipt.sequence) {
-        compare(known, &link.receipt)?;
-    }
-    Ok(link)
 }
 
 /// Copies what a crash left to the first free `<file>.torn-<n>`.

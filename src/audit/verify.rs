@@ -1,5 +1,6 @@
 //! Reads a trail from one end to the other and says the first thing that is wrong with it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -8,13 +9,15 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::Receipt;
+use super::join::{Attach, Judgement, Named, Run, Spot, Tail, judge};
 use super::line::{self, LINE_BYTES_MAX, Link};
 
 /// What is known of a trail from elsewhere. The default knows nothing: the trail begins at number 1, and ends anywhere.
 #[derive(Debug, Clone, Default)]
 pub struct Expectation {
-    /// The line that the first one continues, if the trail does not begin at number 1: the head of an older file.
-    pub after: Option<Receipt>,
+    /// Lines that are known and in no file: what the trail continues, if it does not begin at number 1, and what the files
+    /// ended with before.
+    pub after: Vec<Receipt>,
     /// Lines that must be there, in any order: from a lease, from objects' statuses. Lines may follow the last.
     pub heads: Vec<Receipt>,
 }
@@ -34,15 +37,18 @@ pub struct Summary {
     pub first: Option<Receipt>,
     /// The last line.
     pub head: Option<Receipt>,
+    /// Records that leaders left which were killed or cut off.
+    pub tails: Vec<Tail>,
 }
 
 /// As `audit verify` prints it: whole lines.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, segments, first_time, last_time, first: _, head } = self;
+        let Self { records, segments, first_time, last_time, first: _, head, tails } = self;
         let time = |time: &Option<Timestamp>| time.map_or_else(|| "never".to_owned(), |time| time.to_string());
         let (first, last) = (time(first_time), time(last_time));
         writeln!(f, "verified: {records} records in {segments} segments, from {first} to {last}")?;
+        tails.iter().try_for_each(|tail| tail.fmt(f))?;
         head.iter().try_for_each(|head| writeln!(f, "head: {}:{}", head.sequence, head.digest))
     }
 }
@@ -111,7 +117,7 @@ pub enum Finding {
     },
     /// The trail does not begin where it should.
     #[error(
-        "the trail begins with record {found}, expected {expected}; what came before was cut off: give the older files first, or the receipt of the record that this one continues"
+        "the trail begins with record {found}, expected {expected}; what came before was cut off, or stands in another file: give the files of all replicas, the older ones too, or with --after the receipt of the record that this one continues"
     )]
     CutBeginning {
         /// The number that should stand first.
@@ -151,7 +157,7 @@ pub enum Finding {
     },
     /// A receipt from elsewhere names another digest.
     #[error(
-        "record {sequence} has the digest {found}, but a receipt for it says {expected}; the chain was computed anew after that receipt was given"
+        "record {sequence} has the digest {found}, but a receipt for it says {expected}; the chain was computed anew after that receipt was given, or the receipt is of a tail that was cut off"
     )]
     Rewritten {
         /// The number of both.
@@ -161,6 +167,69 @@ pub enum Finding {
         /// What stands in the trail.
         found: String,
     },
+    /// A segment that continues another than the line before it, in a file that ended otherwise.
+    #[error(
+        "record {sequence} says that this file ended with record {expected} before, but record {found} stands there; what was between was cut off, or the file was put together of others"
+    )]
+    OtherEnd {
+        /// The line's own number.
+        sequence: i64,
+        /// What it names.
+        expected: i64,
+        /// What stands there.
+        found: i64,
+    },
+    /// What a segment continues, or what its file ended with before, is in no file.
+    #[error(
+        "record {sequence} goes on from record {missing}, which is in none of the files; a file is missing, or its end was cut off: give the files of all replicas, or the receipt of that record with --after"
+    )]
+    NoParent {
+        /// The line's own number.
+        sequence: i64,
+        /// The number of the one that is missing.
+        missing: i64,
+    },
+    /// The same segment twice.
+    #[error(
+        "record {sequence} stands in another file, too; one is a copy of the other, or a part of it: give one of them"
+    )]
+    Copied {
+        /// Its number.
+        sequence: i64,
+    },
+    /// Two files that nothing joins.
+    #[error(
+        "record {sequence} begins a trail, and another file begins one, too; if the one is a gateway's, or was there before, give it with --trail"
+    )]
+    SecondBeginning {
+        /// Its number.
+        sequence: i64,
+    },
+    /// Two that continue one record, and no leader's death explains it.
+    #[error(
+        "record {sequence} continues record {after}, and so does another, without a later term that explains it; the lease was deleted or written by somebody, or records were added: look who wrote it in the API server's audit log"
+    )]
+    Fork {
+        /// The line's own number.
+        sequence: i64,
+        /// What it continues.
+        after: i64,
+    },
+    /// A tail that no killed leader leaves.
+    #[error(
+        "{records} records of term {term} were written after record {after}, over {seconds} s, the last {overlap_seconds} s after term {next} began; a leader stops within its lease of {lease} s: two led at once, or records were added, or two clocks differ by more than that",
+        records = tail.records, term = tail.term, after = tail.after, seconds = tail.seconds, next = tail.next_term,
+        lease = tail.lease_seconds
+    )]
+    LongTail {
+        /// What it would be.
+        tail: Box<Tail>,
+        /// By how much two terms overlap.
+        overlap_seconds: i64,
+    },
+    /// The file was written to while it was read.
+    #[error("a segment was added while the files were read; verify once more")]
+    Changed,
     /// A receipt from elsewhere names a line that is not there.
     #[error(
         "a receipt was given for record {expected}, but the trail {reached}; it was cut, or a file is missing, or the receipt is of another trail"
@@ -173,115 +242,327 @@ pub enum Finding {
     },
 }
 
-/// Reads a trail to its end, holding one line of at most 1 MiB at a time.
+/// Reads a trail that stands in one piece, holding one line of at most 1 MiB at a time.
 ///
 /// # Errors
 /// The first finding. A cut end, and a chain that was computed anew, are found only through `expect.heads`.
 pub fn verify(reader: impl BufRead, expect: Expectation) -> Result<Summary, VerifyError> {
-    let mut verifier = Verifier::new(expect);
-    let lines = verifier.read(None, reader)?;
-    verifier.finish(None, lines)
+    let mut verifier = Verifier::new(expect, None, true);
+    verifier.read(None, reader)?;
+    verifier.finish()
 }
 
-/// Reads files that continue one another, oldest first. See [`verify()`].
+/// Reads the files of one trail, in whichever order: of replicas, or pieces of one file. See [`verify()`].
+///
+/// Each is read twice: for what its segments continue, and then for all. Memory grows with segments, not with records.
 ///
 /// # Errors
-/// The first finding, or the first file that cannot be opened.
+/// The first finding within a file, else the first that is wrong between them; or the first file that cannot be opened.
 pub fn verify_files(paths: &[PathBuf], expect: Expectation) -> Result<Summary, VerifyError> {
-    let mut verifier = Verifier::new(expect);
-    let mut lines = 0;
-    for path in paths {
+    let open = |path: &PathBuf| {
         let file = File::open(path).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
-        lines = verifier.read(Some(path), BufReader::new(file))?;
+        Ok(BufReader::with_capacity(READ_BYTES, file))
+    };
+    let mut wanted = Vec::new();
+    for path in paths {
+        look_for_segments(open(path)?, &mut wanted).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
     }
-    verifier.finish(paths.last().map(PathBuf::as_path), lines)
+    let mut verifier = Verifier::new(expect, Some(wanted), paths.len() == 1);
+    for path in paths {
+        verifier.read(Some(path), open(path)?)?;
+    }
+    verifier.finish()
+}
+
+/// How much is read at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// Notes what the segments of a file continue. What is wrong with a line is for the verifier to say.
+fn look_for_segments(mut reader: impl BufRead, wanted: &mut Vec<Receipt>) -> io::Result<()> {
+    let opens = format!("\"kind\":\"{}\"", line::SEGMENT_OPENED);
+    let (mut line, mut is_first) = (Vec::new(), true);
+    loop {
+        line.clear();
+        if reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        line.pop_if(|last| *last == b'\n');
+        let may_open = line.windows(opens.len()).any(|part| part == opens.as_bytes());
+        if (may_open || is_first)
+            && let Ok(link) = line::read(&line)
+        {
+            wanted.push(link.previous());
+            wanted.extend(link.opening.and_then(|opening| opening.file_head));
+        }
+        is_first = false;
+    }
 }
 
 fn wrong(file: Option<&Path>, line: u64, finding: Finding) -> VerifyError {
     VerifyError { file: file.map(Path::to_path_buf), line, finding }
 }
 
+/// A place in a file, by the line's number from 1.
+type Place = (Option<PathBuf>, u64);
+
+/// A line that is looked for, and where it is.
+struct Wanted {
+    receipt: Receipt,
+    spot: Option<Spot>,
+    /// The digest of a line of the same number, if that is another.
+    other: Option<(String, Place)>,
+}
+
 struct Verifier {
-    /// The last line, or what the first has to continue.
-    previous: Receipt,
-    /// Sorted by number.
+    after: Vec<Receipt>,
     heads: Vec<Receipt>,
-    heads_seen: usize,
-    summary: Summary,
+    /// By number.
+    wanted: HashMap<i64, Vec<Wanted>>,
+    /// Whether what the segments continue is among what is wanted.
+    is_prepared: bool,
+    /// All of it stands in one file, so that what begins that begins the trail.
+    is_one_piece: bool,
+    begun: Vec<Begun>,
+    /// The line before, if it is wanted.
+    passed: Option<Receipt>,
+    records: u64,
+    segments: u64,
+    /// Where the last line stands.
+    end: Place,
+}
+
+/// A run that was begun.
+struct Begun {
+    run: Run,
+    place: Place,
+    /// What it continues, unless that is the end of the run before.
+    parent: Option<Receipt>,
 }
 
 impl Verifier {
-    fn new(expect: Expectation) -> Self {
+    fn new(expect: Expectation, segments: Option<Vec<Receipt>>, is_one_piece: bool) -> Self {
         let Expectation { after, mut heads } = expect;
         heads.sort_by_key(|head| head.sequence);
-        Verifier { previous: after.unwrap_or_else(Receipt::origin), heads, heads_seen: 0, summary: Summary::default() }
+        let is_prepared = segments.is_some();
+        let mut wanted = HashMap::<i64, Vec<Wanted>>::new();
+        for receipt in segments.into_iter().flatten().chain(heads.iter().cloned()) {
+            let of_number = wanted.entry(receipt.sequence).or_default();
+            if of_number.iter().all(|it| it.receipt != receipt) {
+                of_number.push(Wanted { receipt, spot: None, other: None });
+            }
+        }
+        Verifier {
+            after,
+            heads,
+            wanted,
+            is_prepared,
+            is_one_piece,
+            begun: Vec::new(),
+            passed: None,
+            records: 0,
+            segments: 0,
+            end: (None, 0),
+        }
     }
 
-    /// Reads all lines of one file and returns their number.
-    fn read(&mut self, file: Option<&Path>, mut reader: impl BufRead) -> Result<u64, VerifyError> {
-        let mut line = Vec::new();
-        let mut number = 0;
+    /// Reads all lines of one file.
+    fn read(&mut self, file: Option<&Path>, mut reader: impl BufRead) -> Result<(), VerifyError> {
+        let (mut line, mut previous) = (Vec::new(), None);
+        self.end = (file.map(Path::to_path_buf), 0);
+        self.passed = None;
         loop {
-            number += 1;
+            self.end.1 += 1;
             line.clear();
             let found = match reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line) {
                 Err(source) => Err(Finding::Read(source)),
-                Ok(0) => return Ok(number - 1),
-                Ok(_) if line.pop_if(|last| *last == b'\n').is_some() => self.next(&line),
+                Ok(0) => return Ok(()),
+                Ok(_) if line.pop_if(|last| *last == b'\n').is_some() => self.next(previous.as_ref(), &line),
                 Ok(_) if line.len() > LINE_BYTES_MAX => Err(Finding::TooLong),
                 Ok(_) => Err(Finding::Torn),
             };
-            found.map_err(|finding| wrong(file, number, finding))?;
+            previous = Some(found.map_err(|finding| wrong(file, self.end.1, finding))?);
         }
     }
 
-    fn next(&mut self, line: &[u8]) -> Result<(), Finding> {
+    /// Takes in one line. `previous` is the one before it in the same file.
+    fn next(&mut self, previous: Option<&Receipt>, line: &[u8]) -> Result<Receipt, Finding> {
         let link = line::read(line)?;
-        let first = self.summary.records == 0;
-        follows(&self.previous, &link).map_err(|finding| match finding {
-            Finding::Gap { expected, found } if first => Finding::CutBeginning { expected, found },
-            other => other,
-        })?;
-        let Link { receipt, time, opens_segment, .. } = link;
-        if first {
-            self.look_for_heads(&self.previous.clone())?;
-        }
-        self.look_for_heads(&receipt)?;
-        self.summary.records += 1;
-        self.summary.segments += u64::from(opens_segment);
-        self.summary.first_time.get_or_insert(time);
-        self.summary.first.get_or_insert_with(|| receipt.clone());
-        self.summary.last_time = Some(time);
-        self.previous = receipt;
-        Ok(())
-    }
-
-    /// Compares a line with the heads up to it.
-    fn look_for_heads(&mut self, line: &Receipt) -> Result<(), Finding> {
-        while let Some(head) = self.heads.get(self.heads_seen).filter(|head| head.sequence <= line.sequence) {
-            if head.sequence < line.sequence {
-                let reached = format!("begins after record {}", line.sequence);
-                return Err(Finding::Missing { expected: head.sequence, reached });
-            }
-            compare(head, line)?;
-            self.heads_seen += 1;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self, file: Option<&Path>, lines: u64) -> Result<Summary, VerifyError> {
-        if self.summary.records == 0 {
-            self.look_for_heads(&self.previous.clone()).map_err(|finding| wrong(file, lines + 1, finding))?;
-        }
-        let reached = match self.summary.records {
-            0 => "is empty".to_owned(),
-            _ => format!("ends at record {}", self.previous.sequence),
+        let joint = match previous {
+            None if self.is_one_piece => self.begins(&link).map(|()| Joint::Begins)?,
+            None => Joint::Begins,
+            Some(previous) => match follows_in_file(previous, &link) {
+                // Standard output of several processes, one behind the other.
+                Err(_) if link.opening.as_ref().is_some_and(|opening| opening.is_output) => Joint::Begins,
+                joint => joint?,
+            },
         };
-        if let Some(head) = self.heads.get(self.heads_seen) {
-            return Err(wrong(file, lines + 1, Finding::Missing { expected: head.sequence, reached }));
+        let passed = self.passed.take();
+        match self.begun.last_mut() {
+            Some(begun) if joint == Joint::Follows && !link.opens_term() => {
+                begun.run.last.clone_from(&link.receipt);
+                begun.run.last_time = link.time;
+                if let Some(passed) = passed {
+                    self.note(&passed, link.time);
+                }
+            }
+            _ => self.begin(joint, &link),
         }
-        self.summary.head = (self.summary.records > 0).then_some(self.previous);
-        Ok(self.summary)
+        let run = self.begun.len() - 1;
+        for wanted in self.wanted.get_mut(&link.receipt.sequence).into_iter().flatten() {
+            if wanted.receipt == link.receipt {
+                // Of a copy the first counts; that there is one is found by its segment.
+                wanted.spot.get_or_insert(Spot { run, next_time: None });
+                self.passed = Some(link.receipt.clone());
+            } else {
+                wanted.other.get_or_insert_with(|| (link.receipt.digest.clone(), self.end.clone()));
+            }
+        }
+        self.records += 1;
+        self.segments += u64::from(link.opening.is_some());
+        Ok(link.receipt)
+    }
+
+    /// Checks that a line begins the trail, or continues what is known.
+    fn begins(&self, link: &Link) -> Result<(), Finding> {
+        let origin = Receipt::origin();
+        if self.after.contains(&link.previous()) {
+            return Ok(());
+        }
+        follows(self.after.first().unwrap_or(&origin), link).map_err(|finding| match finding {
+            Finding::Gap { expected, found } => Finding::CutBeginning { expected, found },
+            other => other,
+        })
+    }
+
+    fn begin(&mut self, joint: Joint, link: &Link) {
+        let before = self.begun.len().checked_sub(1);
+        let (attach, names) = match (joint, before) {
+            (Joint::Follows, Some(run)) => (Attach::At(Spot { run, next_time: None }), Named::Nothing),
+            (Joint::Joins, Some(run)) => (Attach::Nowhere, Named::At(run)),
+            (Joint::Begins, _) | (_, None) => (Attach::Nowhere, Named::Nothing),
+        };
+        let run = Run {
+            opening: link.opening.clone(),
+            first: link.receipt.clone(),
+            first_time: link.time,
+            last: link.receipt.clone(),
+            last_time: link.time,
+            attach,
+            follows: joint == Joint::Follows,
+            names,
+        };
+        let parent = (joint != Joint::Follows).then(|| link.previous());
+        self.begun.push(Begun { run, place: self.end.clone(), parent });
+    }
+
+    /// Notes the time of the line behind one that is wanted.
+    fn note(&mut self, wanted: &Receipt, time: Timestamp) {
+        let run = self.begun.len() - 1;
+        let of_number = self.wanted.get_mut(&wanted.sequence).into_iter().flatten();
+        let spots = of_number.filter(|it| it.receipt == *wanted).filter_map(|it| it.spot.as_mut());
+        for spot in spots.filter(|spot| spot.run == run) {
+            spot.next_time.get_or_insert(time);
+        }
+    }
+
+    fn find(&self, receipt: &Receipt) -> Option<&Wanted> {
+        self.wanted.get(&receipt.sequence)?.iter().find(|it| it.receipt == *receipt)
+    }
+
+    /// What a run continues, once all files are read.
+    fn attach(&self, parent: &Receipt) -> Result<Attach, Finding> {
+        match self.find(parent).map(|wanted| wanted.spot) {
+            Some(Some(spot)) => Ok(Attach::At(spot)),
+            _ if *parent == Receipt::origin() || self.after.contains(parent) => Ok(Attach::Beginning),
+            None if self.is_prepared => Err(Finding::Changed),
+            Some(None) | None => Ok(Attach::Nowhere),
+        }
+    }
+
+    /// What a run names as its file's end, if it stands at a file's beginning.
+    fn names(&self, head: &Receipt) -> Named {
+        match self.find(head).and_then(|wanted| wanted.spot) {
+            Some(spot) => Named::At(spot.run),
+            None if self.after.contains(head) => Named::Nothing,
+            None => Named::Nowhere,
+        }
+    }
+
+    fn finish(self) -> Result<Summary, VerifyError> {
+        let at = |(file, line): &Place, finding| wrong(file.as_deref(), *line, finding);
+        let mut runs = Vec::with_capacity(self.begun.len());
+        for Begun { run, place, parent } in &self.begun {
+            let mut run = run.clone();
+            if let Some(parent) = parent {
+                run.attach = self.attach(parent).map_err(|finding| at(place, finding))?;
+            }
+            let head = run.opening.as_ref().and_then(|opening| opening.file_head.as_ref());
+            if let (Some(head), Named::Nothing) = (head, run.names) {
+                run.names = self.names(head);
+            }
+            runs.push(run);
+        }
+        let Judgement { tails, first, last } =
+            judge(&runs).map_err(|(run, finding)| at(&self.begun[run].place, finding))?;
+        self.look_for_heads(&runs)?;
+        let (root, last) = (first.map(|first| &runs[first]), last.map(|last| &runs[last]));
+        Ok(Summary {
+            records: self.records,
+            segments: self.segments,
+            first_time: root.map(|root| root.first_time),
+            last_time: last.map(|last| last.last_time),
+            first: root.map(|root| root.first.clone()),
+            head: last.map(|last| last.last.clone()),
+            tails,
+        })
+    }
+
+    fn look_for_heads(&self, runs: &[Run]) -> Result<(), VerifyError> {
+        let first = runs.iter().zip(&self.begun).find(|(run, _)| run.attach == Attach::Beginning);
+        for head in &self.heads {
+            let found = self.find(head);
+            if self.after.contains(head) || found.is_some_and(|found| found.spot.is_some()) {
+                continue;
+            }
+            let expected = head.sequence;
+            if let Some((digest, (file, line))) = found.and_then(|found| found.other.as_ref()) {
+                let (expected, found) = (head.digest.clone(), digest.clone());
+                let finding = Finding::Rewritten { sequence: head.sequence, expected, found };
+                return Err(wrong(file.as_deref(), *line, finding));
+            }
+            let ((file, line), reached) = match (first, runs.iter().map(|run| run.last.sequence).max()) {
+                (Some((run, begun)), _) if run.first.sequence > expected => {
+                    (begun.place.clone(), format!("begins after record {}", run.first.sequence - 1))
+                }
+                (_, Some(last)) => (self.end.clone(), format!("ends at record {last}")),
+                (_, None) => (self.end.clone(), "is empty".to_owned()),
+            };
+            return Err(wrong(file.as_deref(), line, Finding::Missing { expected, reached }));
+        }
+        Ok(())
+    }
+}
+
+/// How a line stands to the one before it in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Joint {
+    /// It continues that.
+    Follows,
+    /// It continues another file's, and names that as what its own file ended with.
+    Joins,
+    /// There is none before it.
+    Begins,
+}
+
+/// Checks that a line continues the one before in its file, or opens a segment that says of it that it is the file's last.
+pub(super) fn follows_in_file(previous: &Receipt, link: &Link) -> Result<Joint, Finding> {
+    match link.opening.as_ref().and_then(|opening| opening.file_head.as_ref()) {
+        None => follows(previous, link).map(|()| Joint::Follows),
+        Some(head) if head == previous => Ok(Joint::Joins),
+        Some(head) => {
+            let (expected, found) = (head.sequence, previous.sequence);
+            Err(Finding::OtherEnd { sequence: link.receipt.sequence, expected, found })
+        }
     }
 }
 

@@ -13,22 +13,32 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Receipt;
 use crate::clock::Clock;
-use crate::domain::lease::{Election, LeaseRecord, Loss, Moment, Step, Terms};
+use crate::domain::lease::{Election, LeaseRecord, Loss, Moment, Step, Terms, TrailHead};
 use crate::telemetry::chain;
 
 use super::FIELD_MANAGER;
 
 /// The annotation of the Lease that bears the head of the audit trail, `SEQUENCE:DIGEST`.
 const HEAD: &str = "instanceaccess.dev/audit-head";
+/// The annotation that names the file in which the head stands, so that whoever has another one knows that it is no longer.
+const FILE: &str = "instanceaccess.dev/audit-file";
 
 /// Whether this process may act now. Asked often; answers from memory.
 pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Why a process that stands by would not take over, if so.
 pub type WhyNotReady = Arc<dyn Fn() -> Option<&'static str> + Send + Sync>;
 /// The head of the trail that this process writes, once there is one.
-pub type Head = Arc<dyn Fn() -> Option<Receipt> + Send + Sync>;
+pub type Head = Arc<dyn Fn() -> Option<TrailHead> + Send + Sync>;
+
+/// What a process knows that begins to lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Won {
+    /// The number of its term.
+    pub term: i32,
+    /// The head of the audit trail that the lease names.
+    pub head: Option<TrailHead>,
+}
 
 /// How often it is told at most that the lease cannot be asked for.
 const TOLD_INTERVAL: Duration = Duration::from_secs(10);
@@ -102,9 +112,8 @@ impl Candidate {
         Arc::new(move || watch.election().why_not_ready(watch.now()))
     }
 
-    /// Waits until this process leads; returns the head of the audit trail that the lease names, as text. None, if it was
-    /// stopped before.
-    pub async fn until_leads(&mut self, stop: &CancellationToken) -> Option<Option<String>> {
+    /// Waits until this process leads. None, if it was stopped before.
+    pub async fn until_leads(&mut self, stop: &CancellationToken) -> Option<Won> {
         let mut told = None;
         loop {
             let wait = self.step().await.unwrap_or(self.timeout);
@@ -114,7 +123,8 @@ impl Candidate {
             };
             if leads {
                 tracing::info!(lease = self.name, "leads");
-                return Some(self.watch.election().head().map(str::to_owned));
+                let election = self.watch.election();
+                return Some(Won { term: election.transitions(), head: election.head().cloned() });
             }
             if told.as_ref() != Some(&holder) {
                 tracing::info!(lease = self.name, leader = holder.as_deref().unwrap_or("nobody yet"), "stands by");
@@ -145,7 +155,7 @@ impl Candidate {
     pub async fn release(&mut self) {
         // Twice: a renewal that nobody heard of may have made it another version.
         for _ in 0..2 {
-            let head = (self.head)().map(|head| head.to_string());
+            let head = (self.head)();
             let now = self.watch.now();
             let released = self.watch.election().release(now, head);
             let Some(record) = released else { return };
@@ -171,7 +181,7 @@ impl Candidate {
 
     /// Takes one step; returns how long to wait before the next.
     async fn step(&mut self) -> Result<Duration, Loss> {
-        let head = (self.head)().map(|head| head.to_string());
+        let head = (self.head)();
         let sent = self.watch.now();
         let step = self.watch.election().next(sent, head);
         let outcome = match step {
@@ -241,6 +251,7 @@ fn record_of(lease: &Lease) -> LeaseRecord {
     let metadata = &lease.metadata;
     let spec = lease.spec.clone().unwrap_or_default();
     let time = |time: Option<MicroTime>| time.map(|MicroTime(time)| time);
+    let annotation = |name| metadata.annotations.as_ref().and_then(|annotations| annotations.get(name)).cloned();
     let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     LeaseRecord {
         version: metadata.resource_version.clone(),
@@ -249,7 +260,7 @@ fn record_of(lease: &Lease) -> LeaseRecord {
         acquire_time: time(spec.acquire_time),
         renew_time: time(spec.renew_time),
         transitions: spec.lease_transitions.unwrap_or_default(),
-        head: metadata.annotations.as_ref().and_then(|annotations| annotations.get(HEAD)).cloned(),
+        head: annotation(HEAD).map(|receipt| TrailHead { receipt, file: annotation(FILE) }),
     }
 }
 
@@ -259,8 +270,13 @@ fn lease(known: Lease, name: &str, wanted: &LeaseRecord) -> Lease {
     lease.metadata.name = Some(name.to_owned());
     lease.metadata.resource_version.clone_from(&wanted.version);
     lease.metadata.managed_fields = None;
-    if let Some(head) = &wanted.head {
-        lease.metadata.annotations.get_or_insert_default().insert(HEAD.to_owned(), head.clone());
+    if let Some(TrailHead { receipt, file }) = &wanted.head {
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(HEAD.to_owned(), receipt.clone());
+        match file {
+            Some(file) => drop(annotations.insert(FILE.to_owned(), file.clone())),
+            None => drop(annotations.remove(FILE)),
+        }
     }
     let time = |time: Option<Timestamp>| time.map(MicroTime);
     lease.spec = Some(LeaseSpec {
@@ -289,12 +305,19 @@ mod tests {
         .unwrap();
         let seen = record_of(&known);
         assert_eq!((seen.holder.as_deref(), seen.version.as_deref()), (None, Some("7")));
-        let wanted = LeaseRecord { holder: Some("a".to_owned()), head: Some("4:ab".to_owned()), ..seen };
+        let head = TrailHead { receipt: "4:ab".to_owned(), file: Some("cd".to_owned()) };
+        let wanted = LeaseRecord { holder: Some("a".to_owned()), head: Some(head.clone()), ..seen };
         let written = serde_json::to_value(lease(known, "it", &wanted)).unwrap();
         // With it a PUT makes no Lease where one was deleted.
         assert_eq!(written["metadata"]["uid"], "u");
         assert_eq!(written["metadata"]["labels"], json!({"app": "it"}));
-        assert_eq!(written["metadata"]["annotations"], json!({"theirs": "1", HEAD: "4:ab"}));
+        assert_eq!(written["metadata"]["annotations"], json!({"theirs": "1", HEAD: "4:ab", FILE: "cd"}));
+        let stored: Lease = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(record_of(&stored).head, Some(head));
+        // A head of one file and the name of another would say that the one lost its end.
+        let unnamed = LeaseRecord { head: Some(TrailHead { receipt: "5:ab".to_owned(), file: None }), ..wanted };
+        let unnamed = serde_json::to_value(lease(stored, "it", &unnamed)).unwrap();
+        assert_eq!(unnamed["metadata"]["annotations"], json!({"theirs": "1", HEAD: "5:ab"}));
         assert_eq!(written["spec"]["holderIdentity"], "a");
         assert_eq!(written["spec"]["strategy"], "OldestEmulationVersion");
     }

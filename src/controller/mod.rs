@@ -48,7 +48,7 @@ use crate::telemetry::{Metrics, Reading};
 
 use contact::Contact;
 use enforcement::Guard;
-pub use leader::{Candidate, Head, Leads, WhyNotReady};
+pub use leader::{Candidate, Head, Leads, WhyNotReady, Won};
 pub use records::{Records, Term};
 use slots::Slots;
 use timers::Timers;

@@ -3,7 +3,8 @@
 //! A trail that cannot be opened (a full disk, a volume that is not mounted yet) must not keep the controller from
 //! ending grants. So it is opened in the background, and until it is, every append fails: nothing is granted.
 //!
-//! A leader continues the trail of the one before, of which the lease names the head.
+//! A leader continues the trail of the one before, of which the lease names the head: in its own file, or in one that all
+//! of them write in turn.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,9 +12,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{AppendError, Begin, Limits, OpenError, Receipt, Sinks, Stats, Trail};
+use crate::audit::{AppendError, Begin, Leader, Limits, OpenError, Receipt, Sinks, Stats, Trail};
 use crate::clock::Clock;
+use crate::domain::lease::TrailHead;
 use crate::telemetry::chain;
+
+use super::leader::Won;
 
 /// Gap between two tries to open the trail.
 const OPEN_RETRY: Duration = Duration::from_secs(5);
@@ -30,6 +34,8 @@ pub enum Term {
     Next {
         /// The head that the lease named when this one began to lead.
         known_head: Option<Receipt>,
+        /// What else a leader knows.
+        leader: Leader,
     },
     /// The same, but what the lease says of the head is no receipt.
     Unclear {
@@ -39,10 +45,16 @@ pub enum Term {
 }
 
 impl Term {
-    /// The term of a leader whose lease says so of the head.
-    pub fn next(head: Option<String>) -> Self {
-        match head.map(|head| head.parse().map_err(|_| head)).transpose() {
-            Ok(known_head) => Self::Next { known_head },
+    /// The term of a leader, by what it won and for how long a lease holds.
+    pub fn next(won: Won, lease_seconds: u16) -> Self {
+        let Won { term, head } = won;
+        let (receipt, head_file) = head.map_or((None, None), |head| (Some(head.receipt), head.file));
+        match receipt.map(|receipt| receipt.parse().map_err(|_| receipt)).transpose() {
+            Ok(known_head) => {
+                // Only what somebody else wrote into the lease is negative.
+                let leader = Leader { term: term.max(0).into(), lease_seconds: lease_seconds.into(), head_file };
+                Self::Next { known_head, leader }
+            }
             Err(head) => Self::Unclear { head },
         }
     }
@@ -51,31 +63,32 @@ impl Term {
 /// The trail, once it is open.
 #[derive(Debug, Default)]
 pub struct Records {
-    trail: OnceLock<Trail>,
+    trail: OnceLock<(Trail, String)>,
 }
 
 impl Records {
     /// Appends a record; `Closed` while the trail is not open.
     pub async fn append(&self, record: serde_json::Value, time: Timestamp) -> Result<Receipt, AppendError> {
         match self.trail.get() {
-            Some(trail) => trail.append(record, time).await,
+            Some((trail, _)) => trail.append(record, time).await,
             None => Err(AppendError::Closed),
         }
     }
 
-    /// The last durable record; none while the trail is not open.
-    pub fn head(&self) -> Option<Receipt> {
-        self.trail.get().map(Trail::head)
+    /// The last durable record and its file, for the lease; none while the trail is not open.
+    pub fn head(&self) -> Option<TrailHead> {
+        let (trail, file) = self.trail.get()?;
+        Some(TrailHead { receipt: trail.head().to_string(), file: Some(file.clone()) })
     }
 
     /// What the trail counted; nothing while it is not open.
     pub fn stats(&self) -> Stats {
-        self.trail.get().map(Trail::stats).unwrap_or_default()
+        self.trail.get().map(|(trail, _)| trail.stats()).unwrap_or_default()
     }
 
     /// Closes the trail, if it was opened.
     pub async fn close(&self) {
-        if let Some(trail) = self.trail.get() {
+        if let Some((trail, _)) = self.trail.get() {
             trail.clone().close().await;
         }
     }
@@ -94,9 +107,9 @@ impl Records {
         stop: &CancellationToken,
     ) -> Result<(), OpenError> {
         loop {
-            let known_head = match term {
-                Term::Alone => None,
-                Term::Next { known_head } => known_head.clone(),
+            let (known_head, leader) = match term {
+                Term::Alone => (None, None),
+                Term::Next { known_head, leader } => (known_head.clone(), Some(leader.clone())),
                 Term::Unclear { head } => {
                     tracing::error!(
                         head,
@@ -106,7 +119,7 @@ impl Records {
                     return Ok(());
                 }
             };
-            let begin = Begin { now: clock(), known_head };
+            let begin = Begin { now: clock(), known_head, leader };
             match Trail::open(sinks.clone(), Limits { record_bytes_max: RECORD_BYTES_MAX, ..Limits::default() }, begin)
                 .await
             {
@@ -114,12 +127,16 @@ impl Records {
                     if let Some(torn) = &opened.torn {
                         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
                     }
+                    if let Some(tail) = &opened.file_head {
+                        let (sequence, digest) = (tail.sequence, &tail.digest);
+                        tracing::info!(sequence, digest, "named the end of the file's earlier term in the audit trail");
+                    }
                     tracing::info!(
                         sequence = opened.head.sequence,
                         digest = opened.head.digest,
                         "opened the audit trail"
                     );
-                    if self.trail.set(trail).is_err() {
+                    if self.trail.set((trail, opened.file)).is_err() {
                         tracing::error!("the audit trail was opened twice");
                     }
                     return Ok(());

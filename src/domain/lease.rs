@@ -97,8 +97,17 @@ pub struct LeaseRecord {
     pub renew_time: Option<Timestamp>,
     /// How often it changed hands.
     pub transitions: i32,
-    /// The head of the audit trail, as text.
-    pub head: Option<String>,
+    /// The head of the audit trail.
+    pub head: Option<TrailHead>,
+}
+
+/// The last record of the audit trail that a leader told of, as texts of the trail's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrailHead {
+    /// Its receipt.
+    pub receipt: String,
+    /// The file that it stands in, if its writer said so: whoever takes over may have another one.
+    pub file: Option<String>,
 }
 
 impl LeaseRecord {
@@ -195,8 +204,13 @@ impl Election {
     }
 
     /// The head of the audit trail that the lease names, as far as this process saw.
-    pub fn head(&self) -> Option<&str> {
-        self.record()?.head.as_deref()
+    pub fn head(&self) -> Option<&TrailHead> {
+        self.record()?.head.as_ref()
+    }
+
+    /// How often the lease changed hands, as far as this process saw: of a leader, the number of its term.
+    pub fn transitions(&self) -> i32 {
+        self.record().map_or(0, |record| record.transitions)
     }
 
     fn record(&self) -> Option<&LeaseRecord> {
@@ -204,7 +218,7 @@ impl Election {
     }
 
     /// Says what to do now. `head` is the head of the audit trail that this process writes, if it does.
-    pub fn next(&mut self, now: Moment, head: Option<String>) -> Step {
+    pub fn next(&mut self, now: Moment, head: Option<TrailHead>) -> Step {
         self.leads(now);
         if let Some(loss) = self.loss {
             return Step::Lost(loss);
@@ -277,7 +291,7 @@ impl Election {
     }
 
     /// Steps down, whatever comes of it: from here on this process does not lead. Returns what to write, if the lease is ours.
-    pub fn release(&mut self, now: Moment, head: Option<String>) -> Option<LeaseRecord> {
+    pub fn release(&mut self, now: Moment, head: Option<TrailHead>) -> Option<LeaseRecord> {
         self.loss.get_or_insert(Loss::Released);
         let record = self.record().filter(|record| record.holder.as_ref() == Some(&self.terms.identity))?;
         let head = head.or_else(|| record.head.clone());

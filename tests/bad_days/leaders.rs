@@ -11,25 +11,30 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, expiration, reason, shown};
+use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, expiration, reason, shown, tell};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
         a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_once,
         a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes,
         a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_second_one,
+        leaders_with_a_file_each_write_one_trail_and_no_change_to_any_of_it_goes_unseen,
     ]
 }
 
 const LEASE: &str = "instance-access/controller";
 
 async fn two() -> anyhow::Result<(Stand, Controller)> {
+    two_of(Controller::beside).await
+}
+
+async fn two_of(second: fn(&Controller, &str) -> anyhow::Result<Controller>) -> anyhow::Result<(Stand, Controller)> {
     let env = vec![("INSTANCE_ACCESS_LEASE", LEASE.to_owned())];
     let rbac: fn(&str) -> String =
         |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
     let stand = Stand::own(Special { env, rbac: Some(rbac), ..Special::default() }).await?;
     leads(&stand.controller).await?;
-    let other = stand.controller.beside("other")?;
+    let other = second(&stand.controller, "other")?;
     other.start()?;
     until_log(&other, "stands by").await?;
     // Whoever stands by is ready: it sees that somebody leads.
@@ -195,5 +200,131 @@ async fn a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_seco
     };
     stand.until_within("still", "Released", Duration::from_secs(90), over).await?;
     broken(&format!("99999:{}", "a".repeat(64)), "not the one that the lease names", "nor-now").await?;
+    Ok(())
+}
+
+/// The head of the trail that the lease names.
+async fn head(stand: &Stand) -> anyhow::Result<String> {
+    let head = lease(stand).await?.metadata.annotations.unwrap_or_default().remove("instanceaccess.dev/audit-head");
+    head.context("the lease names the head of the trail")
+}
+
+/// The last line of a file, as a receipt.
+fn last(controller: &Controller) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(controller.audit())?;
+    let line: serde_json::Value = serde_json::from_str(text.lines().last().context("a line")?)?;
+    Ok(format!("{}:{}", line["sequence"], line["digest"].as_str().context("a digest")?))
+}
+
+/// How often a controller began to lead.
+fn terms(controller: &Controller) -> usize {
+    std::fs::read_to_string(controller.log()).unwrap_or_default().matches("opened the audit trail").count()
+}
+
+async fn leads_again(controller: &Controller, before: usize) -> Outcome {
+    lab::poll::until("it to lead", SOON, async || match terms(controller) {
+        now if now > before => Ok(()),
+        _ => Err(controller.log_of("")),
+    })
+    .await
+}
+
+async fn leaders_with_a_file_each_write_one_trail_and_no_change_to_any_of_it_goes_unseen() -> Outcome {
+    let (stand, second) = two_of(Controller::apart).await?;
+    let first = &stand.controller;
+    let mut names = Vec::new();
+    let mut granted = async |name: String| {
+        stand.ask(Ask::new(&name).instance(&stand.running())).await?;
+        stand.until_granted(&name).await?;
+        names.push(name);
+        anyhow::Ok(())
+    };
+
+    // It is killed when it has written what the lease does not name yet.
+    for number in 0.. {
+        anyhow::ensure!(number < 20, "whenever it stopped, the lease named all that it had written");
+        granted(format!("before-{number}")).await?;
+        first.signal("-STOP").await?;
+        // At first it names none.
+        if head(&stand).await.is_ok_and(|head| last(first).is_ok_and(|last| head != last)) {
+            break;
+        }
+        first.signal("-CONT").await?;
+    }
+    first.kill();
+    leads_again(&second, 0).await?;
+    granted("after-a-kill".to_owned()).await?;
+
+    // The second freezes for longer than its lease. Nobody waits for its lock: the files are apart.
+    first.start()?;
+    second.signal("-STOP").await?;
+    leads_again(first, 1).await?;
+    anyhow::ensure!(!first.log_of("named the end of the file's earlier term").is_empty(), "{}", first.log_of(""));
+    granted("while-one-is-frozen".to_owned()).await?;
+    second.signal("-CONT").await?;
+    anyhow::ensure!(!gone(&second).await?.success(), "who lost its lease says so");
+
+    // And in turn, by SIGTERM, back to the first.
+    second.start()?;
+    first.signal("-TERM").await?;
+    anyhow::ensure!(gone(first).await?.success(), "{}", first.log_of("error"));
+    leads_again(&second, 1).await?;
+    granted("after-a-hand-over".to_owned()).await?;
+    first.start()?;
+    second.signal("-TERM").await?;
+    anyhow::ensure!(gone(&second).await?.success(), "{}", second.log_of("error"));
+    leads_again(first, 2).await?;
+    granted("at-last".to_owned()).await?;
+    first.signal("-TERM").await?;
+    anyhow::ensure!(gone(first).await?.success(), "{}", first.log_of("error"));
+
+    // All that any status points at is there, and the end is the one that the lease names.
+    let mut heads = vec![head(&stand).await?];
+    for name in &names {
+        let pointer = stand.get(name).await?.status.and_then(|status| status.audit).context("status.audit")?;
+        heads.push(format!("{}:{}", pointer.sequence, pointer.digest));
+    }
+    let files = [second.audit(), first.audit()];
+    let verify = async |heads: &[String]| {
+        let mut arguments = vec!["audit".to_owned(), "verify".to_owned()];
+        arguments.extend(heads.iter().map(|head| format!("--head={head}")));
+        arguments.extend(files.iter().filter(|file| file.exists()).map(|file| file.display().to_string()));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        tell(&arguments).await
+    };
+    let said = verify(&heads).await?;
+    eprintln!("{said}");
+    anyhow::ensure!(said.contains("in 5 segments") && said.contains(&format!("head: {}", heads[0])), "{said}");
+    anyhow::ensure!(said.contains("of term 1 were written after record"), "the tail is told of: {said}");
+    anyhow::ensure!(said.contains("of the same file names the last of them"), "it is named by the next term: {said}");
+
+    // Each single change, by whoever has one of the volumes, and without any head.
+    let change = |lines: &mut Vec<String>, kind: &str, at: usize| match kind {
+        "edit" => lines[at] = lines[at].replacen("ec2-user", "root", 1).replacen("\"segment\":", "\"segment\":1", 1),
+        "remove" => drop(lines.remove(at)),
+        "swap" => lines.swap(at, at + 1),
+        "repeat" => lines.insert(at, lines[at].clone()),
+        _ => lines.clear(),
+    };
+    for file in &files {
+        let text = std::fs::read_to_string(file)?;
+        let lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
+        for at in [0, lines.len() / 2, lines.len() - 2] {
+            for kind in ["edit", "remove", "swap", "repeat", "clear"] {
+                let mut changed = lines.clone();
+                change(&mut changed, kind, at);
+                anyhow::ensure!(changed != lines, "{kind} at {at} is none");
+                std::fs::write(file, changed.concat())?;
+                if let Ok(said) = verify(&[]).await {
+                    anyhow::bail!("{kind} at line {} of {} goes unseen: {said}", at + 1, file.display());
+                }
+            }
+        }
+        // The very last record is nobody's predecessor: the lease has it.
+        std::fs::write(file, lines[..lines.len() - 1].concat())?;
+        anyhow::ensure!(verify(&heads).await.is_err(), "the end of {} was cut", file.display());
+        std::fs::write(file, text)?;
+    }
+    verify(&heads).await?;
     Ok(())
 }

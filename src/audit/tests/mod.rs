@@ -2,6 +2,7 @@
 
 mod crash;
 mod faults;
+mod joins;
 mod order;
 mod spelling;
 mod tamper;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::line::{Draft, segment_opened};
+use super::line::{Draft, Opening, segment_opened};
 use super::store::Store;
 use super::writer::Chain;
 use super::{Begin, Expectation, Limits, OpenError, Opened, Receipt, Sinks, Summary, Trail, verify, verify_files};
@@ -27,7 +28,7 @@ fn record(number: usize) -> Value {
 }
 
 fn begin() -> Begin {
-    Begin { now: now(), known_head: None }
+    Begin { now: now(), known_head: None, leader: None }
 }
 
 async fn open(path: &Path) -> Result<(Trail, Opened), OpenError> {
@@ -54,7 +55,7 @@ async fn write_segment(path: &Path, records: usize) -> Vec<Receipt> {
 fn text(segments: usize, records: usize) -> (String, Vec<Receipt>) {
     let (mut text, mut head, mut receipts) = (String::new(), Receipt::origin(), Vec::new());
     for _ in 0..segments {
-        let opening = Draft::new(&segment_opened(&head, None), now()).unwrap();
+        let opening = Draft::new(&segment_opened(&head, None, &Opening::default()), now()).unwrap();
         let records = (0..records).map(|number| draft(&record(number)));
         for draft in std::iter::once(opening).chain(records) {
             head = draft.link(&head, &mut text);
@@ -69,7 +70,7 @@ fn draft(record: &Value) -> Draft {
 }
 
 fn heads(heads: &[Receipt]) -> Expectation {
-    Expectation { after: None, heads: heads.to_vec() }
+    Expectation { after: Vec::new(), heads: heads.to_vec() }
 }
 
 #[track_caller]

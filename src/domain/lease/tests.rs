@@ -17,6 +17,14 @@ fn terms(identity: &str) -> Terms {
     Terms { identity: identity.to_owned(), lease: LEASE }
 }
 
+fn head(receipt: &str) -> Option<TrailHead> {
+    Some(TrailHead { receipt: receipt.to_owned(), file: Some("a".to_owned()) })
+}
+
+fn receipt(record: &LeaseRecord) -> Option<&str> {
+    record.head.as_ref().map(|head| head.receipt.as_str())
+}
+
 fn record(version: u64, holder: Option<&str>) -> LeaseRecord {
     LeaseRecord {
         version: Some(version.to_string()),
@@ -25,7 +33,7 @@ fn record(version: u64, holder: Option<&str>) -> LeaseRecord {
         acquire_time: Some(Timestamp::UNIX_EPOCH),
         renew_time: None,
         transitions: 3,
-        head: Some("41:abc".to_owned()),
+        head: head("41:abc"),
     }
 }
 
@@ -39,7 +47,7 @@ fn leader() -> Election {
     election.read(at(0.0), Some(record(1, None)));
     let Step::Write(written) = election.next(at(0.1), None) else { panic!("a free lease is taken") };
     assert_eq!((written.version.as_deref(), written.holder.as_deref()), (Some("1"), Some("a")));
-    assert_eq!((written.transitions, written.head.as_deref()), (4, Some("41:abc")), "the trail's head is handed on");
+    assert_eq!((written.transitions, receipt(&written)), (4, Some("41:abc")), "the trail's head is handed on");
     assert!(!election.leads(at(0.1)), "before it is stored nobody leads");
     election.wrote(at(0.1), at(0.3), stored(written, 2));
     election
@@ -65,8 +73,8 @@ fn a_machine_that_was_suspended_does_not_lead_when_it_wakes_although_its_ticks_s
 fn a_leader_renews_in_time_and_carries_the_trails_head() {
     let mut election = leader();
     assert!(matches!(election.next(at(0.4), None), Step::Wait(_)));
-    let Step::Write(written) = election.next(at(1.7), Some("50:def".to_owned())) else { panic!() };
-    assert_eq!(written.head.as_deref(), Some("50:def"));
+    let Step::Write(written) = election.next(at(1.7), head("50:def")) else { panic!() };
+    assert_eq!(receipt(&written), Some("50:def"));
     assert_eq!((written.version.as_deref(), written.transitions), (Some("2"), 4));
     election.wrote(at(1.7), at(1.8), stored(written, 3));
     assert!(election.leads(at(7.6)) && !election.leads(at(7.8)));
@@ -192,9 +200,9 @@ fn a_write_without_an_answer_is_found_to_be_ours_and_written_once_more_before_an
 #[test]
 fn who_steps_down_leads_no_more_and_leaves_a_free_lease_with_the_trails_head() {
     let mut election = leader();
-    let written = election.release(at(1.0), Some("60:fed".to_owned())).expect("it is ours");
-    assert_eq!((written.holder, written.version.as_deref()), (None, Some("2")));
-    assert_eq!(written.head.as_deref(), Some("60:fed"));
+    let written = election.release(at(1.0), head("60:fed")).expect("it is ours");
+    assert_eq!((&written.holder, written.version.as_deref()), (&None, Some("2")));
+    assert_eq!(receipt(&written), Some("60:fed"));
     assert!(!election.leads(at(1.0)));
     assert_eq!(election.next(at(1.0), None), Step::Lost(Loss::Released));
     assert_eq!(Election::new(terms("b")).release(at(0.0), None), None, "what is not ours is not given back");

@@ -132,7 +132,7 @@ async fn world(before: Duration, fate: Fate) -> World {
     let dir = tempfile::tempdir().unwrap();
     let audit = dir.path().join("audit.jsonl");
     let sinks = Sinks { file: Some(audit.clone()), stdout: false };
-    let begin = Begin { now: Timestamp::now(), known_head: None };
+    let begin = Begin { now: Timestamp::now(), known_head: None, leader: None };
     let (trail, _) = Trail::open(sinks, Limits::default(), begin).await.unwrap();
     let api = Arc::new(ApiServer::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

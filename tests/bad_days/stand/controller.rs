@@ -65,6 +65,13 @@ impl Controller {
         })
     }
 
+    /// The same, on an audit file of its own.
+    pub fn apart(&self, name: &str) -> anyhow::Result<Self> {
+        let mut other = self.beside(name)?;
+        other.audit = self.audit.with_file_name(format!("{name}.jsonl"));
+        Ok(other)
+    }
+
     /// Changes its environment; the next start sees it.
     pub fn set_env(&self, name: &str, value: &str) {
         self.env.lock().expect("no holder panics").push((name.into(), value.into()));
