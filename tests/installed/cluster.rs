@@ -145,7 +145,6 @@ fn values(lab: &Lab) -> Value {
     let aws = format!("http://{}", lab.standin().api_addr());
     json!({
         "image": {"repository": "registry.example/instance-access"},
-        "replicas": 2,
         "settings": {"gatewayAddress": format!("{GATEWAY}:2222")},
         "aws": {
             "region": lab::REGION,
@@ -161,7 +160,6 @@ fn values(lab: &Lab) -> Value {
             "settings": {"neverDial": ["127.0.0.0/16", "::1/128"], "ports": [lab.ssh_port()]},
         },
         "podDisruptionBudget": {"enabled": true},
-        "audit": {"persistence": {"accessModes": ["ReadWriteMany"]}},
         "networkPolicy": {"enabled": true},
     })
 }
