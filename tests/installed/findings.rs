@@ -295,6 +295,13 @@ impl<'a> Past<'a> {
         let done = ssh::run(verify.args(trails(&self.cluster.controllers)?)).await?;
         ensure!(done.success(), "{done:?}");
         ensure!(done.stdout.matches("\nverified: ").count() == 3, "{done:?}");
+        // Each leader opened one, and none is missing.
+        ensure!(done.stdout.contains(&format!(" in {} segments", self.terms.len())), "{done:?}");
+        // It takes the files of all of them.
+        for path in trails(&self.cluster.controllers)? {
+            let alone = ssh::run(Command::new(PROGRAM).args(["audit", "verify"]).arg(&path)).await?;
+            ensure!(!alone.success(), "{} verifies without the others: {alone:?}", path.display());
+        }
         Ok(done.stdout)
     }
 
