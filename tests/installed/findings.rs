@@ -1,0 +1,327 @@
+//! What must have held, whatever was done: judged afterwards, from what the API server, AWS and the trails say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use jiff::{SignedDuration, Timestamp};
+use lab::ssh;
+use lab::standin::{Api, Entry};
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::cluster::{Cluster, text};
+use crate::people::fingerprint;
+use crate::pod::{PROGRAM, Pod};
+use crate::watch::{Term, condition, expiration, is, time};
+
+/// How long a host may read a pushed key.
+const KEY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
+/// How late an end may be in status while somebody leads.
+const LATE_MAX: SignedDuration = SignedDuration::from_secs(1);
+/// How late after a take-over what ended while nobody led: the new leader reads everything first.
+const TAKE_OVER_LATE_MAX: SignedDuration = SignedDuration::from_secs(3);
+/// How often whoever stands by looks whether the lease has run out, and some.
+const LOOK: SignedDuration = SignedDuration::from_secs(1);
+/// How long a push may be on its way: what left just before the lease was lost arrives just after.
+const ON_THE_WAY: SignedDuration = SignedDuration::from_secs(1);
+
+/// Something that was done to a leader.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub what: &'static str,
+    pub time: Timestamp,
+    /// Of the term that it ended.
+    pub transitions: i32,
+}
+
+/// All that happened.
+pub struct Past<'a> {
+    pub cluster: &'a Cluster,
+    pub faults: Vec<Fault>,
+    /// How long the Lease holds.
+    lease: SignedDuration,
+    terms: Vec<Term>,
+    pushes: Vec<Entry>,
+}
+
+impl<'a> Past<'a> {
+    /// Looks back.
+    pub fn new(cluster: &'a Cluster, faults: Vec<Fault>) -> anyhow::Result<Self> {
+        let lease = cluster.controllers[0].variable("INSTANCE_ACCESS_LEASE_SECONDS").context("a lease's length")?;
+        let lease = SignedDuration::from_secs(lease.parse()?);
+        let mut pushes = cluster.lab.standin().journal();
+        pushes.retain(|entry| entry.api == Api::Eic);
+        pushes.sort_by_key(|entry| entry.time);
+        Ok(Self { cluster, faults, lease, terms: cluster.watch.terms(), pushes })
+    }
+
+    fn pushes_of(&self, pods: &[Arc<Pod>]) -> impl Iterator<Item = &Entry> {
+        let keys: BTreeSet<String> = pods.iter().map(|pod| pod.access_key_id.clone()).collect();
+        self.pushes.iter().filter(move |push| keys.contains(&push.access_key_id))
+    }
+
+    /// The term in which a moment lies, and the one after it.
+    fn term_at(&self, moment: Timestamp) -> Option<(&Term, Option<&Term>)> {
+        let at = self.terms.iter().rposition(|term| term.acquire_time <= moment)?;
+        Some((&self.terms[at], self.terms.get(at + 1)))
+    }
+
+    fn term_after(&self, fault: &Fault) -> anyhow::Result<&Term> {
+        let next = self.terms.iter().find(|term| term.transitions > fault.transitions);
+        next.with_context(|| format!("nobody led after {fault:?}"))
+    }
+
+    /// The Lease went from one to the next, none of its holders ever came back, and nobody took it who had not waited it out.
+    pub fn terms_follow_one_another(&self) -> anyhow::Result<()> {
+        ensure!(self.terms.len() == self.faults.len() + 1, "{} faults: {:?}", self.faults.len(), self.terms);
+        let holders: BTreeSet<&str> = self.terms.iter().map(|term| term.holder.as_str()).collect();
+        ensure!(holders.len() == self.terms.len(), "one that was deposed led again: {:?}", self.terms);
+        for pair in self.terms.windows(2) {
+            ensure!(pair[0].transitions < pair[1].transitions, "{pair:?}");
+            let waited = pair[1].acquire_time.duration_since(pair[0].renew_time);
+            let enough = if pair[0].release_time.is_some() { SignedDuration::ZERO } else { self.lease };
+            ensure!(
+                waited >= enough && waited <= self.lease + LOOK + LATE_MAX,
+                "taken over after {waited:?}: {pair:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether a controller led at a moment: it had the Lease, and had renewed it within two thirds of its length.
+    fn led(&self, name: Option<&str>, moment: Timestamp) -> anyhow::Result<()> {
+        let (term, next) = self.term_at(moment).context("nobody had led yet")?;
+        let leader = self.cluster.controller(&term.holder)?;
+        ensure!(name == Some(&leader.name), "{} led at {moment}, since {}", term.holder, term.acquire_time);
+        let until = term.release_time.unwrap_or(term.renew_time + self.lease * 2 / 3 + ON_THE_WAY);
+        ensure!(next.is_none() || moment <= until, "{} led until {until}, and no longer at {moment}", term.holder);
+        Ok(())
+    }
+
+    /// Every push of a controller was made by the one that led; and what each fault left undone was there to tempt the
+    /// deposed.
+    pub fn nobody_pushed_who_was_deposed(&self) -> anyhow::Result<usize> {
+        let mut count = 0;
+        for push in self.pushes_of(&self.cluster.controllers) {
+            let pusher = self.cluster.pod(|pod| pod.access_key_id == push.access_key_id).context("a pusher")?;
+            self.led(Some(&pusher.name), push.time).with_context(|| format!("{} pushed: {push:?}", pusher.name))?;
+            count += 1;
+        }
+        for fault in &self.faults {
+            let next = self.term_after(fault)?;
+            let of = |entry: &Entry| entry.instance_ids.first().cloned();
+            let pushes = || self.pushes_of(&self.cluster.controllers);
+            let before: BTreeSet<_> = pushes().filter(|push| push.time < fault.time).filter_map(of).collect();
+            let soon = next.acquire_time + SignedDuration::from_secs(20);
+            let left = pushes().filter(|push| push.time >= next.acquire_time && push.time < soon).filter_map(of);
+            ensure!(left.filter(|id| before.contains(id)).count() > 0, "{}: nothing was left to push", fault.what);
+        }
+        Ok(count)
+    }
+
+    /// No push reached AWS that an instance could read after the grant's end: by nobody, controller or gateway.
+    pub fn no_key_outlived_its_grant(&self) -> anyhow::Result<()> {
+        let grants: BTreeMap<String, (String, Timestamp)> = self.names_by_fingerprint();
+        ensure!(!self.pushes.is_empty(), "nothing was pushed");
+        for push in &self.pushes {
+            let fingerprint = push.key_fingerprint.as_ref().context("a key")?;
+            let (name, expiration) =
+                grants.get(fingerprint).with_context(|| format!("a key without a grant: {push:?}"))?;
+            let readable_until = push.time + SignedDuration::try_from(push.elapsed)? + KEY_WINDOW;
+            ensure!(readable_until <= *expiration, "{name}: readable until {readable_until}, after {expiration}");
+        }
+        Ok(())
+    }
+
+    fn names_by_fingerprint(&self) -> BTreeMap<String, (String, Timestamp)> {
+        let watch = &self.cluster.watch;
+        let grant = |name: String| {
+            let newest = watch.newest(&name);
+            Some((fingerprint(text(&newest, "/spec/sshPublicKey")), (name, expiration(&newest)?)))
+        };
+        watch.names().into_iter().filter_map(grant).collect()
+    }
+
+    /// Each end stands in status within a second, or, if nobody led, soon after somebody did. Returns the latenesses in
+    /// seconds: of those, and from the take-over on of these, by the fault.
+    pub fn every_end_came_on_time(
+        &self,
+        now: Timestamp,
+    ) -> anyhow::Result<(Vec<f64>, BTreeMap<&'static str, Vec<f64>>)> {
+        let (mut led, mut unled) = (Vec::new(), BTreeMap::<&'static str, Vec<f64>>::new());
+        for name in self.cluster.watch.names() {
+            let newest = self.cluster.watch.newest(&name);
+            let Some(expiration) = expiration(&newest).filter(|expiration| *expiration + TAKE_OVER_LATE_MAX < now)
+            else {
+                continue;
+            };
+            let versions = self.cluster.watch.of(&name);
+            let ended = versions.iter().find(|version| is(&version.object, "Ended"));
+            let ended = ended.with_context(|| format!("{name} of {expiration} has not ended"))?;
+            if !newest["spec"]["revoke"].is_null() {
+                continue;
+            }
+            ensure!(ended.seen_time >= expiration, "{name} ended {} early", expiration - ended.seen_time);
+            ensure!(condition(&newest, "Ended").is_some_and(|it| it.1 == "Expired"), "{name}: {}", newest["status"]);
+            ensure!(
+                time(&newest, "/status/endTime").is_some_and(|end| end <= expiration),
+                "{name}: {}",
+                newest["status"]
+            );
+            let (term, _) = self.term_at(expiration).context("a term")?;
+            // What was due just before the fault may have been on its way.
+            let fault =
+                self.faults.iter().find(|it| it.transitions == term.transitions && it.time < expiration + LATE_MAX);
+            match fault {
+                None => {
+                    let late = ended.seen_time.duration_since(expiration);
+                    // Who took over a moment ago is still reading.
+                    let reading = (term.acquire_time + TAKE_OVER_LATE_MAX).duration_since(expiration);
+                    ensure!(late <= LATE_MAX.max(reading), "{name} ended {late:?} late, and {} led", term.holder);
+                    led.push(late.as_secs_f64());
+                }
+                Some(fault) => {
+                    let since = self.term_after(fault)?.acquire_time.max(expiration);
+                    let late = ended.seen_time.duration_since(since);
+                    ensure!(
+                        late <= TAKE_OVER_LATE_MAX,
+                        "{name} ended {late:?} after the take-over that followed {}",
+                        fault.what
+                    );
+                    unled.entry(fault.what).or_default().push(late.as_secs_f64());
+                }
+            }
+        }
+        Ok((led, unled))
+    }
+
+    /// One grant a request, and what was promised of it moved no later.
+    pub fn every_grant_was_made_once(&self) -> anyhow::Result<usize> {
+        for name in self.cluster.watch.names() {
+            for pair in self.cluster.watch.of(&name).windows(2) {
+                let (before, after) = (&pair[0].object, &pair[1].object);
+                let id = text(before, "/status/grant/id");
+                ensure!(id.is_empty() || id == text(after, "/status/grant/id"), "{name}: two grants");
+                ensure!(
+                    expiration(before).is_none_or(|it| expiration(after).is_some_and(|then| then <= it)),
+                    "{name}: later"
+                );
+                ensure!(!is(before, "Ended") || is(after, "Ended"), "{name}: it ended, and then it had not");
+            }
+        }
+        Ok(self.cluster.watch.names().len())
+    }
+
+    /// From a fault to the next push and the next end in status by whoever took over, in seconds.
+    pub fn fail_over(&self, fault: &Fault) -> anyhow::Result<(f64, Option<f64>, Option<f64>)> {
+        let next = self.term_after(fault)?;
+        let since = |moment: Timestamp| moment.duration_since(fault.time).as_secs_f64();
+        let mut pushes = self.pushes_of(&self.cluster.controllers);
+        let push = pushes.find(|push| push.time >= next.acquire_time && push.outcome.took_effect());
+        // Of those that were due by then.
+        let ended = self.cluster.watch.names().into_iter().filter_map(|name| {
+            let versions = self.cluster.watch.of(&name);
+            let ended = versions.iter().find(|version| is(&version.object, "Ended"))?;
+            let due = expiration(&ended.object)? <= next.acquire_time + LATE_MAX;
+            (due && ended.seen_time >= next.acquire_time).then_some(ended.seen_time)
+        });
+        let end = ended.min();
+        Ok((since(next.acquire_time), push.map(|push| since(push.time)), end.map(since)))
+    }
+
+    /// What the API server wrote down: no status was written by a controller that did not lead.
+    pub fn nobody_wrote_who_was_deposed(&self) -> anyhow::Result<usize> {
+        let account = self.cluster.account(&self.cluster.controllers)?;
+        let mut count = 0;
+        for line in api_server_audit(self.cluster)? {
+            let is_write = !["get", "list", "watch"].contains(&text(&line, "/verb"));
+            let done = line["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300);
+            if text(&line, "/user/username") != account
+                || !is_write
+                || !done
+                || text(&line, "/objectRef/resource") == "leases"
+            {
+                continue;
+            }
+            let by = line.pointer("/user/extra/authentication.kubernetes.io~1pod-name/0").and_then(Value::as_str);
+            let received = time(&line, "/requestReceivedTimestamp").context("a time")?;
+            self.led(by, received).with_context(|| format!("{by:?} wrote: {line}"))?;
+            count += 1;
+        }
+        ensure!(count > 0, "no write was written down");
+        Ok(count)
+    }
+
+    /// Every push has a record of its intention before it.
+    pub fn every_push_was_recorded_before(&self) -> anyhow::Result<()> {
+        let mut intents = BTreeMap::<String, Vec<Timestamp>>::new();
+        for path in trails(&self.cluster.controllers)? {
+            for line in fs::read_to_string(&path)?.lines() {
+                let line: Value = serde_json::from_str(line)?;
+                if ["GrantIntended", "PushIntended"].contains(&text(&line, "/record/kind")) {
+                    let name = text(&line, "/record/request/name").to_owned();
+                    intents.entry(name).or_default().push(time(&line, "/time").context("a time")?);
+                }
+            }
+        }
+        let names = self.names_by_fingerprint();
+        let mut seen = BTreeMap::<&str, usize>::new();
+        for push in self.pushes_of(&self.cluster.controllers) {
+            let (name, _) = names.get(push.key_fingerprint.as_deref().unwrap_or_default()).context("a request")?;
+            let number = seen.entry(name).or_default();
+            *number += 1;
+            let before = intents.get(name).map_or(0, |times| times.iter().filter(|time| **time <= push.time).count());
+            ensure!(before >= *number, "{name}: push {number} has no record before it");
+        }
+        Ok(())
+    }
+
+    /// The trail of the controllers is one chain that holds what each status points at, and each gateway's is one.
+    pub async fn every_trail_verifies(&self) -> anyhow::Result<String> {
+        let mut verify = Command::new(PROGRAM);
+        verify.args(["audit", "verify"]);
+        for name in self.cluster.watch.names() {
+            let newest = self.cluster.watch.newest(&name);
+            if let Some(sequence) = newest.pointer("/status/audit/sequence").and_then(Value::as_u64) {
+                verify.args(["--head", &format!("{sequence}:{}", text(&newest, "/status/audit/digest"))]);
+            }
+        }
+        for path in trails(&self.cluster.gateways)? {
+            verify.arg("--trail").arg(path);
+        }
+        let done = ssh::run(verify.args(trails(&self.cluster.controllers)?)).await?;
+        ensure!(done.success(), "{done:?}");
+        ensure!(done.stdout.matches("\nverified: ").count() == 3, "{done:?}");
+        // Each leader opened one, and none is missing.
+        ensure!(done.stdout.contains(&format!(" in {} segments", self.terms.len())), "{done:?}");
+        // It takes the files of all of them.
+        for path in trails(&self.cluster.controllers)? {
+            let alone = ssh::run(Command::new(PROGRAM).args(["audit", "verify"]).arg(&path)).await?;
+            ensure!(!alone.success(), "{} verifies without the others: {alone:?}", path.display());
+        }
+        Ok(done.stdout)
+    }
+
+    /// Nobody panicked.
+    pub fn nobody_panicked(&self) -> anyhow::Result<()> {
+        for pod in self.cluster.controllers.iter().chain(&self.cluster.gateways) {
+            let log = fs::read_to_string(&pod.log)?;
+            ensure!(!log.contains("panicked"), "{}", pod.last_words("panicked"));
+        }
+        Ok(())
+    }
+}
+
+/// The files of these pods' trails, each once.
+fn trails(pods: &[Arc<Pod>]) -> anyhow::Result<BTreeSet<PathBuf>> {
+    pods.iter().map(|pod| pod.trail()).collect()
+}
+
+/// What service accounts asked of the API server, line by line.
+pub fn api_server_audit(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
+    let log = fs::read_to_string(cluster.lab.log("kube-apiserver-audit"))?;
+    Ok(log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
