@@ -7,6 +7,7 @@
 //! api_server     away, frozen, conflicts            audit        the disk is full
 //! crash          kill -9 under load                 hostile      people who try
 //! unreadable     a decision that may be a no   leaders      several controllers, of which one leads
+//! traces         a collector of spans that hangs
 //! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
@@ -24,7 +25,11 @@ mod leaders;
 mod outlast;
 mod policies;
 mod stand;
+mod traces;
 mod unreadable;
+
+#[path = "../common/collector.rs"]
+mod collector;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -49,6 +54,7 @@ fn main() {
         // The longest first.
         outlast::days(),
         leaders::days(),
+        traces::days(),
         api_server::days(),
         audit::days(),
         crash::days(),
