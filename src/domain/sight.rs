@@ -213,7 +213,7 @@ impl Sight {
 
     /// Whose word this grant is.
     pub fn origin(&self, grant: &Grant) -> Origin {
-        let GrantSight { found, vouched, intended } = &self.grant;
+        let GrantSight { found, vouched, intended, met: _ } = &self.grant;
         let term = Term::of(grant);
         if intended.iter().any(|known| known.becomes(term)) {
             return Origin::Ours;

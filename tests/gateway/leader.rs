@@ -14,7 +14,7 @@ use crate::stand::{BOUND, Stand};
 /// What the controllers and their gateways are told.
 const LEASE: [&str; 2] = ["--lease", "instance-access/controller"];
 /// Longer than a login takes on a busy machine.
-const LEASE_SECONDS: [&str; 2] = ["--lease-seconds", "20"];
+const LEASE_SECONDS: [&str; 2] = ["--lease-seconds", "30"];
 const RIGHTS: [&str; 2] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/examples/lease-rbac.yaml"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway-lease-rbac.yaml"),
@@ -105,7 +105,7 @@ pub async fn a_gateway_pushes_while_a_controller_leads_and_no_longer_and_its_spa
     assert!(jump.metric("instance_access_gateway_pushes_total{outcome=\"NoLeader\"}").await > 0.0);
 
     let _controller = leading().await;
-    poll::until("a login while one leads again", BOUND, async || {
+    poll::until("a login while one leads again", BOUND * 2, async || {
         let shell = clients[2].typed(&[&instance.id, "id -un"]).await;
         if shell.success() { Ok(()) } else { Err(shell.stderr) }
     })
