@@ -47,7 +47,7 @@ pub enum Command {
     Crds,
     /// Print the admission policies, for kubectl apply.
     Admission(AdmissionArgs),
-    /// Ask a running controller whether it can do its work, and wait for it a while.
+    /// Ask a running controller or gateway whether it can do its work, and wait for it a while.
     Ready(ReadyArgs),
     /// Look at an audit trail.
     #[command(subcommand)]
@@ -270,12 +270,15 @@ pub struct AdmissionArgs {
     pub without_mutating: bool,
 }
 
-/// Ask a running controller whether it can do its work, and wait for it a while.
+/// Ask a running controller or gateway whether it can do its work, and wait for it a while.
 #[derive(Debug, Args)]
 pub struct ReadyArgs {
     /// Where it listens: its Service for metrics, for example.
     #[arg(value_name = "HOST:PORT")]
     pub at: String,
+    /// Of a gateway, where clients connect to it: whatever answers there must greet as a gateway does. It does not log in.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub ssh: Option<String>,
     /// How long to wait for it, in seconds.
     #[arg(long, value_name = "0..3600", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub wait_seconds: u64,

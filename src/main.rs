@@ -44,9 +44,11 @@ fn main() -> ExitCode {
             let writers = admission::Writers::new(operator_service_account, gateway_service_account);
             print(admission::yaml(&writers, !without_mutating))
         }
-        Command::Ready(ReadyArgs { at, wait_seconds }) => ready::ask(&at, std::time::Duration::from_secs(wait_seconds))
-            .map_err(Into::into)
-            .and_then(|said| print(format!("{at}: {said}\n"))),
+        Command::Ready(ReadyArgs { at, ssh, wait_seconds }) => {
+            ready::ask(&at, ssh.as_deref(), std::time::Duration::from_secs(wait_seconds))
+                .map_err(Into::into)
+                .and_then(|said| print(format!("{at}: {said}\n")))
+        }
         Command::Audit(AuditCommand::Verify(args)) => verify(args),
     };
     match outcome {

@@ -5,10 +5,14 @@
 //! CRDs, admission policies and rules, and the table of values in its README.
 
 mod chart {
+    mod again;
     mod files;
+    mod gateway;
+    mod gitops;
     mod helm;
     mod image;
     mod render;
     mod values;
+    mod versions;
     mod whole;
 }

@@ -310,6 +310,9 @@ async fn serve(
 }
 
 /// What is spoken: nothing old, and nothing that is read before a login but what a login needs.
+/// The first line that the gateway says to whoever connects, without a version: who tries doors learns nothing from it.
+pub const GREETING: &str = "SSH-2.0-InstanceAccess";
+
 fn ssh_config(host_keys: &HostKeys) -> russh::server::Config {
     let preferred = russh::Preferred {
         kex: Cow::Borrowed(&[
@@ -340,7 +343,7 @@ fn ssh_config(host_keys: &HostKeys) -> russh::server::Config {
         ..russh::Preferred::DEFAULT
     };
     russh::server::Config {
-        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-InstanceAccess")),
+        server_id: SshId::Standard(Cow::Borrowed(GREETING)),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
         auth_rejection_time: OFFER_TIME,
         // Every client asks first, with none, what there is.

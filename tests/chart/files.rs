@@ -29,12 +29,14 @@ fn copies() -> BTreeMap<String, String> {
             }
         }
     }
-    let roles: Vec<String> =
-        documents("examples/operator-rbac.yaml").into_iter().filter(|document| is_cluster_role(document)).collect();
-    let [role] = &roles[..] else { panic!("examples/operator-rbac.yaml has one ClusterRole, not {}", roles.len()) };
-    let (_, rules) = role.split_once("\nrules:\n").expect("a ClusterRole has rules");
-    let head = "# Generated from examples/operator-rbac.yaml; make chart writes it anew.\n";
-    copies.insert("operator-rules.yaml".to_owned(), format!("{head}{rules}"));
+    for who in ["operator", "gateway"] {
+        let from = format!("examples/{who}-rbac.yaml");
+        let roles: Vec<String> = documents(&from).into_iter().filter(|document| is_cluster_role(document)).collect();
+        let [role] = &roles[..] else { panic!("{from} has one ClusterRole, not {}", roles.len()) };
+        let (_, rules) = role.split_once("\nrules:\n").expect("a ClusterRole has rules");
+        let head = format!("# Generated from {from}; make chart writes it anew.\n");
+        copies.insert(format!("{who}-rules.yaml"), format!("{head}{rules}"));
+    }
     let roles = documents("examples/user-rbac.yaml").into_iter().filter(|document| is_cluster_role(document));
     copies.insert("user-roles.yaml".to_owned(), roles.collect::<Vec<_>>().join("---\n"));
     copies

@@ -1,6 +1,6 @@
 //! The image's recipe, as far as it can be judged without an engine: nothing builds or runs it here.
 
-use super::helm::{file, read, rendered, the};
+use super::helm::{file, read, rendered};
 
 /// The recipe's instructions, each on one line, with their words.
 fn instructions() -> Vec<(String, String)> {
@@ -65,7 +65,7 @@ fn what_it_builds_is_locked_and_what_it_copies_is_what_was_built() {
 #[test]
 fn it_runs_as_the_user_and_at_the_port_that_the_chart_expects() {
     let objects = rendered(&[]);
-    let pod = &the(&objects, "Deployment")["spec"]["template"]["spec"];
+    let pod = &super::helm::controller(&objects)["spec"]["template"]["spec"];
     let (user, group) = (&pod["securityContext"]["runAsUser"], &pod["securityContext"]["runAsGroup"]);
     assert_eq!(of("USER"), [format!("{user}:{group}")]);
     assert_eq!(of("EXPOSE"), [pod["containers"][0]["ports"][0]["containerPort"].to_string()]);

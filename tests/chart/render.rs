@@ -5,7 +5,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::helm::{
-    IMAGE, chart, container, names, objects, of_kind, read, rendered, run, template, template_in, the, variable,
+    GATEWAY, IMAGE, chart, container, controller, names, objects, of_kind, read, rendered, run, template, template_in,
+    the, variable,
 };
 
 /// What Helm and Argo CD ask a cluster for, and tell the chart: each version with its kinds.
@@ -109,12 +110,6 @@ fn walk(folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_chart_passes_helms_own_lint() {
-    let linted = run(&["lint", "--strict", chart().to_str().unwrap(), "--set", IMAGE]);
-    assert!(linted.status.success(), "{}", String::from_utf8_lossy(&linted.stdout));
-}
-
-#[test]
 fn the_operators_rights_are_those_of_the_example() {
     let ours = rendered(&[]);
     let example = objects(&read("examples/operator-rbac.yaml"));
@@ -163,20 +158,13 @@ fn peoples_roles_are_those_of_the_example_and_part_of_nothing_unless_asked() {
 }
 
 #[test]
-fn one_replica_is_replaced_by_stopping_it_first() {
+fn two_replicas_each_with_a_volume_of_its_own_and_one_leads_by_a_lease_that_they_alone_may_write() {
     let objects = rendered(&[]);
-    let spec = &the(&objects, "Deployment")["spec"];
-    assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&json!(1), &json!("Recreate")));
-    let refused = template(&["--set", IMAGE, "--set", "replicaCount=2"]).unwrap_err();
-    assert!(refused.contains("replicaCount"), "{refused}");
-}
-
-#[test]
-fn several_replicas_lead_by_a_lease_that_they_alone_may_write() {
-    let shared = "audit.persistence.accessModes={ReadWriteMany}";
-    let objects = rendered(&["--set", "replicas=2", "--set", shared]);
-    let spec = &the(&objects, "Deployment")["spec"];
-    assert_eq!((&spec["replicas"], &spec["strategy"]["type"]), (&json!(2), &json!("RollingUpdate")));
+    let spec = &controller(&objects)["spec"];
+    assert_eq!((&spec["replicas"], &spec["updateStrategy"]["type"]), (&json!(2), &json!("RollingUpdate")));
+    // One that cannot start holds up no other.
+    assert_eq!(spec["podManagementPolicy"], "Parallel");
+    assert!(of_kind(&objects, "Service").iter().any(|service| service["metadata"]["name"] == spec["serviceName"]));
     assert_eq!(variable(&objects, "INSTANCE_ACCESS_LEASE").as_deref(), Some("ops/access-instance-access"));
     // The rules are those of the example, for this Lease.
     let example = super::helm::objects(&read("examples/lease-rbac.yaml"));
@@ -186,36 +174,61 @@ fn several_replicas_lead_by_a_lease_that_they_alone_may_write() {
     assert_eq!((&role["rules"], &role["metadata"]["namespace"]), (&rules, &json!("ops")));
     let subject = &the(&objects, "RoleBinding")["subjects"][0];
     assert_eq!((&subject["name"], &subject["namespace"]), (&json!("operator"), &json!("ops")));
-    // One alone has neither Lease nor Role.
-    let alone = rendered(&[]);
-    assert_eq!(variable(&alone, "INSTANCE_ACCESS_LEASE"), None);
-    assert!(of_kind(&alone, "Role").is_empty());
-
-    for (values, words) in [
-        (&["replicas=2"][..], "does not hold ReadWriteMany"),
-        (&["settings.lease=elsewhere/it"], "not in the namespace ops"),
-    ] {
-        let mut arguments = vec!["--set", IMAGE];
-        arguments.extend(values.iter().flat_map(|value| ["--set", *value]));
-        let refused = template(&arguments).unwrap_err();
-        assert!(refused.contains(words), "{refused}");
+    // They are spread where that is possible, by labels that are theirs alone; a budget keeps a drain from taking all.
+    let spread = spec["template"]["spec"]["topologySpreadConstraints"].as_array().unwrap();
+    assert_eq!(spread.len(), 2);
+    for constraint in spread {
+        assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway");
+        assert_eq!(constraint["labelSelector"]["matchLabels"], spec["selector"]["matchLabels"]);
     }
+    let budget = &the(&objects, "PodDisruptionBudget")["spec"];
+    assert_eq!((&budget["maxUnavailable"], &budget["selector"]), (&json!(1), &spec["selector"]));
+    let refused = template(&["--set", IMAGE, "--set", "settings.lease=elsewhere/it"]).unwrap_err();
+    assert!(refused.contains("not in the namespace ops"), "{refused}");
+    let refused = template(&["--set", IMAGE, "--set", "replicaCount=2"]).unwrap_err();
+    assert!(refused.contains("replicaCount"), "{refused}");
+}
+
+#[test]
+fn another_number_of_replicas_changes_that_number_and_nothing_else() {
+    let numbered = |replicas: &str| {
+        let mut objects = rendered(&["--set", &format!("replicas={replicas}")]);
+        let workload = objects.iter_mut().find(|it| it["kind"] == "StatefulSet").unwrap();
+        workload["spec"]["replicas"].take();
+        // Where several are spread, one need not be: that is settled when a pod is made, and restarts those that run.
+        workload["spec"]["template"]["spec"].as_object_mut().unwrap().remove("topologySpreadConstraints");
+        objects
+    };
+    // So one that runs knows of the lease already when a second one comes.
+    assert_eq!(numbered("1"), numbered("2"));
+    assert_eq!(numbered("2"), numbered("5"));
 }
 
 #[test]
 fn the_trail_is_on_a_volume_that_outlives_an_uninstall_or_somebody_said_otherwise() {
     let objects = rendered(&[]);
-    let claim = the(&objects, "PersistentVolumeClaim");
-    assert_eq!(claim["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
-    let pod = &the(&objects, "Deployment")["spec"]["template"]["spec"];
-    assert_eq!(pod["volumes"][0]["persistentVolumeClaim"]["claimName"], claim["metadata"]["name"]);
+    let spec = &controller(&objects)["spec"];
+    let claim = &spec["volumeClaimTemplates"][0];
+    assert_eq!(claim["spec"]["accessModes"], json!(["ReadWriteOnce"]));
+    // Nothing deletes the claims: not an uninstall, not a smaller number, not Argo CD, which may take them for its own.
+    let kept = json!({"whenDeleted": "Retain", "whenScaled": "Retain"});
+    assert_eq!(spec["persistentVolumeClaimRetentionPolicy"], kept);
+    assert_eq!(claim["metadata"]["annotations"]["argocd.argoproj.io/sync-options"], "Prune=false,Delete=false");
+    assert!(of_kind(&objects, "PersistentVolumeClaim").is_empty(), "helm would delete it");
+    // What cannot be changed must not change by itself, with a version for example.
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(
+        !spec["volumeClaimTemplates"].to_string().contains(version) && !spec["selector"].to_string().contains(version)
+    );
+    let mount = &container(&objects)["volumeMounts"][0];
+    assert_eq!(mount["name"], claim["metadata"]["name"]);
     let file = variable(&objects, "INSTANCE_ACCESS_AUDIT_FILE").unwrap();
-    assert_eq!(container(&objects)["volumeMounts"][0]["mountPath"].as_str(), file.rsplit_once('/').map(|it| it.0));
+    assert_eq!(mount["mountPath"].as_str(), file.rsplit_once('/').map(|it| it.0));
 
     let existing = rendered(&["--set", "audit.persistence.existingClaim=trail"]);
-    assert!(of_kind(&existing, "PersistentVolumeClaim").is_empty());
-    let pod = &the(&existing, "Deployment")["spec"]["template"]["spec"];
-    assert_eq!(pod["volumes"][0]["persistentVolumeClaim"]["claimName"], "trail");
+    let spec = &controller(&existing)["spec"];
+    assert!(spec["volumeClaimTemplates"].is_null());
+    assert_eq!(spec["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "trail");
 
     for (values, words) in [
         (&["audit.persistence.enabled=false"][..], "audit.persistence.enabled is false"),
@@ -237,8 +250,8 @@ fn the_trail_is_on_a_volume_that_outlives_an_uninstall_or_somebody_said_otherwis
     let stdout = rendered(&stdout);
     assert_eq!(variable(&stdout, "INSTANCE_ACCESS_AUDIT_FILE"), None);
     assert_eq!(variable(&stdout, "INSTANCE_ACCESS_AUDIT_STDOUT").as_deref(), Some("true"));
-    let pod = &the(&stdout, "Deployment")["spec"]["template"]["spec"];
-    assert!(pod["volumes"].is_null() && of_kind(&stdout, "PersistentVolumeClaim").is_empty());
+    let spec = &controller(&stdout)["spec"];
+    assert!(spec["template"]["spec"]["volumes"].is_null() && spec["volumeClaimTemplates"].is_null(), "{spec}");
 }
 
 #[test]
@@ -274,9 +287,9 @@ fn a_name_that_would_break_out_of_cel_is_refused() {
 
 #[test]
 fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
-    let off = rendered(&[]);
+    let off = rendered(&["--set=podDisruptionBudget.enabled=false"]);
     let on = rendered(&[
-        "--set=podDisruptionBudget.enabled=true,networkPolicy.enabled=true,serviceMonitor.enabled=true",
+        "--set=networkPolicy.enabled=true,serviceMonitor.enabled=true",
         "--set=serviceMonitor.labels.release=prometheus,priorityClassName=system-cluster-critical",
         "--set=serviceAccount.annotations.eks\\.amazonaws\\.com/role-arn=arn:aws:iam::123456789012:role/instance-access",
         "--set-json=topologySpreadConstraints=[{\"maxSkew\":1,\"topologyKey\":\"topology.kubernetes.io/zone\",\"whenUnsatisfiable\":\"ScheduleAnyway\"}]",
@@ -286,7 +299,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
         assert!(of_kind(&off, kind).is_empty(), "{kind}");
         the(&on, kind);
     }
-    let selector = &the(&on, "Deployment")["spec"]["selector"]["matchLabels"];
+    let selector = &controller(&on)["spec"]["selector"]["matchLabels"];
     assert_eq!(the(&on, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"], *selector);
     assert_eq!(the(&on, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"], *selector);
     assert_eq!(the(&on, "Service")["spec"]["selector"], *selector);
@@ -296,7 +309,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
     let account = the(&on, "ServiceAccount");
     let role = "arn:aws:iam::123456789012:role/instance-access";
     assert_eq!(account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"], role);
-    let pod = &the(&on, "Deployment")["spec"]["template"]["spec"];
+    let pod = &controller(&on)["spec"]["template"]["spec"];
     assert_eq!(pod["priorityClassName"], "system-cluster-critical");
     assert_eq!(pod["topologySpreadConstraints"][0]["maxSkew"], 1);
 
@@ -305,7 +318,7 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
     ]);
     let mut kinds: Vec<&str> = bare.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     kinds.sort_unstable();
-    assert_eq!(kinds, ["Deployment", "Job", "PersistentVolumeClaim", "Service"]);
+    assert_eq!(kinds, ["Job", "PodDisruptionBudget", "Service", "StatefulSet"]);
 }
 
 #[test]
@@ -325,7 +338,7 @@ fn what_helm_test_asks_is_asked_where_the_service_is() {
 #[test]
 fn the_pods_hold_no_more_than_they_need() {
     let objects = rendered(&[]);
-    for (kind, wants_token) in [("Deployment", true), ("Job", false)] {
+    for (kind, wants_token) in [("StatefulSet", true), ("Job", false)] {
         let pod = &the(&objects, kind)["spec"]["template"]["spec"];
         assert_eq!(pod["automountServiceAccountToken"], wants_token, "{kind}");
         // A Service called instance-access-… in the namespace would otherwise make variables that look like settings.
@@ -341,8 +354,8 @@ fn the_pods_hold_no_more_than_they_need() {
 }
 
 #[test]
-fn the_deployment_is_as_it_was_reviewed() {
-    insta::assert_snapshot!(template(&["--set", IMAGE, "--show-only", "templates/deployment.yaml"]).unwrap());
+fn the_controllers_workload_is_as_it_was_reviewed() {
+    insta::assert_snapshot!(template(&["--set", IMAGE, "--show-only", "templates/controller.yaml"]).unwrap());
 }
 
 /// What a release prints, without a cluster.
@@ -360,6 +373,17 @@ fn notes(arguments: &[&str]) -> String {
 #[test]
 fn a_release_says_what_comes_next() {
     insta::assert_snapshot!(notes(&["--set", "aws.region=us-west-2"]));
+}
+
+#[test]
+fn a_release_with_gateways_says_how_they_are_reached() {
+    let balanced = ["--set", GATEWAY, "--set", "aws.region=us-west-2,gateway.service.type=LoadBalancer"];
+    insta::assert_snapshot!(notes(&balanced));
+    // What is typed at port 22 does not reach 2222 by itself; and nothing is missing that was given.
+    let other = "settings.gatewayAddress=[2001:db8::1],gateway.service.loadBalancerSourceRanges={203.0.113.0/24}";
+    let other = notes(&[&balanced[..], &["--set", other, "--set", "gateway.settings.neverDial={10.0.0.0/8}"]].concat());
+    assert!(other.contains("settings.gatewayAddress means port 22, and gateway.service.port is 2222"), "{other}");
+    assert!(!other.contains("loadBalancerSourceRanges is empty") && !other.contains("neverDial"), "{other}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::files::UPDATE;
 use super::helm::{IMAGE, container, objects, read, rendered, template, variable};
 
-const VALUES: &str = "charts/instance-access/values.yaml";
+pub const VALUES: &str = "charts/instance-access/values.yaml";
 const README: &str = "charts/instance-access/README.md";
 
 fn schema() -> Value {
@@ -18,7 +18,7 @@ fn schema() -> Value {
 }
 
 /// `audit-file` as `auditFile`.
-fn camel(name: &str) -> String {
+pub fn camel(name: &str) -> String {
     let mut parts = name.split('-');
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |name, part| name + &part[..1].to_uppercase() + &part[1..])
@@ -156,6 +156,39 @@ fn a_mistake_in_the_values_is_refused_and_named() {
         ("settings.leaseSeconds=5", "leaseSeconds"),
         ("extraEnv[0].name=INSTANCE_ACCESS_PRINCIPAL", "extraEnv"),
         ("networkPolicy.tcpPorts={0}", "tcpPorts"),
+        ("gatway.enabled=true", "gatway"),
+        ("gateway.enabeld=true", "enabeld"),
+        ("gateway.replicas=0", "replicas"),
+        // A request has room for the entries of sixteen.
+        ("gateway.replicas=17", "replicas"),
+        ("gateway.address=a", "address"),
+        ("gateway.hostKey.secret=a", "secret"),
+        ("gateway.hostKey.files={}", "files"),
+        ("gateway.hostKey.files={a,b,c}", "files"),
+        ("gateway.hostKey.files={../../etc/passwd}", "files"),
+        ("gateway.hostKey.files={a\\,b}", "files"),
+        ("gateway.settings.drainSecond=1", "drainSecond"),
+        ("gateway.settings.drainSeconds=3601", "drainSeconds"),
+        ("gateway.settings.idleTimeoutSeconds=14", "idleTimeoutSeconds"),
+        ("gateway.settings.hostKeyFile=/a/b", "hostKeyFile"),
+        ("gateway.settings.name=gateway-7", "name"),
+        ("gateway.settings.neverDial=10.0.0.0/8", "neverDial"),
+        ("gateway.settings.neverDial={10.0.0.0}", "neverDial"),
+        ("gateway.settings.ports={}", "ports"),
+        ("gateway.settings.ports={ssh}", "ports"),
+        ("gateway.settings.privateVpcs={vpc}", "privateVpcs"),
+        ("gateway.settings.sshListen=2222", "sshListen"),
+        ("gateway.service.type=ExternalName", "type"),
+        ("gateway.service.externalTrafficPolicy=local", "externalTrafficPolicy"),
+        ("gateway.service.loadBalancerSourceRanges={everybody}", "loadBalancerSourceRanges"),
+        ("gateway.service.annotations.a=true", "annotations"),
+        ("gateway.serviceAccount.name=A", "name"),
+        ("gateway.audit.persistence.existingClaim=a", "existingClaim"),
+        ("gateway.resources.limit.memory=1Gi", "limit"),
+        ("gateway.extraEnv[0].name=INSTANCE_ACCESS_NAME", "extraEnv"),
+        ("gateway.networkPolicy.instanceCidr={10.0.0.0/8}", "instanceCidr"),
+        ("gateway.networkPolicy.sshFrom={everybody}", "sshFrom"),
+        ("gateway.podDisruptionBudget.maxUnavailable=-1", "maxUnavailable"),
     ] {
         let refused = template(&["--set", IMAGE, "--set", value]).expect_err(value);
         assert!(
@@ -198,7 +231,7 @@ fn told() -> Vec<Told> {
 /// Every leaf of the values; what is free in form (an empty map or list, a map of quantities) is one.
 fn leaves(path: &str, value: &Value, schema: &Value, found: &mut BTreeSet<String>) {
     match value {
-        Value::Object(fields) if schema["properties"].is_object() && path != "resources" => {
+        Value::Object(fields) if schema["properties"].is_object() && !path.ends_with("resources") => {
             for (name, field) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 leaves(&path, field, &schema["properties"][name], found);
@@ -211,7 +244,7 @@ fn leaves(path: &str, value: &Value, schema: &Value, found: &mut BTreeSet<String
 /// Every leaf of the schema, likewise.
 fn leaves_of_schema(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
     match schema["properties"].as_object() {
-        Some(fields) if path != "resources" => {
+        Some(fields) if !path.ends_with("resources") => {
             assert_eq!(schema["additionalProperties"], false, "{path} takes typos");
             for (name, field) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -238,7 +271,7 @@ fn every_value_is_in_the_schema_and_explained_and_no_other() {
 fn the_table_of_values_is_made_of_the_values() {
     let mut table = String::from("| value | default | meaning |\n|---|---|---|\n");
     for Told { path, default, meaning } in told() {
-        let parent = default.starts_with('{') && default != "{}" && path != "resources";
+        let parent = default.starts_with('{') && default != "{}" && !path.ends_with("resources");
         if !parent {
             let cell = |text: &str| text.replace('|', "\\|").replace('<', "&lt;");
             table.push_str(&format!("| `{path}` | `{}` | {} |\n", cell(&default), cell(&meaning)));

@@ -6,11 +6,14 @@ module instanceaccess.dev/tests/gitops
 
 go 1.26.0
 
-// Flux's health checks in CEL, the types of a Kustomization, and the kstatus that Flux and Helm 4 are built with.
+// Flux's health checks in CEL, the types of a Kustomization, of a HelmRelease and of its source, and the kstatus that Flux
+// and Helm 4 are built with.
 require (
 	github.com/fluxcd/cli-utils v1.3.0
+	github.com/fluxcd/helm-controller/api v1.6.5
 	github.com/fluxcd/pkg/apis/kustomize v1.21.0
 	github.com/fluxcd/pkg/runtime v0.115.0
+	github.com/fluxcd/source-controller/api v1.9.6
 )
 
 // Argo CD's interpreter, and how it reads a script's answer.
@@ -35,6 +38,8 @@ require (
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
 	github.com/emicklei/go-restful/v3 v3.13.0 // indirect
 	github.com/evanphx/json-patch/v5 v5.9.11 // indirect
+	github.com/fluxcd/pkg/apis/acl v0.11.0 // indirect
+	github.com/fluxcd/pkg/apis/meta v1.32.0 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.3 // indirect
 	github.com/go-errors/errors v1.5.1 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect

@@ -49,7 +49,8 @@ here, since `helm template` checks neither.
 {{- end -}}
 
 {{/*
-The Lease of the leader, NAMESPACE/NAME; nothing for one controller alone. Our Role is for the release's namespace.
+The Lease of the leader, NAMESPACE/NAME; also for one controller alone, so that a second one may come. Our Role is for the
+release's namespace.
 */}}
 {{- define "instance-access.lease" -}}
 {{- $lease := .Values.settings.lease -}}
@@ -58,7 +59,7 @@ The Lease of the leader, NAMESPACE/NAME; nothing for one controller alone. Our R
 {{- fail (printf "settings.lease: %q is not in the namespace %s of the release, where the controller may write it" $lease .Release.Namespace) -}}
 {{- end -}}
 {{- $lease -}}
-{{- else if gt (int .Values.replicas) 1 -}}
+{{- else -}}
 {{- printf "%s/%s" .Release.Namespace (include "instance-access.fullname" .) -}}
 {{- end -}}
 {{- end -}}
@@ -86,7 +87,7 @@ true
 {{/* The user names of the gateways' service accounts, as a list of CEL, in the order in which the operator has them. */}}
 {{- define "instance-access.gatewayUsernames" -}}
 {{- $usernames := list -}}
-{{- range splitList "," .Values.settings.gatewayServiceAccount | sortAlpha | uniq -}}
+{{- range splitList "," (include "instance-access.gatewayServiceAccounts" .) | sortAlpha | uniq -}}
 {{- if . -}}
 {{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" .) -}}
 {{- fail (printf "settings.gatewayServiceAccount: %q is no service account; give NAMESPACE/NAME, several with commas" .) -}}

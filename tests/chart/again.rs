@@ -1,0 +1,90 @@
+//! Applied again, nothing changes: as Argo CD and Flux apply, server-side, and on a Kubernetes that does not serve all.
+
+use std::collections::BTreeMap;
+
+use lab::{Lab, Options};
+use serde_json::{Value, json};
+
+use super::helm::{chart, objects, of_kind, run};
+use super::versions::values;
+use super::whole::{NAMESPACE, install, kubectl, uninstall_keeps_what_must_stay};
+
+/// Each object of the release with its resourceVersion: it moves with every write that changes something.
+async fn versions(lab: &Lab) -> BTreeMap<String, String> {
+    let all = kubectl(lab, "admin", &["get", "-f", "release.yaml", "-o", "json"]).await;
+    let all: Value = serde_json::from_str(&all).unwrap();
+    let items = all["items"].as_array().expect("a list").iter();
+    let version = |it: &Value| it["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    items.map(|it| (format!("{} {}", it["kind"], it["metadata"]["name"]), version(it))).collect()
+}
+
+/// Applies the release as it was rendered, server-side and strictly validated, and once more: the second time nothing is
+/// written. So no tool has a difference to ignore.
+pub async fn applied_twice_it_changes_nothing(lab: &Lab) {
+    let apply = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--validate=strict",
+        "--field-manager=argocd",
+        "-f",
+        "release.yaml",
+    ];
+    kubectl(lab, "admin", &apply).await;
+    let once = versions(lab).await;
+    assert!(once.len() > 20, "{once:?}");
+    kubectl(lab, "admin", &apply).await;
+    assert_eq!(once, versions(lab).await);
+}
+
+/// Asks the API server whether it would take what every one of the chart's values renders to, each field of it.
+///
+/// Without what the release has anyway (CRDs, admission policies), and what is another operator's.
+pub async fn every_values_is_taken_strictly(lab: &Lab, version: &str) {
+    let apart = ["apiextensions.k8s.io/v1", "admissionregistration.k8s.io/v1", "monitoring.coreos.com/v1"];
+    // Service accounts and people's roles have the same names in every release.
+    let mut arguments: Vec<String> =
+        ["apply", "--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict"]
+            .map(str::to_owned)
+            .into();
+    for (number, values) in values().iter().enumerate() {
+        let chart = chart();
+        // Another name than the release's: they are made, not changed.
+        let template = ["template", "strict", chart.to_str().unwrap(), "--namespace", NAMESPACE];
+        let done = run(&[&template[..], &["--values", values, "--kube-version", version]].concat());
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let mut objects = objects(&String::from_utf8(done.stdout).unwrap());
+        objects.retain(|it| !apart.contains(&it["apiVersion"].as_str().unwrap()));
+        let path = lab.dir().join(format!("strict-{number}.json"));
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        std::fs::write(&path, list.to_string()).unwrap();
+        arguments.extend(["-f".to_owned(), path.display().to_string()]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let taken = kubectl(lab, "admin", &arguments).await;
+    for kind in ["statefulset.apps/strict-instance-access-gateway", "networkpolicy.networking.k8s.io/strict-"] {
+        assert!(taken.contains(kind), "{taken}");
+    }
+    // It is judged at all.
+    let path = lab.dir().join("strict-typo.json");
+    let typo = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "typo", "namespace": NAMESPACE},
+        "spec": {"ports": [{"port": 22, "targetport": "ssh"}]}});
+    std::fs::write(&path, typo.to_string()).unwrap();
+    let arguments = ["apply", "--dry-run=server", "--server-side", "--validate=strict", "-f", path.to_str().unwrap()];
+    let refused = lab::ssh::run(lab.kubectl("admin").unwrap().args(arguments)).await.unwrap();
+    assert!(!refused.success() && refused.stderr.contains("targetport"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_kubernetes_takes_it_too() {
+    let older = lab::older_kubernetes_version().to_owned();
+    let options = Options { kubernetes_version: Some(older.clone()), ..Options::control_plane_only() };
+    let lab = Lab::start(options).await.unwrap();
+    kubectl(&lab, "admin", &["create", "namespace", NAMESPACE]).await;
+    let rendered = install(&lab, 22).await;
+    assert!(of_kind(&rendered, "MutatingAdmissionPolicy").is_empty(), "1.34 does not serve it");
+    applied_twice_it_changes_nothing(&lab).await;
+    every_values_is_taken_strictly(&lab, &older).await;
+    uninstall_keeps_what_must_stay(&lab).await;
+    lab.shutdown().await.unwrap();
+}
