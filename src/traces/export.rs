@@ -44,8 +44,10 @@ pub enum StartError {
         #[source]
         source: Option<rustls::pki_types::pem::Error>,
     },
-    /// The certificate and the key do not go together.
-    #[error("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY do not go together")]
+    /// The certificate cannot be used, or not with that key.
+    #[error(
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY must be a certificate (X.509, version 3) and its key"
+    )]
     Client(#[source] rustls::Error),
     /// The system trusts nobody.
     #[error("no certificates of authorities were found; name a file in OTEL_EXPORTER_OTLP_CERTIFICATE")]
