@@ -90,6 +90,7 @@ impl World {
                 },
                 dialling: dialling(),
                 tunnels: None,
+                lease: None,
                 metrics: Arc::clone(&metrics),
             }
         });

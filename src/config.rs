@@ -156,6 +156,11 @@ pub struct GatewayArgs {
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, env = "INSTANCE_ACCESS_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+    /// The Lease by which one of the controllers leads, the same as theirs: keys with keyDelivery OnConnect are pushed only
+    /// while one does, since nobody else judges policies. Left out: nobody looks, and while no controller runs, such keys are
+    /// delivered until their grants end.
+    #[arg(long, env = "INSTANCE_ACCESS_LEASE", value_name = "NAMESPACE/NAME")]
+    pub lease: Option<LeaseName>,
     /// Networks that are never dialled, whatever status says; several with commas. Add the cluster's own, of pods and
     /// services, if no instance is in them. Link-local, multicast and metadata addresses are never dialled anyway.
     #[arg(

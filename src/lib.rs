@@ -16,3 +16,4 @@ pub mod kubernetes;
 pub mod ready;
 pub mod server;
 pub mod telemetry;
+pub mod traces;

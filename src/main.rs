@@ -7,8 +7,8 @@ use std::sync::Arc;
 use clap::Parser;
 use instance_access::audit::{self, Expectation};
 use instance_access::config::{
-    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, GatewayArgs, HostKeyArgs, ReadyArgs, TrailFiles,
-    VerifyArgs,
+    AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, GatewayArgs, HostKeyArgs, LeaseName, ReadyArgs,
+    TrailFiles, VerifyArgs,
 };
 use instance_access::gateway::{HostKeys, known_hosts_lines};
 use instance_access::{admission, api, ready};
@@ -67,6 +67,11 @@ fn main() -> ExitCode {
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
+/// Spans, if OpenTelemetry's variables ask for them.
+fn start_traces(service: &str) {
+    instance_access::traces::start(service, |name| std::env::var(name).ok(), instance_access::clock::system());
+}
+
 fn print(text: String) -> Outcome {
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
@@ -111,7 +116,10 @@ fn controller(_: ControllerArgs) -> Outcome {
 #[cfg(feature = "aws")]
 fn controller(args: ControllerArgs) -> Outcome {
     instance_access::telemetry::start_logs(args.log_format);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
+    start_traces("instance-access-controller");
+    let outcome = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args));
+    instance_access::traces::finish();
+    outcome
 }
 
 #[cfg(feature = "aws")]
@@ -281,7 +289,10 @@ fn identity(clock: &instance_access::clock::Clock) -> String {
 
 fn gateway(args: GatewayArgs) -> Outcome {
     instance_access::telemetry::start_logs(args.log_format);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_gateway(args))
+    start_traces("instance-access-gateway");
+    let outcome = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run_gateway(args));
+    instance_access::traces::finish();
+    outcome
 }
 
 /// AWS for the gateway, which serves meanwhile all that needs none: reading the configuration may ask the network.
@@ -329,7 +340,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     use instance_access::aws::Tunnels;
     use instance_access::clock;
     use instance_access::domain::session::{Dialling, EndpointLimits, Networks};
-    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, READ_TIMEOUT};
+    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, LeaderLease, READ_TIMEOUT};
     use instance_access::server::Pages;
     use std::time::Duration;
     use tokio::signal::unix::{SignalKind, signal};
@@ -342,6 +353,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         audit_stdout,
         ssh_listen,
         listen,
+        lease,
         never_dial,
         ports,
         private_vpcs,
@@ -413,6 +425,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
             endpoints: endpoint_connections_max > 0,
         },
         tunnels: (endpoint_connections_max > 0).then(|| Arc::new(tunnels) as Arc<dyn Tunnels>),
+        lease: lease.map(|LeaseName { namespace, name }| LeaderLease { namespace, name }),
         metrics: Arc::clone(&metrics),
     });
     let health = gateway.health();

@@ -261,6 +261,7 @@ impl Default for Metrics {
         );
         let source = Arc::new(OnceLock::new());
         registry.register_collector(Box::new(Rooms(Arc::clone(&source))));
+        registry.register_collector(Box::new(crate::traces::SpanCounts));
         Self {
             registry,
             grants,

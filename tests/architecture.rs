@@ -36,7 +36,7 @@ const NO_WORLD: [(&str, &str); 7] = [
     ("println!", "return the text; a log line belongs into the controller"),
 ];
 
-const ROOMS: [Room; 7] = [
+const ROOMS: [Room; 8] = [
     Room {
         name: "api",
         crates: &["serde", "serde_json", "serde_yaml", "schemars", "kube", "k8s_openapi"],
@@ -124,7 +124,18 @@ const ROOMS: [Room; 7] = [
             "thiserror",
             "tracing",
         ],
-        rooms: &["controller", "domain", "api", "aws", "audit", "admission", "clock", "telemetry", "kubernetes"],
+        rooms: &[
+            "controller",
+            "domain",
+            "api",
+            "aws",
+            "audit",
+            "admission",
+            "clock",
+            "telemetry",
+            "traces",
+            "kubernetes",
+        ],
         forbidden: &[
             ("aws::class", "read the FailureClass that domain judges by; AWS's error names stay in aws"),
             ("Exception\"", "read the FailureClass that domain judges by; AWS's error names stay in aws"),
@@ -135,6 +146,7 @@ const ROOMS: [Room; 7] = [
         name: "gateway",
         crates: &[
             "kube",
+            "k8s_openapi",
             "serde_json",
             "jiff",
             "russh",
@@ -146,12 +158,32 @@ const ROOMS: [Room; 7] = [
             "thiserror",
             "tracing",
         ],
-        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "kubernetes"],
+        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "traces", "kubernetes"],
         forbidden: &[
             ("lookup_host", "no name is resolved here: dial what a DialPermit names"),
             ("to_socket_addrs", "no name is resolved here: dial what a DialPermit names"),
         ],
         instead: "ask domain::session who may what; the bytes of a session are nobody's to read",
+    },
+    Room {
+        name: "traces",
+        crates: &[
+            "bytes",
+            "http",
+            "http_body_util",
+            "hyper_rustls",
+            "hyper_util",
+            "jiff",
+            "prometheus_client",
+            "rustls",
+            "rustls_native_certs",
+            "thiserror",
+            "tokio",
+            "tracing",
+        ],
+        rooms: &["traces", "clock", "telemetry"],
+        forbidden: &[("std::env", "take the variables as an argument; main reads them")],
+        instead: "a span says what whoever makes it wrote into it; it knows nobody else's types",
     },
 ];
 

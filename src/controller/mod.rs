@@ -20,6 +20,7 @@ mod nodes;
 mod policies;
 mod records;
 mod slots;
+mod spans;
 mod timers;
 mod turn;
 mod watch;

@@ -12,6 +12,7 @@ use crate::api::InstanceAccess;
 use crate::audit::Receipt;
 use crate::domain::sight::Sight;
 use crate::domain::time::whole_second;
+use crate::traces::Context;
 
 use super::census::Counter;
 use super::kept::{Kept, KeptSight, Samples};
@@ -54,6 +55,8 @@ pub struct State {
     pub last_record: Option<(u64, Receipt)>,
     /// Writes that failed in a row.
     pub failures: u32,
+    /// What woke it, as spans have it: a grant with its look-up and its push is one trace.
+    pub cause: Option<Box<Context>>,
 }
 
 /// What came of a watched object.
@@ -103,6 +106,7 @@ impl Slots {
                         push: None,
                         last_record: None,
                         failures: 0,
+                        cause: None,
                     }),
                 });
                 entry.insert(Arc::clone(&slot));

@@ -22,10 +22,11 @@ use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
 use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
+use crate::traces::{Context, Span};
 
-use super::Shared;
 use super::slots::{Slot, State};
 use super::write::{Still, WRITE_TIMEOUT, WriteError};
+use super::{Shared, spans};
 
 /// Longest wait for one record to be durable: beyond it the sink counts as sick.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,6 +126,7 @@ pub fn wake_all(shared: &Arc<Shared>) {
 async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
     let mut place = None;
+    let mut span = None;
     loop {
         let (plan, object, known, was_gone, is_live) = {
             let mut state = slot.lock();
@@ -134,6 +136,9 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             let known = Known::now(&shared, &slot, &mut state);
             let plan = if state.gone { vanished(&shared, &mut state) } else { ask(&shared, &mut state, &known) };
             if plan.is_empty() || steps >= STEPS_MAX || shared.is_stopping() {
+                if !state.dirty {
+                    state.cause = None;
+                }
                 let again = plan.look_again.map(|(_, time)| time);
                 let again = if plan.is_empty() { again } else { Some(plus((shared.clock)(), WRITE_RETRY.1)) };
                 if steps >= STEPS_MAX && !shared.is_stopping() {
@@ -174,8 +179,9 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
             };
             continue;
         }
+        let span = span.get_or_insert_with(|| spans::turn(&object, slot.lock().cause.take()));
         // In a box of its own: of the turns that wait above there are thousands.
-        let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan)).await;
+        let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan, span.context())).await;
         let mut state = slot.lock();
         let others_did = matches!(step, Step::CalledOff)
             && (state.dirty || !known.is(&Known::now(&shared, &slot, &mut state), &object));
@@ -216,6 +222,7 @@ fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     sight.vouch(enforcement);
     let object = state.kept.open();
+    sight.meet(object.status.as_ref().and_then(|status| status.grant.as_ref()));
     let census = &*shared.census.read();
     let ledger = &shared.ledger.read();
     let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, census, ledger, sight };
@@ -256,6 +263,7 @@ async fn carry_out(
     object: &Arc<InstanceAccess>,
     known: &Known,
     mut plan: Plan,
+    within: Context,
 ) -> Step {
     let lane = plan.lane();
     let decided_on = Arc::clone(object);
@@ -287,7 +295,7 @@ async fn carry_out(
             Effect::Claim(claim) if !shared.census.claim(&claim) => return Step::Fell,
             Effect::Claim(_) => {}
             Effect::GiveBack => shared.census.give_back(&slot.uid),
-            Effect::Audit { record, required } => match append(shared, slot, &record, required).await {
+            Effect::Audit { record, required } => match append(shared, slot, &record, required, within).await {
                 Ok(durable) => receipt = Some(Some(durable)),
                 Err(()) if required => {
                     slot.lock().sight.open().audit_failed_time = Some((shared.clock)());
@@ -295,11 +303,13 @@ async fn carry_out(
                 }
                 Err(()) => receipt = Some(None),
             },
-            Effect::AddFinalizer => match shared.writer.add_finalizer(&object).await {
-                Ok(newer) => object = take_in(shared, slot, newer),
-                Err(error) => return failed(shared, slot, &object, "add the finalizer", error).await,
-            },
-            effect => begin(shared, slot, &object, effect),
+            Effect::AddFinalizer => {
+                match spans::write("add finalizer", within, shared.writer.add_finalizer(&object)).await {
+                    Ok(newer) => object = take_in(shared, slot, newer),
+                    Err(error) => return failed(shared, slot, &object, "add the finalizer", error).await,
+                }
+            }
+            effect => begin(shared, slot, &object, effect, within),
         }
     }
     if let Some(durable) = receipt {
@@ -308,7 +318,8 @@ async fn carry_out(
     if let Some(status) = &plan.status {
         let before = object.status.as_ref().and_then(|status| status.grant.as_ref());
         slot.lock().sight.open().stores(before, status.grant.as_ref());
-        match shared.writer.status(&object, status, lane, &Still { holds: &holds, nudged: Some(&slot.nudged) }).await {
+        let still = Still { holds: &holds, nudged: Some(&slot.nudged) };
+        match spans::write("write status", within, shared.writer.status(&object, status, lane, &still)).await {
             Ok(newer) => {
                 observe(shared, &object, &newer);
                 object = take_in(shared, slot, newer);
@@ -323,18 +334,21 @@ async fn carry_out(
     }
     for effect in plan.after {
         match effect {
-            Effect::Enter(entry) => match shared.writer.enter(&entry).await {
+            Effect::Enter(entry) => match spans::write("write ledger entry", within, shared.writer.enter(&entry)).await
+            {
                 Ok(()) => shared.ledger.entered(&entry),
                 Err(error) => return unentered(&object, &error),
             },
-            Effect::RemoveFinalizer => match shared.writer.remove_finalizer(&object).await {
-                Ok(newer) if newer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) => return Step::Gone,
-                Ok(newer) => object = take_in(shared, slot, newer),
-                Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
-            },
+            Effect::RemoveFinalizer => {
+                match spans::write("remove finalizer", within, shared.writer.remove_finalizer(&object)).await {
+                    Ok(newer) if newer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) => return Step::Gone,
+                    Ok(newer) => object = take_in(shared, slot, newer),
+                    Err(error) => return failed(shared, slot, &object, "remove the finalizer", error).await,
+                }
+            }
             // Dropping the permit is a refusal, and the next question is asked of what the world is now.
             Effect::Push(_) if !holds() => return Step::CalledOff,
-            effect => begin(shared, slot, &object, effect),
+            effect => begin(shared, slot, &object, effect, within),
         }
     }
     // Acted on: the next one, were it the same to the letter (a push tried again), is another event.
@@ -343,11 +357,13 @@ async fn carry_out(
 }
 
 /// Begins an effect that takes its time; its outcome wakes the slot.
-fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect: Effect) {
+fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect: Effect, within: Context) {
     match effect {
-        Effect::LookUpInstance { place, query, can_wait } => look_up_instance(shared, slot, place, query, can_wait),
-        Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id),
-        Effect::Push(permit) => push(shared, slot, permit),
+        Effect::LookUpInstance { place, query, can_wait } => {
+            look_up_instance(shared, slot, place, query, can_wait, within);
+        }
+        Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id, within),
+        Effect::Push(permit) => push(shared, slot, permit, within),
         Effect::StopPush => {
             stop_push(shared, &mut slot.lock());
         }
@@ -377,7 +393,15 @@ fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect
     }
 }
 
-fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query: TargetQuery, can_wait: bool) {
+fn look_up_instance(
+    shared: &Arc<Shared>,
+    slot: &Arc<Slot>,
+    place: Place,
+    query: TargetQuery,
+    can_wait: bool,
+    within: Context,
+) {
+    let mut span = spans::aws("look up instance", &place, "ec2", "DescribeInstances", within);
     slot.lock().sight.open().instances.started();
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
@@ -385,15 +409,20 @@ fn look_up_instance(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, query:
         let answer = shared.lookups.find(&place, query, can_wait).await;
         if let Err(failure) = &answer {
             tracing::warn!(uid = %slot.uid, region = %place.region, code = failure.code, message = failure.message, "instance look-up failed");
+            span.fail(&failure.code, &failure.message);
         }
         let answer = answer.map(|found| found.into_iter().map(Arc::new).collect());
         let now = (shared.clock)();
-        slot.lock().sight.open().instances.answered(now, answer);
+        let mut state = slot.lock();
+        state.sight.open().instances.answered(now, answer);
+        state.cause = Some(Box::new(span.context()));
+        drop((state, span));
         wake(&shared, &slot);
     });
 }
 
-fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_id: String) {
+fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_id: String, within: Context) {
+    let mut span = spans::aws("look up endpoints", &place, "ec2", "DescribeInstanceConnectEndpoints", within);
     slot.lock().sight.open().endpoints.started();
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
@@ -401,9 +430,13 @@ fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_i
         let answer = shared.lookups.endpoints(&place, &vpc_id).await;
         if let Err(failure) = &answer {
             tracing::warn!(uid = %slot.uid, vpc_id, code = failure.code, message = failure.message, "endpoint look-up failed");
+            span.fail(&failure.code, &failure.message);
         }
         let now = (shared.clock)();
-        slot.lock().sight.open().endpoints.answered(now, answer);
+        let mut state = slot.lock();
+        state.sight.open().endpoints.answered(now, answer);
+        state.cause = Some(Box::new(span.context()));
+        drop((state, span));
         wake(&shared, &slot);
     });
 }
@@ -440,7 +473,8 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
     });
 }
 
-fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
+fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit, within: Context) {
+    let mut span = spans::aws("push key", permit.place(), "ec2-instance-connect", "SendSSHPublicKey", within);
     let started = (shared.clock)();
     let mut state = slot.lock();
     state.sight.open().push.started(started);
@@ -458,22 +492,28 @@ fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit) {
             Ok(delivered) => {
                 let elapsed_ms = since(now, started).as_millis();
                 tracing::debug!(grant_id, eic_request_id = delivered.request_id, elapsed_ms, "pushed key");
+                span.set("aws.request_id", delivered.request_id.as_str());
                 state.sight.open().push.landed(delivered.answer_time, delivered.request_id);
             }
-            Err(PushError::TooLate { .. } | PushError::Fenced) => state.sight.open().push.unsent(),
+            Err(PushError::TooLate { .. } | PushError::Fenced) => {
+                span.set("instance_access.outcome", "not sent");
+                state.sight.open().push.unsent();
+            }
             Err(PushError::Failed { failure, unsure_time }) => {
                 tracing::warn!(grant_id, code = failure.code, message = failure.message, "push failed");
+                span.fail(&failure.code, &failure.message);
                 state.sight.open().push.failed(now, failure, unsure_time.is_none());
             }
         }
-        drop(state);
+        state.cause = Some(Box::new(span.context()));
+        drop((state, span));
         wake(&shared, &slot);
     });
     state.push = Some(task.abort_handle());
 }
 
 /// Appends a record, once: the same one, told again after a failed write, keeps its receipt.
-async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -> Result<Receipt, ()> {
+async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool, within: Context) -> Result<Receipt, ()> {
     let Ok(value) = serde_json::to_value(record) else {
         tracing::error!("a record does not serialise");
         return Err(());
@@ -490,19 +530,23 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool) -
     if !(shared.leads)() {
         return Err(());
     }
+    let mut span = Span::child_of(within, "append audit record");
     let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
     let outcome = tokio::time::timeout(bound, shared.records.append(value, (shared.clock)())).await;
     match outcome {
         Ok(Ok(receipt)) => {
             slot.lock().last_record = Some((hash, receipt.clone()));
+            span.set("instance_access.audit.sequence", receipt.sequence);
             Ok(receipt)
         }
         Ok(Err(error)) => {
             tracing::error!(kind = ?record.kind, uid = record.request.uid, error = chain(&error), "audit record was not taken");
+            span.fail("refused", chain(&error));
             Err(())
         }
         Err(_) => {
             tracing::error!(kind = ?record.kind, uid = record.request.uid, "audit record took too long");
+            span.fail("timeout", "no answer in time");
             Err(())
         }
     }

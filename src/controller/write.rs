@@ -62,6 +62,18 @@ pub enum WriteError {
 }
 
 impl WriteError {
+    /// The word for it: the metric's label.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Conflict => "conflict",
+            Self::Gone => "gone",
+            Self::Deposed => "deposed",
+            Self::Timeout => "timeout",
+            Self::Build(_) | Self::Refused(_) => "refused",
+        }
+    }
+
     /// Whether what was sent may be stored all the same, now or in a moment.
     pub fn may_be_stored(&self) -> bool {
         match self {
@@ -159,12 +171,7 @@ impl Writer {
         let outcome = self.send(call, &body, object, lane, Some(still)).await;
         self.metrics.count_status_write(match &outcome {
             Ok(_) => "stored",
-            Err(WriteError::Stale) => "stale",
-            Err(WriteError::Conflict) => "conflict",
-            Err(WriteError::Gone) => "gone",
-            Err(WriteError::Deposed) => "deposed",
-            Err(WriteError::Timeout) => "timeout",
-            Err(WriteError::Build(_) | WriteError::Refused(_)) => "refused",
+            Err(error) => error.as_str(),
         });
         outcome
     }

@@ -20,6 +20,7 @@
 //! - Whoever may write or delete the Lease can depose a leader.
 //! - All who stand for one Lease have one and the same length of it: if it is deleted, nobody knows of a longer one.
 
+mod bystander;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::time::since;
+pub use bystander::{Bystander, Leader, Sighted};
 
 /// The longest lease: what says that it holds for longer was not written by one of us.
 pub const LEASE_MAX: Duration = Duration::from_secs(120);

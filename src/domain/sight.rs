@@ -28,6 +28,11 @@ const INTENDED_MAX: usize = 8;
 /// it would cost the requester as much of their time.
 const INTENT_AGE_MAX: Duration = Duration::from_secs(10);
 
+/// How much older than our own decision that of the leader before us may be, whose status was on its way to a slow API
+/// server when we took over: it stopped sending at two thirds of a lease, and a PUT is given up after 34 s. A minute, for a
+/// lease of the usual length; with a longer one its grant ends, and is asked for again.
+const PREDECESSOR_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// What this process saw of one request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sight {
@@ -61,6 +66,8 @@ struct GrantSight {
     /// The grants that this process set out to store, of each the newest form. More than one only where an answer was
     /// never heard and the next try had another start.
     intended: Vec<Term>,
+    /// Whether a grant of ours was seen in status: from then on it is what it is.
+    met: bool,
 }
 
 /// From when to when; the grant's id follows from the request.
@@ -78,6 +85,13 @@ impl Term {
     /// Whether that may have become of it: an end only moves earlier, and one that was taken back is not given again.
     fn becomes(self, later: Self) -> bool {
         self.start == later.start && later.expiration <= self.expiration
+    }
+
+    /// Whether that is no more than this: it ends no later, and began a little before.
+    fn includes(self, other: Self) -> bool {
+        other.start <= self.start
+            && plus(other.start, PREDECESSOR_AGE_MAX) >= self.start
+            && other.expiration <= self.expiration
     }
 }
 
@@ -177,9 +191,29 @@ impl Sight {
         self.grant.vouched |= self.grant.found.is_some_and(|found| enforcement.covers(found.start));
     }
 
+    /// Takes in the grant that status holds, before anybody asks whose it is.
+    ///
+    /// A leader may find that the one before got through with the same grant, by its id, after we had decided to give it and
+    /// before we stored it: the API server refuses ours, as of an old version. Of the two that one is the shorter, so whoever
+    /// wrote it has no more than we set out to give, and it is as good as ours. Only the first that is seen, since what comes
+    /// to stand where ours stood is somebody's doing.
+    pub fn meet(&mut self, grant: Option<&Grant>) {
+        let (Some(term), false) = (grant.map(Term::of), self.grant.met) else { return };
+        let GrantSight { found, intended, met, .. } = &mut self.grant;
+        if intended.iter().any(|known| known.becomes(term)) {
+            *met = true;
+        } else if found.is_none() && intended.last().is_some_and(|known| known.includes(term)) {
+            intended.push(term);
+            if intended.len() > INTENDED_MAX {
+                intended.remove(0);
+            }
+            *met = true;
+        }
+    }
+
     /// Whose word this grant is.
     pub fn origin(&self, grant: &Grant) -> Origin {
-        let GrantSight { found, vouched, intended } = &self.grant;
+        let GrantSight { found, vouched, intended, met: _ } = &self.grant;
         let term = Term::of(grant);
         if intended.iter().any(|known| known.becomes(term)) {
             return Origin::Ours;
@@ -366,6 +400,41 @@ mod tests {
         sight.stores(Some(&grant(0, 600)), Some(&grant(0, 300)));
         assert_eq!(sight.origin(&grant(0, 600)), Origin::Foreign);
         assert_eq!(sight.origin(&grant(0, 300)), Origin::Ours);
+    }
+
+    #[test]
+    fn a_grant_that_the_leader_before_stored_just_now_is_ours_if_it_is_no_more_than_we_set_out_to_give() {
+        let origin = |met: Option<Grant>, found: Grant| {
+            let mut sight = Sight::new(at(0));
+            sight.stores(None, Some(&grant(100, 700)));
+            sight.meet(met.as_ref());
+            sight.meet(Some(&found));
+            sight.origin(&found)
+        };
+        for (found, expected) in [
+            (grant(100, 700), Origin::Ours),
+            (grant(91, 691), Origin::Ours),
+            // To an end that was asked for.
+            (grant(91, 700), Origin::Ours),
+            (grant(40, 640), Origin::Ours),
+            (grant(39, 639), Origin::Foreign),
+            (grant(91, 701), Origin::Foreign),
+            (grant(101, 700), Origin::Foreign),
+        ] {
+            assert_eq!(origin(None, found.clone()), expected, "{found:?}");
+        }
+        // Where ours stood already, another one is somebody's doing.
+        assert_eq!(origin(Some(grant(100, 700)), grant(91, 691)), Origin::Foreign);
+        assert_eq!(origin(Some(grant(91, 691)), grant(90, 690)), Origin::Foreign);
+        // A grant that we never set out to give is nobody's.
+        let mut sight = Sight::new(at(0));
+        sight.meet(Some(&grant(91, 691)));
+        assert_eq!(sight.origin(&grant(91, 691)), Origin::Foreign);
+        // One that was found is judged as it was found, whatever we set out to store since.
+        let mut sight = found(&grant(10, 900));
+        sight.stores(None, Some(&grant(30, 910)));
+        sight.meet(Some(&grant(10, 910)));
+        assert_eq!(sight.origin(&grant(10, 910)), Origin::Foreign);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::Shared;
 use super::limits::Place;
 use super::session::{self, Asked};
 use super::stream::CutStream;
+use crate::traces::{Context, Side, Span};
 
 /// Sessions of one connection, opening ones included: a `ControlMaster` on the jump host shares one among its clients.
 const SESSIONS_MAX: usize = 64;
@@ -69,6 +70,8 @@ pub struct Connection {
     farewell: watch::Sender<Option<String>>,
     /// The client is gone, or is shown out: nothing is relayed any more.
     pub gone: CancellationToken,
+    /// As spans have it.
+    pub trace: Context,
     login: Mutex<Option<Place<std::net::IpAddr>>>,
 }
 
@@ -108,7 +111,7 @@ impl Drop for Seat {
 }
 
 impl Connection {
-    fn new(source: SocketAddr, login: Place<std::net::IpAddr>, gone: CancellationToken) -> Self {
+    fn new(source: SocketAddr, login: Place<std::net::IpAddr>, gone: CancellationToken, trace: Context) -> Self {
         Self {
             source,
             key: OnceLock::new(),
@@ -116,6 +119,7 @@ impl Connection {
             refusals: AtomicUsize::new(0),
             farewell: watch::Sender::new(None),
             gone,
+            trace,
             login: Mutex::new(Some(login)),
         }
     }
@@ -266,16 +270,30 @@ pub async fn serve(
     let cut = CancellationToken::new();
     // Whichever way this function is left, the stream ends, and with it russh's own task, and the sessions.
     let _cut = cut.clone().drop_guard();
-    let connection = Arc::new(Connection::new(source, login, cut.clone()));
+    let span = Span::root("connection")
+        .on(Side::Server)
+        .with("client.address", source.ip().to_string())
+        .with("client.port", source.port());
+    let connection = Arc::new(Connection::new(source, login, cut.clone(), span.context()));
     let door = Door { shared: Arc::clone(&shared), connection: Arc::clone(&connection) };
     let login_time_max = Instant::now() + shared.limits.login;
     let started = russh::server::run_stream(Arc::clone(&shared.ssh), CutStream::new(socket, &cut), door);
     let running = match tokio::time::timeout_at(login_time_max, started).await {
         Ok(Ok(running)) => running,
-        Ok(Err(_)) => return shared.metrics.count_connection("no_ssh"),
-        Err(_) => return shared.metrics.count_connection("no_login"),
+        Ok(Err(_)) => {
+            span.discard();
+            return shared.metrics.count_connection("no_ssh");
+        }
+        Err(_) => {
+            span.discard();
+            return shared.metrics.count_connection("no_login");
+        }
     };
     look_after(&shared, &connection, running, login_time_max).await;
+    // Strangers, who come by the thousand, must not push others' spans out of the queue.
+    if connection.key.get().is_none() {
+        span.discard();
+    }
 }
 
 async fn look_after(

@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::aws::{Bytes, Tunnel, Tunnels};
 use crate::domain::cloud::{Failure, FailureClass, TunnelTo};
 use crate::domain::session::{Destination, EndpointLimits, Endpoints, SessionEnd, SessionGrant, Spent, tunnel_end};
+use crate::traces::{Context, Side, Span};
 
 use super::connection::not_now;
 use super::metrics::GatewayMetrics;
@@ -103,7 +104,21 @@ impl Dialler {
     ///
     /// # Errors
     /// What the client is told.
-    pub async fn dial(&self, dial: &Dial) -> Result<Instance, ChannelOpenFailure> {
+    pub async fn dial(&self, dial: &Dial, within: Context) -> Result<Instance, ChannelOpenFailure> {
+        let mut span = Span::child_of(within, "dial").on(Side::Client);
+        let outcome = self.dial_once(dial).await;
+        span.set("instance_access.destination", dial.destination());
+        if let Some(reached) = dial.reached.get() {
+            span.set("server.address", reached.ip().to_string());
+            span.set("server.port", reached.port());
+        }
+        if let Err(ChannelOpenFailure::Other { reason, .. }) = &outcome {
+            span.fail("not_reached", reason);
+        }
+        outcome
+    }
+
+    async fn dial_once(&self, dial: &Dial) -> Result<Instance, ChannelOpenFailure> {
         match &dial.to {
             Destination::Direct(addresses) => {
                 let instance =

@@ -53,6 +53,7 @@ pub struct GatewayMetrics {
 impl Default for GatewayMetrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("instance_access_gateway");
+        registry.register_collector(Box::new(crate::traces::SpanCounts));
         macro_rules! registered {
             ($name:expr, $help:expr, $metric:expr) => {{
                 let metric = $metric;

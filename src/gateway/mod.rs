@@ -10,7 +10,8 @@
 //!
 //! # Guarantees
 //! - No session without a record of its opening that is durable, and no key pushed without one of that.
-//! - No key is pushed but on a grant that was read from the API server just then (`push`).
+//! - No key is pushed but on a grant that was read from the API server just then (`push`), nor, if it is told which lease
+//!   they have, while no controller leads (`leader`).
 //! - A session is cut within a second of the end of any grant that it is held to, also when nothing else of the system is
 //!   there; and within a second of whatever the watch says.
 //!
@@ -22,6 +23,7 @@ mod dial;
 mod grants;
 mod host_key;
 mod idle;
+mod leader;
 mod limits;
 mod metrics;
 mod push;
@@ -52,6 +54,8 @@ use crate::domain::session::{Dialling, EndpointLimits, standing};
 use dial::Dialler;
 use grants::Grants;
 pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
+pub use leader::LeaderLease;
+use leader::{Leaders, keep_leader};
 use limits::{Pace, Place, Places, source};
 pub use metrics::GatewayMetrics;
 use push::KeyPushes;
@@ -127,6 +131,8 @@ pub struct GatewayParts {
     pub dialling: Dialling,
     /// How endpoints are dialled, if they are.
     pub tunnels: Option<Arc<dyn Tunnels>>,
+    /// The lease of the controllers, of which one must lead when a key is pushed; none: nobody looks.
+    pub lease: Option<LeaderLease>,
     /// Counters.
     pub metrics: Arc<GatewayMetrics>,
 }
@@ -143,6 +149,7 @@ struct Shared {
     dialler: Dialler,
     metrics: Arc<GatewayMetrics>,
     keys_pushed: KeyPushes,
+    leaders: Option<Arc<Leaders>>,
     reporter: Arc<Reporter>,
     grants: Grants,
     contact: Contact,
@@ -182,9 +189,11 @@ impl GatewayHealth {
 impl Gateway {
     /// Puts a gateway together; does nothing yet.
     pub fn new(parts: GatewayParts) -> Self {
-        let GatewayParts { client, cloud, trail, clock, name, host_keys, limits, dialling, tunnels, metrics } = parts;
+        let GatewayParts { client, cloud, trail, clock, name, host_keys, limits, dialling, tunnels, lease, metrics } =
+            parts;
         let shared = Shared {
             reporter: Reporter::new(client.clone(), name.clone(), Arc::clone(&metrics)),
+            leaders: lease.map(|lease| Arc::new(Leaders::new(client.clone(), &lease, Arc::clone(&clock)))),
             client,
             trail,
             clock,
@@ -236,7 +245,11 @@ impl Gateway {
         let shared = self.shared;
         let looking = tokio::spawn({
             let shared = Arc::clone(&shared);
-            async move { tokio::join!(watch::watch_requests(Arc::clone(&shared)), watch::keep_contact(shared)) }
+            let leaders = shared.leaders.clone();
+            async move {
+                let watching = watch::watch_requests(Arc::clone(&shared));
+                tokio::join!(watching, watch::keep_contact(shared), keep_leader(leaders))
+            }
         });
         let reporting = tokio::spawn(Arc::clone(&shared.reporter).run());
         tokio::select! {

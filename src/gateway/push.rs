@@ -1,7 +1,7 @@
 //! Keys that are pushed for a session, before it is dialled.
 //!
 //! ```text
-//! deliver ─▶ one flight for each grant ─▶ GET the request ─ domain judges ─▶ record, durable ─▶ push ─▶ record
+//! deliver ─▶ one flight for each grant ─▶ GET lease, GET request ─ domain judges ─▶ record, durable ─▶ push ─▶ record
 //!                   ▲ others wait for it, and for a while rely on it
 //! ```
 //! A flight goes on when the client that it was begun for hangs up: what came of it is on record, and the next one needs
@@ -27,9 +27,12 @@ use crate::domain::session::{
 };
 use crate::domain::time::is_fresh;
 use crate::telemetry::chain;
+use crate::traces::{Context, Side, Span};
 
 use super::Shared;
+use super::leader::{Leaders, NotLed};
 use super::session::{opened, write_down};
+use crate::domain::lease::Leader;
 
 /// How long the API server may take to confirm a grant, the wait for a place among the readers aside.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
@@ -68,7 +71,7 @@ impl KeyPushes {
     async fn pushes(&self, shared: &Shared) -> Option<Pushes> {
         let made = async || {
             let limits = PushLimits { waiting_max: WAITING_MAX, ..PushLimits::default() };
-            // Who may push is asked for each by itself: there is no lease.
+            // Who may push is asked for each by itself: no lease is this one's.
             let cloud = self.cloud.clone().await?;
             Some(Pushes::new(cloud, limits, Arc::clone(&shared.clock), Arc::new(|| true)))
         };
@@ -86,12 +89,13 @@ pub async fn deliver(
     key_fingerprint: &str,
     host: &str,
     source: SocketAddr,
+    within: Context,
 ) -> Result<(), NoKey> {
     let now = (shared.clock)();
     let needed = logins(now, chosen, &shared.grants.of_key(key_fingerprint), host);
     let flights = needed.into_iter().map(async |grant| {
         let is_chosen = grant.grant_id == chosen.grant_id;
-        let flying = fly_or_join(shared, &grant, source);
+        let flying = fly_or_join(shared, &grant, source, within);
         // What the inner SSH asks for is not known here.
         let outcome = if is_chosen { flying.await } else { timeout(OTHERS_TIMEOUT, flying).await.unwrap_or(Ok(())) };
         if let Err(no_key) = &outcome {
@@ -102,8 +106,13 @@ pub async fn deliver(
     join_all(flights).await.into_iter().collect()
 }
 
-async fn fly_or_join(shared: &Arc<Shared>, grant: &Arc<SessionGrant>, source: SocketAddr) -> Result<(), NoKey> {
-    let (mut flight, is_new) = flight(shared, grant, source)?;
+async fn fly_or_join(
+    shared: &Arc<Shared>,
+    grant: &Arc<SessionGrant>,
+    source: SocketAddr,
+    within: Context,
+) -> Result<(), NoKey> {
+    let (mut flight, is_new) = flight(shared, grant, source, within)?;
     let lost = || NoKey::Unconfirmed { request: request_name(&grant.request) };
     let outcome = match flight.wait_for(Option::is_some).await {
         Ok(outcome) => outcome.clone().unwrap_or_else(|| Err((Instant::now(), lost()))),
@@ -124,6 +133,7 @@ fn flight(
     shared: &Arc<Shared>,
     grant: &Arc<SessionGrant>,
     source: SocketAddr,
+    within: Context,
 ) -> Result<(watch::Receiver<Option<Outcome>>, bool), NoKey> {
     let now = ((shared.clock)(), Instant::now());
     let mut flights = shared.keys_pushed.flights.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,7 +148,15 @@ fn flight(
     flights.insert(grant.grant_id.clone(), flight.clone());
     let (shared_, grant) = (Arc::clone(shared), Arc::clone(grant));
     shared.tasks.spawn(async move {
-        let outcome = fly(&shared_, &grant, source).await;
+        let outcome = {
+            let mut span =
+                Span::child_of(within, "deliver key").with("instance_access.grant.id", grant.grant_id.as_str());
+            let outcome = fly(&shared_, &grant, source, span.context()).await;
+            if let Err(no_key) = &outcome {
+                span.fail(no_key.as_str(), no_key);
+            }
+            outcome
+        };
         tell.send_replace(Some(outcome.map_err(|no_key| (Instant::now(), no_key))));
     });
     Ok((flight, true))
@@ -158,22 +176,41 @@ fn serves(flight: &watch::Receiver<Option<Outcome>>, (time, instant): (Timestamp
 }
 
 /// Reads, judges, records, pushes, records; returns when the push left.
-async fn fly(shared: &Arc<Shared>, grant: &SessionGrant, source: SocketAddr) -> Result<(Instant, Timestamp), NoKey> {
+async fn fly(
+    shared: &Arc<Shared>,
+    grant: &SessionGrant,
+    source: SocketAddr,
+    within: Context,
+) -> Result<(Instant, Timestamp), NoKey> {
     let pushes = shared.keys_pushed.pushes(shared).await.ok_or(NoKey::NoAws)?;
     let released = || NoKey::Over { request: grant.request.clone(), cause: SessionEnd::Released };
     let standing = shared.grants.follow(&grant.request.uid).ok_or_else(released)?;
-    let (permit, asked) = confirmed(shared, grant).await?;
+    // Before the grant is read: what that says grows old.
+    led(shared, grant, within).await?;
+    let (permit, asked) = confirmed(shared, grant, within).await?;
     let record = PushRecord::intended(&shared.name, grant, source.to_string());
     let late = record.clone();
     let late = move |sequence| serde_json::to_value(late.not_pushed(sequence, &NoKey::AuditUnavailable, false));
-    let sequence = opened(shared, serde_json::to_value(&record), late).await.map_err(|why| {
+    let sequence = opened(shared, serde_json::to_value(&record), late, within).await.map_err(|why| {
         shared.metrics.count_audit_failure();
         tracing::error!(error = why, "a key was not pushed: there is no durable record of it");
         NoKey::AuditUnavailable
     })?;
-    let fence = still(standing.clone(), grant.grant_id.clone(), asked);
+    let fence = still(standing.clone(), grant.grant_id.clone(), asked, shared.leaders.clone());
     let (left, left_time) = (Instant::now(), (shared.clock)());
+    let mut span = Span::child_of(within, "push key")
+        .on(Side::Client)
+        .with("rpc.system.name", "aws-api")
+        .with("rpc.service", "ec2-instance-connect")
+        .with("rpc.method", "SendSSHPublicKey")
+        .with("cloud.region", permit.place().region.as_str());
     let pushed = pushes.push_while(permit, fence).await;
+    match &pushed {
+        Ok(delivered) => span.set("aws.request_id", delivered.request_id.as_str()),
+        Err(PushError::Failed { failure, .. }) => span.fail(&failure.code, &failure.message),
+        Err(PushError::TooLate { .. } | PushError::Fenced) => span.set("instance_access.outcome", "not sent"),
+    }
+    drop(span);
     let (record, outcome) = match pushed {
         Ok(Delivered { request_id, .. }) => {
             let elapsed_ms = u64::try_from(left.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -181,7 +218,7 @@ async fn fly(shared: &Arc<Shared>, grant: &SessionGrant, source: SocketAddr) -> 
             (record.pushed(sequence, request_id), Ok((left, left_time)))
         }
         Err(error) => {
-            let (no_key, may_have_landed) = told(error, grant, &standing);
+            let (no_key, may_have_landed) = told(error, grant, &standing, is_led(shared.leaders.as_ref()));
             tracing::warn!(grant_id = grant.grant_id, reason = no_key.as_str(), may_have_landed, "push failed");
             (record.not_pushed(sequence, &no_key, may_have_landed), Err(no_key))
         }
@@ -191,8 +228,20 @@ async fn fly(shared: &Arc<Shared>, grant: &SessionGrant, source: SocketAddr) -> 
     outcome
 }
 
+/// Whether a controller leads, if that is asked for: nobody else judges whether a policy still admits the grant.
+async fn led(shared: &Shared, grant: &SessionGrant, within: Context) -> Result<(), NoKey> {
+    let Some(leaders) = &shared.leaders else { return Ok(()) };
+    let _span = Span::child_of(within, "read lease").on(Side::Client);
+    let request = request_name(&grant.request);
+    leaders.confirm().await.map_err(|why| match why {
+        NotLed::Nobody => NoKey::NoLeader { request },
+        NotLed::Unread => NoKey::Unconfirmed { request },
+    })
+}
+
 /// Asks the API server itself, by a quorum (no resourceVersion), and judges what it says; returns also when it was asked.
-async fn confirmed(shared: &Shared, grant: &SessionGrant) -> Result<(PushPermit, Instant), NoKey> {
+async fn confirmed(shared: &Shared, grant: &SessionGrant, within: Context) -> Result<(PushPermit, Instant), NoKey> {
+    let _span = Span::child_of(within, "read request").on(Side::Client);
     let unconfirmed = |why: &dyn std::fmt::Display| {
         tracing::warn!(grant_id = grant.grant_id, error = %why, "the API server did not confirm a grant");
         NoKey::Unconfirmed { request: request_name(&grant.request) }
@@ -210,23 +259,35 @@ async fn confirmed(shared: &Shared, grant: &SessionGrant) -> Result<(PushPermit,
     Ok((permit, asked))
 }
 
-/// Whether a push may still leave: its read is young by a clock that never steps, and the watch has heard nothing since.
-fn still(standing: watch::Receiver<Standing>, grant_id: String, asked: Instant) -> Fence {
+/// Whether a controller leads, as far as this one knows and cares.
+fn is_led(leaders: Option<&Arc<Leaders>>) -> bool {
+    leaders.is_none_or(|leaders| leaders.leader() == Leader::Lives)
+}
+
+/// Whether a push may still leave: its read is young by a clock that never steps, the watch has heard nothing since, and a
+/// controller leads still.
+fn still(
+    standing: watch::Receiver<Standing>,
+    grant_id: String,
+    asked: Instant,
+    leaders: Option<Arc<Leaders>>,
+) -> Fence {
     Arc::new(move || {
         let stands =
             matches!(&*standing.borrow(), Standing::Live(now) if now.grant_id == grant_id && now.not_now.is_none());
-        stands && asked.elapsed() <= READ_AGE_MAX
+        stands && is_led(leaders.as_ref()) && asked.elapsed() <= READ_AGE_MAX
     })
 }
 
 /// Why there is no key, and whether there may be one after all.
-fn told(error: PushError, grant: &SessionGrant, standing: &watch::Receiver<Standing>) -> (NoKey, bool) {
+fn told(error: PushError, grant: &SessionGrant, standing: &watch::Receiver<Standing>, is_led: bool) -> (NoKey, bool) {
     match error {
         PushError::TooLate { .. } => (NoKey::Busy, false),
         PushError::Fenced => match &*standing.borrow() {
             Standing::Over(cause) => (NoKey::Over { request: grant.request.clone(), cause: (*cause).into() }, false),
             Standing::Live(live) => match &live.not_now {
                 Some(reason) => (NoKey::NotNow { request: request_name(&live.request), reason: reason.clone() }, false),
+                None if !is_led => (NoKey::NoLeader { request: request_name(&live.request) }, false),
                 None => (NoKey::Busy, false),
             },
             Standing::Nothing => (NoKey::NotAsGranted { request: request_name(&grant.request) }, false),

@@ -29,6 +29,7 @@ use super::connection::{ProvedKey, Seat, no, not_now};
 use super::dial::{Dial, Instance};
 use super::idle::Idle;
 use super::push::deliver;
+use crate::traces::{Context, Span};
 
 /// How long the record of an opening may take to be durable.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,9 +66,11 @@ pub async fn open(
     reply: ChannelOpenHandle,
     handle: Handle,
 ) {
+    let mut span = Span::child_of(seat.connection().trace, "session");
     let permit = match judge(&shared, &key, &asked) {
         Ok(permit) => permit,
         Err((reason, failure)) => {
+            span.set("instance_access.refusal", reason);
             shared.metrics.count_refusal(reason);
             tracing::info!(
                 source = %seat.connection().source,
@@ -82,11 +85,17 @@ pub async fn open(
         }
     };
     let grant = Arc::clone(permit.grant());
+    span.set("k8s.namespace.name", grant.request.namespace.as_str());
+    span.set("instance_access.request.name", grant.request.name.as_str());
+    span.set("instance_access.request.uid", grant.request.uid.as_str());
+    span.set("instance_access.grant.id", grant.grant_id.as_str());
+    span.set("host.id", grant.instance_id.as_str());
     let shares = permit.shares(shared.limits.sessions_per_grant_max);
     let wanted = shares.iter().map(|share| (share.request.uid.clone(), share.sessions_max));
     let _places = match shared.sessions.take_each(wanted) {
         Ok(places) => places,
         Err(full) => {
+            span.set("instance_access.refusal", "TooManySessions");
             shared.metrics.count_refusal("TooManySessions");
             seat.connection().count_refusal();
             return reply.reject(not_now(shares[full].full())).await;
@@ -95,6 +104,7 @@ pub async fn open(
     let endpoint_place = match shared.dialler.place(&grant, permit.to()) {
         Ok(place) => place,
         Err(spent) => {
+            span.set("instance_access.refusal", spent.as_str());
             shared.metrics.count_refusal(spent.as_str());
             seat.connection().count_refusal();
             return reply.reject(not_now(spent.to_string())).await;
@@ -107,7 +117,7 @@ pub async fn open(
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        deliver(&shared, &grant, key.fingerprint(), &asked.host, source).await
+        deliver(&shared, &grant, key.fingerprint(), &asked.host, source, span.context()).await
     };
     let delivered = tokio::select! {
         delivered = waiting => delivered,
@@ -115,6 +125,7 @@ pub async fn open(
         () = seat.connection().gone.cancelled() => return,
     };
     if let Err(no_key) = delivered {
+        span.set("instance_access.refusal", no_key.as_str());
         shared.metrics.count_refusal(no_key.as_str());
         let text = no_key.to_string();
         return reply.reject(if no_key.passes() { not_now(text) } else { no(text) }).await;
@@ -126,6 +137,7 @@ pub async fn open(
         Ok(again) if again.is_as(&permit) => again,
         Ok(_) => return reply.reject(not_now("what you may reach has just changed; try again")).await,
         Err((reason, failure)) => {
+            span.set("instance_access.refusal", reason);
             shared.metrics.count_refusal(reason);
             return reply.reject(failure).await;
         }
@@ -141,6 +153,7 @@ pub async fn open(
     let (to, holds) = match permit.redeem((shared.clock)()) {
         Ok(redeemed) => redeemed,
         Err(refusal) => {
+            span.set("instance_access.refusal", refusal.as_str());
             shared.metrics.count_refusal(refusal.as_str());
             return reply.reject(no(refusal.to_string())).await;
         }
@@ -151,10 +164,11 @@ pub async fn open(
         SessionRecord::opened(&shared.name, &grant, &holds, source.to_string(), asked_text, dial.destination());
     let (late, clock) = (record.clone(), Arc::clone(&shared.clock));
     let late = move |sequence| serde_json::to_value(late.ended(sequence, (0, 0), SessionEnd::NotReached, clock()));
-    let sequence = match opened(&shared, serde_json::to_value(&record), late).await {
+    let sequence = match opened(&shared, serde_json::to_value(&record), late, span.context()).await {
         Ok(sequence) => sequence,
         Err(why) => {
             shared.metrics.count_audit_failure();
+            span.fail("AuditUnavailable", "no durable record of the session");
             shared.metrics.count_refusal("AuditUnavailable");
             tracing::error!(error = why, "a session was not opened: there is no durable record of it");
             let text = "the gateway cannot write its audit trail, and opens no session without; tell the operators";
@@ -174,7 +188,7 @@ pub async fn open(
         }
         // russh does not tell while the instance takes nothing.
         () = seat.connection().gone.cancelled() => SessionEnd::ClientLeft,
-        end = carry(&shared, &dial, channel, reply, &bytes) => end,
+        end = carry(&shared, &dial, channel, reply, &bytes, span.context()) => end,
     };
     // The byte path is closed: what was dialled went with `carry`.
     let record = SessionRecord { destination: dial.destination(), ..record };
@@ -206,7 +220,10 @@ pub async fn open(
         bytes_from_instance = bytes.read().1,
         "a session ended"
     );
-    drop(seat);
+    span.set("instance_access.session.end", end.as_str());
+    span.set("instance_access.session.bytes_to_instance", bytes.read().0);
+    span.set("instance_access.session.bytes_from_instance", bytes.read().1);
+    drop((seat, span));
     write_down(&shared, serde_json::to_value(&ended)).await;
 }
 
@@ -229,17 +246,26 @@ pub(super) async fn opened(
     shared: &Arc<Shared>,
     record: serde_json::Result<Value>,
     undone: impl FnOnce(i64) -> serde_json::Result<Value> + Send + 'static,
+    within: Context,
 ) -> Result<i64, String> {
+    let mut span = Span::child_of(within, "append audit record");
     let value = record.map_err(|error| chain(&error))?;
     let mut appending = tokio::spawn({
         let shared = Arc::clone(shared);
         async move { shared.trail.append(value, (shared.clock)()).await }
     });
     match tokio::time::timeout(AUDIT_TIMEOUT, &mut appending).await {
-        Ok(Ok(Ok(receipt))) => Ok(receipt.sequence),
-        Ok(Ok(Err(error))) => Err(chain(&error)),
+        Ok(Ok(Ok(receipt))) => {
+            span.set("instance_access.audit.sequence", receipt.sequence);
+            Ok(receipt.sequence)
+        }
+        Ok(Ok(Err(error))) => {
+            span.fail("refused", chain(&error));
+            Err(chain(&error))
+        }
         Ok(Err(error)) => Err(chain(&error)),
         Err(_) => {
+            span.fail("timeout", "no answer in time");
             let shared_ = Arc::clone(shared);
             shared.tasks.spawn(async move {
                 if let Ok(Ok(receipt)) = appending.await {
@@ -331,8 +357,9 @@ async fn carry(
     channel: Channel<Msg>,
     reply: ChannelOpenHandle,
     bytes: &Bytes,
+    within: Context,
 ) -> SessionEnd {
-    let mut instance = match shared.dialler.dial(dial).await {
+    let mut instance = match shared.dialler.dial(dial, within).await {
         Ok(instance) => instance,
         Err(failure) => {
             reply.reject(failure).await;

@@ -8,6 +8,7 @@
 //! crash          kill -9 under load                 hostile      people who try
 //! unreadable     a decision that may be a no   leaders      several controllers, of which one leads
 //! upgrade        of what guards the requests, under live grants
+//! traces         a collector of spans that hangs
 //! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
@@ -25,8 +26,12 @@ mod leaders;
 mod outlast;
 mod policies;
 mod stand;
+mod traces;
 mod unreadable;
 mod upgrade;
+
+#[path = "../common/collector.rs"]
+mod collector;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -52,6 +57,7 @@ fn main() {
         outlast::days(),
         leaders::days(),
         upgrade::days(),
+        traces::days(),
         api_server::days(),
         audit::days(),
         crash::days(),

@@ -13,7 +13,8 @@ use super::helm::{
 use super::values::{VALUES, camel};
 
 /// Flags that are no value of their own, and what they are made of.
-const DERIVED: [(&str, &str); 2] = [("hostKeyFile", "gateway.hostKey"), ("name", "the pod's name")];
+const DERIVED: [(&str, &str); 3] =
+    [("hostKeyFile", "gateway.hostKey"), ("lease", "settings.lease, the controllers'"), ("name", "the pod's name")];
 
 /// For each setting a value that is not its default, and what the gateway gets.
 const SAMPLES: [(&str, &str, &str); 20] = [
@@ -152,14 +153,25 @@ fn the_gateways_rights_are_those_of_the_example_and_they_hold_no_more() {
     let binding = of_gateway(&objects, "ClusterRoleBinding");
     assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
     assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "gateway", "namespace": "ops"}]));
+    // They read the controllers' lease, and no other, as the example has it but for the name.
+    for (values, lease) in [(&[][..], "access-instance-access"), (&["--set=settings.lease=ops/another"], "another")] {
+        let objects = with_gateway(values);
+        assert_eq!(environment(&objects)["INSTANCE_ACCESS_LEASE"], format!("ops/{lease}"));
+        assert_eq!(variable(&objects, "INSTANCE_ACCESS_LEASE"), Some(format!("ops/{lease}")));
+        let example = super::helm::objects(&read("examples/gateway-lease-rbac.yaml"));
+        let mut rules = the(&example, "Role")["rules"].clone();
+        rules[0]["resourceNames"] = json!([lease]);
+        let role = of_gateway(&objects, "Role");
+        assert_eq!((&role["rules"], &role["metadata"]["namespace"]), (&rules, &json!("ops")));
+        let binding = of_gateway(&objects, "RoleBinding");
+        assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+        assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "name": "gateway", "namespace": "ops"}]));
+    }
     // No other binding is theirs: what the operator may, they may not.
     for kind in ["ClusterRoleBinding", "RoleBinding"] {
         let theirs =
             |it: &&Value| it["subjects"].as_array().unwrap().iter().any(|subject| subject["name"] == "gateway");
-        assert_eq!(
-            of_kind(&objects, kind).into_iter().filter(theirs).count(),
-            usize::from(kind == "ClusterRoleBinding")
-        );
+        assert_eq!(of_kind(&objects, kind).into_iter().filter(theirs).count(), 1, "{kind}");
     }
     assert_eq!(of_gateway(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
 

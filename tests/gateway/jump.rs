@@ -56,6 +56,13 @@ impl Jump {
         Self::start_by(Command::new(PROGRAM), stand, name, more, stand.lab.aws_env()).await
     }
 
+    /// Starts one with more arguments, and more in its environment.
+    pub async fn start_with(stand: &Stand, name: &str, more: &[&str], env: &[(&str, String)]) -> Self {
+        let mut command = Command::new("/usr/bin/env");
+        command.args(env.iter().map(|(variable, value)| format!("{variable}={value}"))).arg(PROGRAM);
+        Self::start_by(command, stand, name, more, stand.lab.aws_env()).await
+    }
+
     /// Starts one that has no AWS, and does not look for it in the network.
     pub async fn start_without_aws(stand: &Stand, name: &str) -> Self {
         let no_aws = ("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned());

@@ -29,12 +29,17 @@ mod stand;
 #[allow(dead_code, reason = "shared with the tests of the whole, which use all of it")]
 mod tunnel;
 
+#[path = "../common/collector.rs"]
+#[allow(dead_code, reason = "shared with the tests of bad days, which use all of it")]
+mod collector;
+
 mod client;
 mod clients;
 mod endpoint;
 mod ends;
 mod host_keys;
 mod jump;
+mod leader;
 mod limits;
 mod on_connect;
 mod programs;
@@ -92,6 +97,9 @@ fn main() -> std::process::ExitCode {
         }
         host_keys {
             a_host_key_is_rotated_and_no_client_is_asked_anything,
+        }
+        leader {
+            a_gateway_pushes_while_a_controller_leads_and_no_longer_and_its_spans_say_what_it_did,
         }
         limits {
             a_gateway_that_stops_lets_sessions_go_on_for_a_while_and_then_cuts_them,

@@ -27,6 +27,11 @@ pub struct Controller {
 impl Controller {
     /// Starts it; returns when it is ready.
     pub async fn start(lab: &Lab, audit: &Path, log: &Path) -> anyhow::Result<Self> {
+        Self::start_with(lab, audit, log, &[]).await
+    }
+
+    /// The same, with more arguments.
+    pub async fn start_with(lab: &Lab, audit: &Path, log: &Path, more: &[&str]) -> anyhow::Result<Self> {
         let kubeconfig = lab.kubeconfig_for_service_account("instance-access", "operator").await?;
         let file = File::options().create(true).append(true).open(log)?;
         let begin = usize::try_from(file.metadata()?.len())?;
@@ -34,7 +39,13 @@ impl Controller {
         // Nothing of whoever runs the tests: an AWS_PROFILE of theirs would lead away from the lab.
         command.env_clear().envs(lab.aws_env()).env("KUBECONFIG", kubeconfig).env("HOME", lab.dir());
         command.env(MARK, lab.dir()).env("RUST_LOG", "info,instance_access=debug");
-        command.arg("controller").arg("--audit-file").arg(audit).args(["--listen", "127.0.0.1:0"]).args(GATEWAYS);
+        command
+            .arg("controller")
+            .arg("--audit-file")
+            .arg(audit)
+            .args(["--listen", "127.0.0.1:0"])
+            .args(GATEWAYS)
+            .args(more);
         // One person may have several names: whoever is called alice is alice.
         command.env("INSTANCE_ACCESS_PRINCIPAL", "user.username.startsWith('alice') ? 'alice' : user.username");
         // As people's configurations of SSH know it, in the tests of the gateway.

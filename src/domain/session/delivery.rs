@@ -5,7 +5,8 @@
 //! the request, as the API server has it now ─ delivery() ─▶ PushPermit, good for seconds | NoKey
 //! ```
 //! A gateway has no lease: what it has is a read. What it knows by its watch may be old, and never leads to a push. Whether
-//! a policy still admits the grant is the operator's to judge; here its word in status counts, as it stands now.
+//! a policy still admits the grant is the operator's to judge; here its word in status counts, as it stands now. Whether
+//! there is an operator to give it is told by the Lease of the controllers (`domain::lease::Bystander`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,14 @@ pub enum NoKey {
         /// The request.
         request: String,
     },
+    /// No controller leads, who would judge whether the policy still admits it.
+    #[error(
+        "no controller of the operator's runs just now, which would say whether a policy still admits {request}; no key is delivered without; try again in a moment, or tell the operators"
+    )]
+    NoLeader {
+        /// The request.
+        request: String,
+    },
     /// The gateway has no AWS.
     #[error("this gateway delivers no keys: it was built without AWS; tell the operators")]
     NoAws,
@@ -110,6 +119,7 @@ impl NoKey {
             Self::NotAsGranted { .. } => "NotAsGranted",
             Self::TooLate { .. } => "TooLate",
             Self::Unconfirmed { .. } => ActiveReason::ContactLost.as_str(),
+            Self::NoLeader { .. } => "NoLeader",
             Self::NoAws => "NoAws",
             Self::AuditUnavailable => ActiveReason::AuditUnavailable.as_str(),
             Self::Busy => "Busy",
@@ -126,7 +136,11 @@ impl NoKey {
     /// Whether it may be otherwise in a moment, without anybody's doing.
     pub fn passes(&self) -> bool {
         match self {
-            Self::Unconfirmed { .. } | Self::Busy | Self::AuditUnavailable | Self::NotNow { .. } => true,
+            Self::Unconfirmed { .. }
+            | Self::NoLeader { .. }
+            | Self::Busy
+            | Self::AuditUnavailable
+            | Self::NotNow { .. } => true,
             Self::Failed { class, .. } => matches!(class, FailureClass::Throttled | FailureClass::Retry),
             Self::Over { .. } | Self::NotAsGranted { .. } | Self::TooLate { .. } | Self::NoAws => false,
         }

@@ -20,7 +20,8 @@ use crate::domain::digest::{grant_id, spec_digest};
 use crate::domain::key::PublicKey;
 use crate::domain::push::KeyPush;
 use crate::domain::session::{Dialling, EndpointLimits, Networks, standing};
-use crate::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, HostKeys};
+use crate::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, HostKeys, LeaderLease};
+use crate::traces::Context;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIInStMRqROkTDl0mY88lWxAMlcGJXz3IjvFhijzUrfeX";
 
@@ -28,18 +29,27 @@ const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIInStMRqROkTDl0mY88lWxAMl
 #[derive(Default)]
 struct ApiServer {
     answer: Mutex<Option<(StatusCode, Value)>>,
+    /// The controllers' lease, if there is one.
+    lease: Mutex<Option<Value>>,
     hangs: Mutex<bool>,
     reads: AtomicUsize,
     asked: Mutex<Vec<String>>,
 }
 
 async fn answer(State(api): State<Arc<ApiServer>>, uri: axum::http::Uri) -> Response {
-    api.reads.fetch_add(1, Ordering::SeqCst);
-    api.asked.lock().unwrap().push(uri.to_string());
-    if *api.hangs.lock().unwrap() {
-        return std::future::pending().await;
+    let is_lease = uri.path().contains("/leases/");
+    if !is_lease {
+        api.reads.fetch_add(1, Ordering::SeqCst);
+        api.asked.lock().unwrap().push(uri.to_string());
+        if *api.hangs.lock().unwrap() {
+            return std::future::pending().await;
+        }
     }
-    let said = api.answer.lock().unwrap().clone();
+    let said = if is_lease {
+        api.lease.lock().unwrap().clone().map(|lease| (StatusCode::OK, lease))
+    } else {
+        api.answer.lock().unwrap().clone()
+    };
     let (status, body) = said.unwrap_or_else(|| {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
                             "message": "not found", "metadata": {}});
@@ -127,6 +137,16 @@ fn request(name: &str, os_user: &str, seconds: i64) -> Value {
 }
 
 async fn world(before: Duration, fate: Fate) -> World {
+    world_of(before, fate, None).await
+}
+
+/// One that asks whether a controller leads.
+async fn led_world(before: Duration) -> World {
+    let lease = LeaderLease { namespace: "instance-access".to_owned(), name: "controller".to_owned() };
+    world_of(before, lands(), Some(lease)).await
+}
+
+async fn world_of(before: Duration, fate: Fate, lease: Option<LeaderLease>) -> World {
     // As main does; another test of this process may have been first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let dir = tempfile::tempdir().unwrap();
@@ -168,6 +188,7 @@ async fn world(before: Duration, fate: Fate) -> World {
         },
         dialling: Dialling { never: Networks::new(vec![]), ports: vec![22], private_vpcs: vec![], endpoints: false },
         tunnels: None,
+        lease,
         metrics: Arc::new(GatewayMetrics::default()),
     });
     World { shared: gateway.shared, api, aws, step, audit, _dir: dir }
@@ -200,7 +221,24 @@ impl World {
 
     async fn connects(&self, grant: &Arc<SessionGrant>, host: &str) -> Result<(), NoKey> {
         let source = "192.0.2.1:4711".parse().unwrap();
-        deliver(&self.shared, grant, &grant.key_fingerprint, host, source).await
+        deliver(&self.shared, grant, &grant.key_fingerprint, host, source, Context::default()).await
+    }
+
+    /// A controller renews its lease of four seconds, that often and that many times.
+    async fn renews(&self, times: u32, gap: Duration) {
+        for version in 0..times {
+            self.lease(version, "a");
+            tokio::time::sleep(gap).await;
+        }
+    }
+
+    fn lease(&self, version: u32, holder: &str) {
+        *self.api.lease.lock().unwrap() = Some(json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "controller", "namespace": "instance-access", "resourceVersion": version.to_string()},
+            "spec": {"holderIdentity": holder, "leaseDurationSeconds": 4, "renewTime": "2099-01-01T00:00:00.000000Z"},
+        }));
     }
 
     async fn is_refused(&self, grant: &Arc<SessionGrant>, word: &str) -> String {
@@ -372,4 +410,39 @@ async fn flights_are_forgotten_when_they_are_of_no_more_use() {
     let grant = world.granted(&request("web-1", "ec2-user", 600));
     world.connects(&grant, "i-0123456789abcdef0").await.unwrap();
     assert_eq!(world.shared.keys_pushed.flights.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn without_a_controller_that_was_seen_to_renew_nothing_is_pushed() {
+    let world = led_world(Duration::ZERO).await;
+    let grant = world.granted(&request("web-1", "ec2-user", 600));
+    world.is_refused(&grant, "NoLeader").await;
+    // A lease that was left behind has a name in it, and a time of renewal, whatever it says.
+    world.lease(7, "somebody");
+    tokio::time::sleep(FAILURE_KEPT).await;
+    let text = world.is_refused(&grant, "NoLeader").await;
+    assert!(text.contains("no controller") && text.contains("try again"), "{text}");
+    assert_eq!((world.pushes(), world.reads()), (0, 0), "the grant is not even asked about");
+    assert!(world.records().await.is_empty());
+    // One renewal before our eyes is enough, and whoever waits for it is served.
+    tokio::time::sleep(FAILURE_KEPT).await;
+    let (connected, ()) =
+        tokio::join!(world.connects(&grant, "i-0123456789abcdef0"), world.renews(30, Duration::from_millis(100)));
+    connected.unwrap();
+    assert_eq!(world.pushes(), 1);
+}
+
+#[tokio::test]
+async fn a_push_does_not_leave_once_the_controllers_lease_has_run_out_meanwhile() {
+    let world = led_world(Duration::from_millis(3500)).await;
+    let grant = world.granted(&request("web-1", "ec2-user", 600));
+    let renewing = world.renews(30, Duration::from_millis(50));
+    let (refused, ()) = tokio::join!(world.is_refused(&grant, "NoLeader"), renewing);
+    assert!(refused.contains("no controller"), "{refused}");
+    assert_eq!(world.pushes(), 0);
+    let records = world.records().await;
+    assert_eq!(
+        records.iter().map(|record| record["kind"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["KeyPushIntended", "KeyNotPushed"]
+    );
 }

@@ -159,6 +159,35 @@ fn a_grant_that_appears_while_we_look_and_is_not_ours_is_ended_without_a_key() {
 }
 
 #[test]
+fn a_grant_whose_status_was_under_way_when_its_leader_was_lost_goes_on_under_the_next() {
+    // The next one decides five seconds later, and has not heard of it when its own status leaves.
+    let other = |change: fn(&mut InstanceAccessStatus)| {
+        let mut before = world().until(5);
+        let mut status = before.status();
+        before.object = None;
+        change(&mut status);
+        let mut life = world();
+        life.look_delay = seconds(5);
+        life.lagging = true;
+        let object = life.object.as_mut().unwrap();
+        object.status = Some(status);
+        object.metadata.resource_version = Some("1000".into());
+        let record = Record::of(RecordKind::GrantIntended, object, &InstanceAccessStatus::default());
+        life.records.push((life.now, record));
+        life.until(30)
+    };
+    let life = other(|_| {});
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    assert!(life.log().contains("status: conflict"), "{}", life.log());
+    assert_eq!(life.status().grant.unwrap().start_time, Time(at(0)), "it is the first one's, and no longer than that");
+    assert!(life.landed() > 0);
+    // One that is more than the next would give is nobody's.
+    let life = other(|status| status.grant.as_mut().unwrap().expiration_time = Time(at(5000)));
+    life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    assert_eq!(life.landed(), 0);
+}
+
+#[test]
 fn an_end_that_somebody_moved_later_ends_the_grant_at_once() {
     let mut life = world().until(100);
     let landed = life.landed();
