@@ -13,6 +13,7 @@ pub mod controller;
 pub mod domain;
 pub mod gateway;
 pub mod kubernetes;
+pub mod metrics;
 pub mod ready;
 pub mod server;
 pub mod telemetry;

@@ -146,7 +146,7 @@ const ROOMS: [Room; 7] = [
             "thiserror",
             "tracing",
         ],
-        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "kubernetes"],
+        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "metrics", "kubernetes"],
         forbidden: &[
             ("lookup_host", "no name is resolved here: dial what a DialPermit names"),
             ("to_socket_addrs", "no name is resolved here: dial what a DialPermit names"),

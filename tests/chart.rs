@@ -5,6 +5,11 @@
 //! CRDs, admission policies and rules, and the table of values in its README.
 
 mod chart {
+    #[path = "../common/monitoring.rs"]
+    mod monitoring;
+
+    mod alerts;
+    mod dashboard;
     mod files;
     mod helm;
     mod image;

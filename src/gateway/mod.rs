@@ -53,7 +53,7 @@ use dial::Dialler;
 use grants::Grants;
 pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
 use limits::{Pace, Place, Places, source};
-pub use metrics::GatewayMetrics;
+pub use metrics::{CONNECTIONS, GatewayMetrics, KEYS, PUSHES, REFUSALS};
 use push::KeyPushes;
 use report::Reporter;
 use watch::Contact;
@@ -207,7 +207,13 @@ impl Gateway {
             cut_all: CancellationToken::new(),
             give_up: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        let weak = Arc::downgrade(&shared);
+        shared.metrics.read_from(move || match weak.upgrade() {
+            Some(shared) => (shared.trail.stats(), shared.contact.is_sure((shared.clock)()).is_ok()),
+            None => Default::default(),
+        });
+        Self { shared }
     }
 
     /// For the probes.
