@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::helm::{IMAGE, file, read, rendered, template, the};
-use super::monitoring::{RULES, every_series_is_there, promtool, rules};
+use super::monitoring::{RULES, every_series_is_there, promtool, rules, series_that_prometheus_reads};
 
 /// A row of alerts.yaml.
 #[derive(Debug, Deserialize)]
@@ -144,7 +144,11 @@ fn every_query_of_the_rules_and_the_dashboard_names_what_is_there() {
     metrics.led_by(|| true);
     metrics.read_from(Reading::default);
     gateway.read_from(Default::default);
-    every_series_is_there(&[&metrics.page(), &gateway.page()]);
+    let pages = [metrics.page(), gateway.page()];
+    for page in &pages {
+        assert!(series_that_prometheus_reads(page) > 50, "{page}");
+    }
+    every_series_is_there(&[&pages[0], &pages[1]]);
 }
 
 /// What promtool says of rules, as an error.

@@ -77,19 +77,34 @@ struct Matcher {
     value: String,
 }
 
+/// What the program answers to a text.
 #[track_caller]
-fn asked_for(queries: &[String]) -> Vec<Finding> {
+fn selectors(arguments: &[&str], input: &str) -> Vec<u8> {
     let mut child = Command::new(programs().join("selectors"))
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .expect("it was built");
     let mut stdin = child.stdin.take().expect("it is piped");
-    stdin.write_all(serde_json::to_string(queries).expect("texts are JSON").as_bytes()).expect("it reads");
+    stdin.write_all(input.as_bytes()).expect("it reads all before it answers");
     drop(stdin);
     let done = child.wait_with_output().expect("it ends");
-    assert!(done.status.success(), "{done:?}");
-    let findings: Vec<Finding> = serde_json::from_slice(&done.stdout).expect("a list of findings");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    done.stdout
+}
+
+/// How many series Prometheus' own parser of OpenMetrics reads on a page, to its end.
+#[track_caller]
+pub fn series_that_prometheus_reads(page: &str) -> usize {
+    String::from_utf8(selectors(&["page"], page)).expect("a number").trim().parse().expect("a number")
+}
+
+#[track_caller]
+fn asked_for(queries: &[String]) -> Vec<Finding> {
+    let input = serde_json::to_string(queries).expect("texts are JSON");
+    let findings: Vec<Finding> = serde_json::from_slice(&selectors(&[], &input)).expect("a list of findings");
     assert_eq!(findings.len(), queries.len());
     findings
 }

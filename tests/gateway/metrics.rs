@@ -4,7 +4,7 @@ use lab::poll;
 
 use crate::client::Client;
 use crate::jump::both;
-use crate::monitoring::every_series_is_there;
+use crate::monitoring::{every_series_is_there, series_that_prometheus_reads};
 use crate::stand::BOUND;
 
 pub async fn what_the_alerts_and_the_dashboard_ask_for_is_served_and_names_nobody() {
@@ -12,10 +12,13 @@ pub async fn what_the_alerts_and_the_dashboard_ask_for_is_served_and_names_nobod
     let instance = stand.instance("counted").await;
     let request = stand.request("alice", "counted").on(&instance).applied().await;
     request.becomes("Granted").await;
-    Client::of(&request, jump).gets_in(&[&instance.id, "id"]).await;
+    Client::of(&request, jump).gets_in(&[&instance.id]).await;
     request.ends("Expired").await;
     let pages = async || (stand.metrics().await, jump.get("/metrics").await.unwrap().1);
     let (controller, gateway) = pages().await;
+    for page in [&controller, &gateway] {
+        assert!(series_that_prometheus_reads(page) > 50, "{page}");
+    }
     every_series_is_there(&[&controller, &gateway]);
 
     let value = |page: &str, sample: &str| -> f64 {

@@ -1,15 +1,22 @@
-// Tells what PromQL expressions ask for: the series, the labels that they are picked by, and those that they are joined and
+// Tells what PromQL expressions ask for, and whether Prometheus reads a page.
+//
+// Without an argument: the series, the labels that they are picked by, and those that they are joined and
 // grouped by. Reads a JSON list of expressions from standard input, and prints a list of findings in the same order.
+//
+// With the argument `page`: reads a metrics page in the OpenMetrics format, and prints how many series it has.
 //
 // The parser is Prometheus' own: a second one in the tests would be tested by nothing.
 package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/prometheus/prometheus/promql/parser"
 )
 
@@ -30,7 +37,34 @@ type finding struct {
 	Labels    []string   `json:"labels"`
 }
 
+func page() error {
+	text, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	parser := textparse.NewOpenMetricsParser(text, labels.NewSymbolTable())
+	for series := 0; ; {
+		entry, err := parser.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			fmt.Println(series)
+			return nil
+		case err != nil:
+			return err
+		case entry == textparse.EntrySeries:
+			series++
+		}
+	}
+}
+
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "page" {
+		if err := page(); err != nil {
+			fmt.Fprintln(os.Stderr, "selectors: not a page that Prometheus reads:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var expressions []string
 	if err := json.NewDecoder(os.Stdin).Decode(&expressions); err != nil {
 		fmt.Fprintln(os.Stderr, "selectors: standard input is no JSON list of texts:", err)
