@@ -14,6 +14,7 @@ pub mod domain;
 pub mod gateway;
 pub mod kubernetes;
 pub mod metrics;
+pub mod process;
 pub mod ready;
 pub mod server;
 pub mod telemetry;

@@ -590,10 +590,12 @@ fn observe(shared: &Shared, before: &InstanceAccess, after: &InstanceAccess) {
     }
     // Ended is said with False once access is possible, and not before; after a key it is not the first time.
     let says_ended = |status: &InstanceAccessStatus| find(&status.conditions, ConditionType::Ended).is_some();
+    let had_a_key =
+        |status: &InstanceAccessStatus| status.key.as_ref().is_some_and(|key| key.first_request_id.is_some());
     if let Some(grant) = &new.grant
         && new.end_time.is_none()
         && says_ended(new)
-        && !old.is_some_and(|old| old.key.is_some() || says_ended(old))
+        && !old.is_some_and(|old| had_a_key(old) || says_ended(old))
     {
         shared.metrics.observe_usable(since((shared.clock)(), grant.start_time.0));
     }
