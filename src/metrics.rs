@@ -213,8 +213,13 @@ impl Page {
     /// A place for what others count.
     pub fn late(&mut self) -> Late {
         let late = Late::default();
-        self.own.register_collector(Box::new(late.clone()));
+        self.collect(late.clone());
         late
+    }
+
+    /// Puts what a collector shows on the page.
+    pub fn collect(&mut self, collector: impl Collector) {
+        self.own.register_collector(Box::new(collector));
     }
 
     /// The page as it is now, in the OpenMetrics text format.
