@@ -13,6 +13,8 @@ pub mod controller;
 pub mod domain;
 pub mod gateway;
 pub mod kubernetes;
+pub mod metrics;
+pub mod process;
 pub mod ready;
 pub mod server;
 pub mod telemetry;

@@ -189,6 +189,11 @@ async fn run(args: ControllerArgs) -> Outcome {
             Arc::new(move || head.head()),
         )
     });
+    let leads: Leads = candidate.as_ref().map_or_else(|| Arc::new(|| true) as Leads, Candidate::leads);
+    metrics.led_by({
+        let leads = Arc::clone(&leads);
+        move || leads()
+    });
     let starting: WhyNotReady = Arc::new(|| Some("starting"));
     let standing_by = candidate.as_ref().map_or(starting, Candidate::why_not_ready);
     let life: Arc<OnceLock<Health>> = Arc::new(OnceLock::new());
@@ -208,7 +213,6 @@ async fn run(args: ControllerArgs) -> Outcome {
         };
         term = Term::next(won, lease_seconds);
     }
-    let leads: Leads = candidate.as_ref().map_or_else(|| Arc::new(|| true) as Leads, Candidate::leads);
     let opening = {
         let (records, clock, stop) = (Arc::clone(&records), Arc::clone(&clock), stop.clone());
         tokio::spawn(async move { records.open(sinks, &term, &clock, &stop).await })

@@ -158,7 +158,7 @@ const ROOMS: [Room; 8] = [
             "thiserror",
             "tracing",
         ],
-        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "traces", "kubernetes"],
+        rooms: &["gateway", "domain", "api", "aws", "audit", "clock", "telemetry", "metrics", "traces", "kubernetes"],
         forbidden: &[
             ("lookup_host", "no name is resolved here: dial what a DialPermit names"),
             ("to_socket_addrs", "no name is resolved here: dial what a DialPermit names"),

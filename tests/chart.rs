@@ -6,6 +6,11 @@
 
 mod chart {
     mod again;
+    #[path = "../common/monitoring.rs"]
+    mod monitoring;
+
+    mod alerts;
+    mod dashboard;
     mod files;
     mod gateway;
     mod gitops;

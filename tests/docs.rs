@@ -32,6 +32,7 @@ mod docs {
         let mut pages = below("");
         pages.extend(below("docs"));
         pages.extend(below("docs/gitops"));
+        pages.extend(below("docs/runbooks"));
         pages.extend(below("charts/instance-access"));
         pages.sort();
         assert!(pages.len() > 5, "{pages:?}");

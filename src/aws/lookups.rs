@@ -93,8 +93,12 @@ pub struct LookupStats {
     pub remembered: u64,
     /// Calls made.
     pub calls: u64,
-    /// Calls that failed, throttled ones included.
+    /// Calls that AWS answered.
+    pub answered: u64,
+    /// Calls that failed, but for the two below.
     pub failed: u64,
+    /// Calls that AWS refused, for who we are.
+    pub refused: u64,
     /// Calls that AWS throttled.
     pub throttled: u64,
     /// Questions turned away, since the queue was full.
@@ -108,7 +112,9 @@ struct Counters {
     asked: AtomicU64,
     remembered: AtomicU64,
     calls: AtomicU64,
+    answered: AtomicU64,
     failed: AtomicU64,
+    refused: AtomicU64,
     throttled: AtomicU64,
     turned_away: AtomicU64,
 }
@@ -198,7 +204,9 @@ impl Lookups {
             asked: read(&counters.asked),
             remembered: read(&counters.remembered),
             calls: read(&counters.calls),
+            answered: read(&counters.answered),
             failed: read(&counters.failed),
+            refused: read(&counters.refused),
             throttled: read(&counters.throttled),
             turned_away: read(&counters.turned_away),
             waiting: self.shared.waiting.load(Ordering::Relaxed) as u64,
@@ -271,14 +279,19 @@ impl Shared {
             let text = format!("no answer within {} s", self.limits.call_timeout.as_secs());
             Err(failure(FailureClass::Retry, class::TIMEOUT, &text))
         });
-        if let Err(error) = &result {
-            self.counters.failed.fetch_add(1, Ordering::Relaxed);
-            if error.class == FailureClass::Throttled {
-                self.counters.throttled.fetch_add(1, Ordering::Relaxed);
+        let counter = match result.as_ref().map_err(|error| error.class) {
+            Ok(_) => &self.counters.answered,
+            Err(FailureClass::Throttled) => {
                 // AWS's bucket is empty, whatever ours says.
                 locked(&lane.bucket).drain(Instant::now());
+                &self.counters.throttled
             }
-        }
+            Err(FailureClass::Refused) => &self.counters.refused,
+            Err(FailureClass::Retry | FailureClass::Invalid | FailureClass::Gone | FailureClass::Bug) => {
+                &self.counters.failed
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
         result
     }
 }

@@ -331,14 +331,15 @@ async fn call(shared: Arc<Shared>, lane: Arc<Lane>, place: Place, entry: Entry, 
             Err(PushError::TooLate { not_after })
         }
         (Err(Some(failure)), verdict) => {
-            count(&counters.failed);
-            if failure.class == FailureClass::Throttled {
-                count(&counters.throttled);
-            }
             let unsure = verdict == OPEN && leaves_open(failure.class);
-            if unsure {
-                count(&counters.unsure);
-            }
+            count(match failure.class {
+                FailureClass::Throttled => &counters.throttled,
+                FailureClass::Refused => &counters.refused,
+                FailureClass::Retry | FailureClass::Bug if unsure => &counters.unsure,
+                FailureClass::Retry | FailureClass::Bug | FailureClass::Invalid | FailureClass::Gone => {
+                    &counters.failed
+                }
+            });
             Err(PushError::Failed { failure, unsure_time: unsure.then_some(answer_time) })
         }
     };

@@ -2,16 +2,18 @@
 //!
 //! Whoever holds it takes no other lock, so it may be asked with a request in hand.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::api::{InstanceAccess, InstanceAccessLedgerEntrySpec};
 use crate::clock::Clock;
 use crate::domain::census::{Census, Claim};
 use crate::domain::identity::PrincipalRule;
+use crate::domain::tally::{Standing, Tally};
 
 /// Who counts.
 pub struct Counter {
     census: RwLock<Census>,
+    tally: Mutex<Tally>,
     clock: Clock,
     principals: PrincipalRule,
 }
@@ -19,7 +21,7 @@ pub struct Counter {
 impl Counter {
     /// Counts nothing yet.
     pub fn new(clock: Clock, principals: PrincipalRule) -> Self {
-        Self { census: RwLock::default(), clock, principals }
+        Self { census: RwLock::default(), tally: Mutex::default(), clock, principals }
     }
 
     /// The counts as they are now; they stay so while this is held.
@@ -35,6 +37,7 @@ impl Counter {
     /// after a newer.
     pub fn see(&self, request: &InstanceAccess) {
         self.write().see((self.clock)(), &self.principals, request);
+        self.tally().see(request);
     }
 
     /// Every request was seen once.
@@ -65,5 +68,15 @@ impl Counter {
     /// The request is gone, and its end is settled.
     pub fn forget(&self, uid: &str) {
         self.write().forget(uid);
+        self.tally().forget(uid);
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the grants stand that have not ended; for the metrics.
+    pub fn standing(&self) -> Standing {
+        self.tally().standing((self.clock)())
     }
 }

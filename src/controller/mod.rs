@@ -315,17 +315,20 @@ impl Controller {
             // A guard lives as long as the expression that it is part of: inside of the one below it would be held while
             // requests are locked, and a turn locks them the other way round.
             let ledger_grants = shared.ledger.read().len();
+            let now = (shared.clock)();
             Reading {
                 pushes: shared.pushes.stats(),
                 lookups: shared.lookups.stats(),
                 audit: shared.records.stats(),
+                audit_is_open: shared.records.head().is_some(),
                 requests: shared.slots.len(),
                 decisions: shared.decisions.len(),
                 ledger_grants,
-                grants_live: shared.slots.live_len(),
+                grants: shared.census.standing(),
                 timers: shared.timers.len(),
-                enforcement_stands: shared.enforcement().stands(),
-                leads: (shared.leads)(),
+                enforcement_stands: shared.guard.enforcement(now).stands(),
+                api_server_heard: shared.health.hears(now),
+                expects_gateway: shared.settings.gateway.is_some() || !shared.gateways.is_empty(),
             }
         });
         Self { shared }

@@ -167,11 +167,6 @@ impl Slots {
     pub fn len(&self) -> usize {
         self.lock().len()
     }
-
-    /// How many have a grant that lives.
-    pub fn live_len(&self) -> usize {
-        self.all().iter().filter(|slot| slot.lock().kept.is_live()).count()
-    }
 }
 
 /// Drops what no decision needs, so that 10,000 requests fit: managedFields alone are half of an object.

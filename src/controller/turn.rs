@@ -8,11 +8,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use jiff::Timestamp;
 
-use crate::api::{AuditPointer, InstanceAccess};
+use crate::api::{AuditPointer, ConditionType, InstanceAccess, InstanceAccessStatus};
 use crate::audit::Receipt;
 use crate::aws::PushError;
 use crate::domain::approvals::Decisions;
 use crate::domain::cloud::{Place, TargetQuery};
+use crate::domain::condition::find;
 use crate::domain::enforcement::Enforcement;
 use crate::domain::ledger::Standing;
 use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
@@ -630,6 +631,17 @@ fn observe(shared: &Shared, before: &InstanceAccess, after: &InstanceAccess) {
     if granted {
         shared.ledger.note(after);
         shared.metrics.count_grant();
+    }
+    // Ended is said with False once access is possible, and not before; after a key it is not the first time.
+    let says_ended = |status: &InstanceAccessStatus| find(&status.conditions, ConditionType::Ended).is_some();
+    let had_a_key =
+        |status: &InstanceAccessStatus| status.key.as_ref().is_some_and(|key| key.first_request_id.is_some());
+    if let Some(grant) = &new.grant
+        && new.end_time.is_none()
+        && says_ended(new)
+        && !old.is_some_and(|old| had_a_key(old) || says_ended(old))
+    {
+        shared.metrics.observe_usable(since((shared.clock)(), grant.start_time.0));
     }
     let ended = new.end_time.is_some() && old.is_none_or(|old| old.end_time.is_none());
     if ended && let (Some(grant), Some(revocation)) = (&new.grant, &new.revocation) {

@@ -22,5 +22,6 @@ pub mod record;
 pub mod session;
 pub mod sight;
 pub mod subject;
+pub mod tally;
 pub mod time;
 pub mod window;

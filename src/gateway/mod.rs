@@ -57,7 +57,7 @@ pub use host_key::{HostKeyError, HostKeys, known_hosts_lines};
 pub use leader::LeaderLease;
 use leader::{Leaders, keep_leader};
 use limits::{Pace, Place, Places, source};
-pub use metrics::GatewayMetrics;
+pub use metrics::{CONNECTIONS, GatewayMetrics, KEYS, PUSHES, REFUSALS};
 use push::KeyPushes;
 use report::Reporter;
 use watch::Contact;
@@ -216,7 +216,13 @@ impl Gateway {
             cut_all: CancellationToken::new(),
             give_up: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        let weak = Arc::downgrade(&shared);
+        shared.metrics.read_from(move || match weak.upgrade() {
+            Some(shared) => (shared.trail.stats(), shared.contact.is_sure((shared.clock)()).is_ok()),
+            None => Default::default(),
+        });
+        Self { shared }
     }
 
     /// For the probes.

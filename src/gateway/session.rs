@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use russh::server::{ChannelOpenHandle, Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure};
 use serde_json::Value;
@@ -177,7 +178,7 @@ pub async fn open(
     };
     shared.metrics.sessions_open.inc();
     let counted = shared.reporter.open(&grant.request, (shared.clock)());
-    let bytes = Bytes::default();
+    let bytes = Bytes::new(&shared);
     let (id, mut cut_by) = (channel.id(), None);
     let mut idle = Idle::new(shared.limits.idle_max);
     let end = tokio::select! {
@@ -336,15 +337,37 @@ async fn cut(shared: &Shared, followed: &mut [Followed], idle: &mut Idle, bytes:
 }
 
 /// What passed through, in bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Bytes {
     /// They may flow: the session was accepted.
     is_open: AtomicBool,
     to_instance: AtomicU64,
     from_instance: AtomicU64,
+    /// Those of all sessions.
+    all: [Counter; 2],
 }
 
 impl Bytes {
+    fn new(shared: &Shared) -> Self {
+        let all = [shared.metrics.bytes_to_instances.clone(), shared.metrics.bytes_from_instances.clone()];
+        Self {
+            is_open: AtomicBool::default(),
+            to_instance: AtomicU64::default(),
+            from_instance: AtomicU64::default(),
+            all,
+        }
+    }
+
+    fn went(&self, bytes: usize) {
+        self.to_instance.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.all[0].inc_by(bytes as u64);
+    }
+
+    fn came(&self, bytes: usize) {
+        self.from_instance.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.all[1].inc_by(bytes as u64);
+    }
+
     fn read(&self) -> (u64, u64) {
         (self.to_instance.load(Ordering::Relaxed), self.from_instance.load(Ordering::Relaxed))
     }
@@ -383,7 +406,7 @@ async fn relay(channel: Channel<Msg>, instance: &mut Instance, bytes: &Bytes) ->
                     if to_instance.send(&data).await.is_err() {
                         return SessionEnd::InstanceLeft;
                     }
-                    bytes.to_instance.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    bytes.went(data.len());
                 }
                 ChannelMsg::Eof => {
                     client_has_ended.store(true, Ordering::Relaxed);
@@ -399,11 +422,11 @@ async fn relay(channel: Channel<Msg>, instance: &mut Instance, bytes: &Bytes) ->
     };
     let down = async {
         while let Some(chunk) = from_instance.next().await {
-            let length = chunk.len() as u64;
+            let length = chunk.len();
             if to_client.data_bytes(chunk).await.is_err() {
                 return SessionEnd::ClientLeft;
             }
-            bytes.from_instance.fetch_add(length, Ordering::Relaxed);
+            bytes.came(length);
         }
         // Who is cut is told why first: at this end it would hang up before.
         if !from_instance.is_cut() {

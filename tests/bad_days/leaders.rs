@@ -39,6 +39,9 @@ async fn two_of(second: fn(&Controller, &str) -> anyhow::Result<Controller>) -> 
     until_log(&other, "stands by").await?;
     // Whoever stands by is ready: it sees that somebody leads.
     other.until_ready().await?;
+    let leader = "instance_access_leader";
+    let both = [stand.controller.metric(leader).await?, other.metric(leader).await?];
+    anyhow::ensure!(both == [1.0, 0.0], "{leader} is {both:?}");
     Ok((stand, other))
 }
 

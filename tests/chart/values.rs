@@ -198,6 +198,9 @@ fn a_mistake_in_the_values_is_refused_and_named() {
     }
 }
 
+/// Maps that are one value, and have a default.
+const OF_ONE_PIECE: [&str; 3] = ["resources", "gateway.resources", "dashboard.labels"];
+
 /// A value: its path, its default, and what the comment above it says.
 struct Told {
     path: String,
@@ -231,7 +234,7 @@ fn told() -> Vec<Told> {
 /// Every leaf of the values; what is free in form (an empty map or list, a map of quantities) is one.
 fn leaves(path: &str, value: &Value, schema: &Value, found: &mut BTreeSet<String>) {
     match value {
-        Value::Object(fields) if schema["properties"].is_object() && !path.ends_with("resources") => {
+        Value::Object(fields) if schema["properties"].is_object() && !OF_ONE_PIECE.contains(&path.as_str()) => {
             for (name, field) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 leaves(&path, field, &schema["properties"][name], found);
@@ -244,7 +247,7 @@ fn leaves(path: &str, value: &Value, schema: &Value, found: &mut BTreeSet<String
 /// Every leaf of the schema, likewise.
 fn leaves_of_schema(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
     match schema["properties"].as_object() {
-        Some(fields) if !path.ends_with("resources") => {
+        Some(fields) if !OF_ONE_PIECE.contains(&path.as_str()) => {
             assert_eq!(schema["additionalProperties"], false, "{path} takes typos");
             for (name, field) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -271,7 +274,7 @@ fn every_value_is_in_the_schema_and_explained_and_no_other() {
 fn the_table_of_values_is_made_of_the_values() {
     let mut table = String::from("| value | default | meaning |\n|---|---|---|\n");
     for Told { path, default, meaning } in told() {
-        let parent = default.starts_with('{') && default != "{}" && !path.ends_with("resources");
+        let parent = default.starts_with('{') && default != "{}" && !OF_ONE_PIECE.contains(&path.as_str());
         if !parent {
             let cell = |text: &str| text.replace('|', "\\|").replace('<', "&lt;");
             table.push_str(&format!("| `{path}` | `{}` | {} |\n", cell(&default), cell(&meaning)));

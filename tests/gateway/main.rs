@@ -19,6 +19,8 @@ mod controller;
 #[path = "../whole/history.rs"]
 #[allow(dead_code, reason = "shared with the tests of the whole, which use all of it")]
 mod history;
+#[path = "../common/monitoring.rs"]
+mod monitoring;
 #[path = "../whole/request.rs"]
 #[allow(dead_code, reason = "shared with the tests of the whole, which use all of it")]
 mod request;
@@ -41,6 +43,7 @@ mod host_keys;
 mod jump;
 mod leader;
 mod limits;
+mod metrics;
 mod on_connect;
 mod programs;
 mod refused;
@@ -113,6 +116,9 @@ fn main() -> std::process::ExitCode {
             in_the_last_minute_no_key_is_delivered_and_an_open_session_goes_on_to_its_end,
             what_aws_says_to_a_push_is_told_to_who_connects,
             a_gateway_without_aws_serves_whom_the_operator_delivers_to_and_tells_the_others,
+        }
+        metrics {
+            what_the_alerts_and_the_dashboard_ask_for_is_served_and_names_nobody,
         }
         programs {
             rsync_carries_a_tree_there_and_back,

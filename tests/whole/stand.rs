@@ -85,10 +85,16 @@ impl Stand {
 
     /// A sample on the controller's metrics page, by its name and labels; zero if it is not there.
     pub async fn metric(&self, sample: &str) -> f64 {
+        let page = self.metrics().await;
+        page.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse().ok()).unwrap_or_default()
+    }
+
+    /// The controller's metrics page.
+    pub async fn metrics(&self) -> String {
         let controller = self.controller.lock().await;
         let (status, page) = controller.as_ref().expect("a controller runs").get("/metrics").await.unwrap();
         assert_eq!(status, 200, "{page}");
-        page.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse().ok()).unwrap_or_default()
+        page
     }
 
     /// A request in the making, by one of `lab::PEOPLE`, of that name in the namespace `team`.

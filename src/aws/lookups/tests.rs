@@ -231,7 +231,8 @@ async fn all_who_share_a_call_share_its_error() {
         assert_eq!(answer.unwrap_err().code, "UnauthorizedOperation");
     }
     assert_eq!(find_all(&lookups, [by_id(1)]).await, [Ok(vec![])]);
-    assert_eq!((lookups.stats().failed, lookups.stats().calls), (1, 2));
+    let stats = lookups.stats();
+    assert_eq!((stats.refused, stats.answered, stats.failed, stats.calls), (1, 1, 0, 2));
 }
 
 #[tokio::test(start_paused = true)]

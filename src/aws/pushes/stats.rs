@@ -9,8 +9,10 @@ pub struct PushStats {
     pub calls: u64,
     /// Keys that AWS took.
     pub delivered: u64,
-    /// Calls that failed, throttled ones included.
+    /// Calls that failed, and surely delivered nothing, but for the two below.
     pub failed: u64,
+    /// Calls that AWS refused, for who we are.
+    pub refused: u64,
     /// Calls that AWS throttled.
     pub throttled: u64,
     /// Calls after which nobody knows whether AWS took the key.
@@ -34,6 +36,7 @@ pub(super) struct Counters {
     pub(super) calls: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) failed: AtomicU64,
+    pub(super) refused: AtomicU64,
     pub(super) throttled: AtomicU64,
     pub(super) unsure: AtomicU64,
     pub(super) too_late: AtomicU64,
@@ -50,6 +53,7 @@ impl Counters {
             calls: read(&self.calls),
             delivered: read(&self.delivered),
             failed: read(&self.failed),
+            refused: read(&self.refused),
             throttled: read(&self.throttled),
             unsure: read(&self.unsure),
             too_late: read(&self.too_late),
