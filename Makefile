@@ -28,6 +28,7 @@ test:
 	@tests/lab/setup-moto.sh >/dev/null
 	@tests/lab/setup-ansible.sh >/dev/null
 	@tests/lab/setup-helm.sh >/dev/null
+	@tests/lab/setup-etcdutl.sh >/dev/null
 	@cargo test --workspace
 	@$(MAKE) --no-print-directory gitops
 

@@ -25,6 +25,7 @@
 //! What a record means, and who waits for it, is left to others.
 
 mod line;
+mod memory;
 mod open;
 mod store;
 mod tail;
@@ -37,6 +38,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::{ReadBack, read_back};
 pub use open::{Begin, OpenError, Opened, Sinks, Torn};
 pub use trail::{AppendError, Class, Limits, Stats, Trail};
 pub use verify::{Expectation, Finding, Summary, VerifyError, verify, verify_files};

@@ -7,6 +7,7 @@
 //! api_server     away, frozen, conflicts            audit        the disk is full
 //! crash          kill -9 under load                 hostile      people who try
 //! unreadable     a decision that may be a no   leaders      several controllers, of which one leads
+//! disaster       etcd restored, the API server away for long, the operator removed
 //! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
@@ -16,6 +17,7 @@ mod api_server;
 mod audit;
 mod aws;
 mod crash;
+mod disaster;
 mod flood;
 mod hostile;
 mod input;
@@ -48,6 +50,7 @@ fn main() {
     let days = [
         // The longest first.
         outlast::days(),
+        disaster::days(),
         leaders::days(),
         api_server::days(),
         audit::days(),
