@@ -203,8 +203,8 @@ async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_o
     anyhow::ensure!(keys(&living) == 0, "keys are pushed although no revocation would be heard");
     anyhow::ensure!((1..20).contains(&deaths), "{deaths} ends of controllers, which is no loop and not none");
 
-    stand.lab.start_api_server().await?;
     let back = tokio::time::Instant::now();
+    stand.lab.start_api_server().await?;
     let told = async {
         let over =
             stand.until_within("over", "told", Duration::from_secs(90), |object| is(object, "Ended", "True")).await?;
@@ -217,7 +217,7 @@ async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_o
         told = told => told?,
         died = kubelet([&stand.controller, &other]) => return Err(died),
     };
-    eprintln!("all is told and pushed again {:.0} s after the API server came back", back.elapsed().as_secs_f64());
+    eprintln!("all is told and pushed again {:.0} s after the API server was started", back.elapsed().as_secs_f64());
     for (object, id, end, cause) in [(&ended, &over, end, "Expired"), (&taken, &revoked, closed, "Revoked")] {
         anyhow::ensure!(reason(object) == cause, "{}", shown(object));
         stand.ended_in_fact(object, id).await?;
