@@ -13,7 +13,8 @@ use serde_json::value::RawValue;
 
 use super::line::LINE_BYTES_MAX;
 
-/// How much of the end of each file is read: a second or two of a new leader's time. Gives a million records, or so.
+/// How much of the end of each file is read: half a million records. Measured with what the controller makes of them: 1.4 to
+/// 3.6 s, on two cores that had much else to do.
 const READ_BYTES_MAX: u64 = 512 << 20;
 
 /// How far back it went.

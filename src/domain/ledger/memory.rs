@@ -88,10 +88,11 @@ impl Memory {
             RecordKind::Denied => self.0.closed.add(uid),
             RecordKind::GrantIntended | RecordKind::Granted | RecordKind::PushIntended => {
                 self.0.closed.remove(uid);
-                // Of two intentions the later one was stored, if any was.
+                // Of two intentions the later one was stored, if any was. Of two requests the later one had it, or the
+                // first would be over.
                 let known = self.0.consumed.entry(key).or_insert(consumer);
-                if known.uid == uid {
-                    known.until_second = until_second;
+                if !known.is_over() {
+                    *known = consumer;
                 }
             }
             RecordKind::EndIntended | RecordKind::Ended => {

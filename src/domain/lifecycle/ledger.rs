@@ -16,7 +16,7 @@ impl Draft<'_> {
     pub(super) fn is_consumed(&mut self) -> bool {
         let until = |time: Option<Timestamp>| time.map_or_else(String::new, |time| format!(", until {time}"));
         let message = match self.world.ledger.standing(self.request) {
-            Standing::Free => return false,
+            Standing::Free | Standing::Closed => return false,
             Standing::Unseen => {
                 self.silent = true;
                 return true;
@@ -25,7 +25,6 @@ impl Draft<'_> {
             Standing::Its { until } if last_push_time(until) >= self.now => return false,
             Standing::Its { until } => format!("this request was granted until {until}; {FORGOTTEN}"),
             Standing::Over { end_time } => format!("this request was granted before{}; {FORGOTTEN}", until(end_time)),
-            Standing::Closed => format!("this request was refused, or withdrawn, before it was granted; {FORGOTTEN}"),
             Standing::Consumed { uid, end_time } => {
                 let whose = uid.map_or_else(String::new, |uid| format!(", as uid {uid}"));
                 format!(
@@ -36,6 +35,17 @@ impl Draft<'_> {
         };
         self.end(EndCause::Consumed, message);
         true
+    }
+
+    /// Whether nothing is to be granted since the request was refused or withdrawn, and its status does not say so. Asked
+    /// only where it would be admitted now: who is not is refused in better words.
+    pub(super) fn is_closed(&mut self) -> bool {
+        let is_closed = self.world.ledger.standing(self.request) == Standing::Closed;
+        if is_closed {
+            let message = format!("this request was refused, or withdrawn, before it was granted; {FORGOTTEN}");
+            self.end(EndCause::Consumed, message);
+        }
+        is_closed
     }
 
     /// Until when the request was granted, if it was and its status does not say so: then it gets that grant, or nothing.

@@ -119,6 +119,9 @@ impl<'a> Draft<'a> {
             self.status.verdicts = outline.verdicts;
             return self.refuse(DenyReason::DeniedByPolicy, refusal);
         }
+        if self.is_closed() {
+            return;
+        }
         if let Some(why) = self.unreadable_decision() {
             self.hold(ActiveReason::DecisionUnreadable, why, false);
             return self.hear_no(&asked);

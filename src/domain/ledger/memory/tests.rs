@@ -92,6 +92,22 @@ fn of_two_intentions_the_later_one_is_the_grant() {
 }
 
 #[test]
+fn of_two_requests_the_later_one_had_it_unless_the_first_is_over() {
+    let by_another = |kind| {
+        let mut record = record(kind);
+        record["request"]["uid"] = json!(again().metadata.uid);
+        record
+    };
+    let (first, second) = (record(RecordKind::GrantIntended), by_another(RecordKind::GrantIntended));
+    let ledger = recalled(&[first.clone(), second.clone(), by_another(RecordKind::Ended)]);
+    assert!(matches!(ledger.standing(&again()), Standing::Over { .. }));
+    assert!(matches!(ledger.standing(&forgotten()), Standing::Consumed { .. }));
+    let ledger = recalled(&[first, record(RecordKind::Ended), second]);
+    assert!(matches!(ledger.standing(&forgotten()), Standing::Over { .. }));
+    assert!(matches!(ledger.standing(&again()), Standing::Consumed { .. }));
+}
+
+#[test]
 fn what_this_process_saw_stored_closes_the_same() {
     let mut ledger = Ledger::default();
     ledger.set_seen();
