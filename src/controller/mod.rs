@@ -20,6 +20,7 @@ mod nodes;
 mod policies;
 mod records;
 mod slots;
+mod standby;
 mod timers;
 mod turn;
 mod watch;
@@ -51,6 +52,7 @@ use enforcement::Guard;
 pub use leader::{Candidate, Head, Leads, WhyNotReady};
 pub use records::{Records, Term};
 use slots::Slots;
+pub use standby::remember;
 use timers::Timers;
 use write::Writer;
 

@@ -9,13 +9,14 @@
 //! the trail says, and nothing is granted or pushed before that is known.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::InstanceAccess;
 use crate::audit::{AppendError, Begin, Limits, OpenError, ReadBack, Receipt, Sinks, Stats, Trail, read_back};
 use crate::clock::Clock;
 use crate::domain::ledger::memory::{KEPT, Memory};
@@ -60,6 +61,7 @@ impl Term {
 pub struct Records {
     trail: OnceLock<Trail>,
     memory: signal::Sender<Recall>,
+    heard: Mutex<Memory>,
 }
 
 /// What became of the records that were there before.
@@ -100,7 +102,16 @@ impl Records {
         }
     }
 
-    /// What the trail said before it was opened; waits until it was read.
+    fn heard(&self) -> MutexGuard<'_, Memory> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a request as it was while this process stood by.
+    pub fn hear(&self, request: &InstanceAccess) {
+        self.heard().see(request);
+    }
+
+    /// What the trail said before it was opened, and what was heard before it was ours; waits until it was read.
     pub async fn memory(&self) -> Arc<Memory> {
         let mut recall = self.memory.subscribe();
         loop {
@@ -119,7 +130,7 @@ impl Records {
 
     /// Reads the trail back, and waits until that was taken in; false, if the word to stop came first.
     async fn recall(&self, file: Option<PathBuf>, clock: &Clock, stop: &CancellationToken) -> std::io::Result<bool> {
-        let memory = match file {
+        let mut memory = match file {
             Some(file) => read(file, minus(clock(), KEPT)).await?,
             None => {
                 tracing::info!(
@@ -128,6 +139,7 @@ impl Records {
                 Memory::default()
             }
         };
+        memory.add(&std::mem::take(&mut *self.heard()));
         let mut taken = self.memory.subscribe();
         self.memory.send_replace(Recall::Read(Arc::new(memory)));
         Ok(tokio::select! {

@@ -15,6 +15,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
     days![
         an_etcd_that_is_restored_under_a_running_operator_gives_nothing_twice_and_is_heard,
         an_operator_that_starts_on_a_restored_etcd_gives_nothing_twice_by_its_trail,
+        a_replica_that_stood_by_and_leads_after_a_restore_gives_nothing_twice_by_what_it_heard,
         over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_on,
         what_stays_behind_a_removed_operator_is_taken_over_or_let_go_as_the_page_says,
     ]
@@ -59,15 +60,36 @@ async fn until_gone(stand: &Stand, name: &str, bound: Duration) -> Outcome {
 
 async fn an_etcd_that_is_restored_under_a_running_operator_gives_nothing_twice_and_is_heard() -> Outcome {
     // Without `--bump-revision`, as it should not be done: what was told before is told again under the same numbers.
-    restored(Stand::own(Special::default()).await?, 0, false).await
+    restored(Stand::own(Special::default()).await?, 0, Survivor::Running).await
 }
 
 async fn an_operator_that_starts_on_a_restored_etcd_gives_nothing_twice_by_its_trail() -> Outcome {
-    restored(Stand::own(with_lease()).await?, 1_000_000_000, true).await
+    restored(Stand::own(with_lease()).await?, 1_000_000_000, Survivor::Restarted).await
+}
+
+async fn a_replica_that_stood_by_and_leads_after_a_restore_gives_nothing_twice_by_what_it_heard() -> Outcome {
+    restored(Stand::own(with_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
+}
+
+/// Who is there after a restore.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Survivor {
+    /// The operator that was, all the while.
+    Running,
+    /// It was stopped, and is started after.
+    Restarted,
+    /// It is gone, and another one leads, whose trail is empty.
+    StoodBy,
 }
 
 /// Takes a copy of etcd; grants, revokes, refuses and deletes after it; and puts the copy back.
-async fn restored(stand: Stand, bump_revision: u64, restarts: bool) -> Outcome {
+async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outcome {
+    let other = stand.controller.beside_with_a_trail("other")?;
+    if survivor == Survivor::StoodBy {
+        other.start()?;
+        other.until_ready().await?;
+    }
+    let leader = if survivor == Survivor::StoodBy { &other } else { &stand.controller };
     let hour = json!(3600);
     let [kept, revoked, deleted] = ["kept", "revoked", "deleted"].map(|name| (name, stand.running()));
     for (name, id) in [&kept, &revoked, &deleted] {
@@ -108,16 +130,16 @@ async fn restored(stand: Stand, bump_revision: u64, restarts: bool) -> Outcome {
     let over = [first?, second?];
     third?;
 
-    if restarts {
+    if survivor != Survivor::Running {
         stand.controller.kill();
     }
     stand.lab.restore_etcd(&snapshot, bump_revision).await?;
     let back = Timestamp::now();
     stand.lab.start_api_server().await?;
-    if restarts {
+    if survivor == Survivor::Restarted {
         stand.controller.start()?;
-        stand.controller.until_ready().await?;
     }
+    leader.until_ready().await?;
     // They are as they were, and nothing in them tells what came after.
     for name in [ended.0, denied.0] {
         let words = ["the API server does not, as after etcd was restored", "ask by another name"];
@@ -150,11 +172,18 @@ async fn restored(stand: Stand, bump_revision: u64, restarts: bool) -> Outcome {
         anyhow::ensure!(late.is_empty(), "{name} was let in again: {late:?}");
     }
     anyhow::ensure!(stand.pushes(&denied.1).is_empty(), "a key was pushed for who was refused");
-    anyhow::ensure!(stand.controller.death().is_none(), "the controller died");
-    let told = stand.controller.log_of("gone back to an older state");
-    anyhow::ensure!(told.is_empty() == restarts, "the log says {told:?}");
+    anyhow::ensure!(leader.death().is_none(), "the controller died");
+    let told = leader.log_of("gone back to an older state");
+    anyhow::ensure!(told.is_empty() == (survivor != Survivor::Running), "the log says {told:?}");
     // The receipts of what was forgotten are in the trail for good.
-    stand.controller.verify(&[&over[0], &over[1], &after]).await?;
+    let mut receipts = vec![&over[0], &over[1]];
+    if survivor == Survivor::StoodBy {
+        let text = std::fs::read_to_string(other.audit())?;
+        anyhow::ensure!(text.contains("EndIntended") && text.contains("Granted"), "it wrote to its own trail: {text}");
+    } else {
+        receipts.push(&after);
+    }
+    stand.controller.verify(&receipts).await?;
     Ok(())
 }
 

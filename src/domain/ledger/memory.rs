@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 
 use super::{Consumer, Key, Ledger, entry_name, key_of_name, second, uid_bytes};
+use crate::api::InstanceAccess;
 use crate::domain::record::RecordKind;
 
 /// How far back a trail is read. A request waits for people for 30 days at most, and for all the rest a day more; what is
@@ -100,6 +101,16 @@ impl Memory {
                 self.0.consume(key, Consumer { end_second, ..consumer });
             }
         }
+    }
+
+    /// Takes in a request as it was.
+    pub fn see(&mut self, request: &InstanceAccess) {
+        self.0.note(request);
+    }
+
+    /// Takes in what else is remembered.
+    pub fn add(&mut self, other: &Self) {
+        self.0.recall(other);
     }
 
     /// How many grants it knows of.

@@ -65,6 +65,13 @@ impl Controller {
         })
     }
 
+    /// The same, with a trail of its own, as on another volume.
+    pub fn beside_with_a_trail(&self, name: &str) -> anyhow::Result<Self> {
+        let mut other = self.beside(name)?;
+        other.audit.set_file_name(format!("{name}.jsonl"));
+        Ok(other)
+    }
+
     /// Changes its environment; the next start sees it.
     pub fn set_env(&self, name: &str, value: &str) {
         self.env.lock().expect("no holder panics").push((name.into(), value.into()));

@@ -306,10 +306,9 @@ fn a_request_whose_status_goes_back_to_before_its_grant_gets_no_other_one() {
     }
 
     let mut denied = world().under(|policy| policy.subjects.clear()).settled();
-    let told = denied.line();
     forget(&mut denied);
-    denied.settle();
-    assert_eq!(denied.line(), told, "who is refused now as well is told why");
+    let status = denied.ask().status.expect("a status");
+    assert!(condition::is_true(&status.conditions, ConditionType::Denied), "who is refused now as well is told why");
     denied.change_policies(true, |policies| *policies = vec![developers()]);
     forget(&mut denied);
     let status = denied.ask().status.expect("a status");
