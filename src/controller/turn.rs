@@ -271,9 +271,10 @@ async fn carry_out(
         // The trail may have been read since, or another request had the grant meanwhile.
         if let Some(ground) = &ground {
             let ledger = shared.ledger.read();
-            let is_free = match is_new_grant {
-                true => ledger.admits(&decided_on, ground.expiration_time()),
-                false => !ledger.is_over(&decided_on),
+            let is_free = if is_new_grant {
+                ledger.admits(&decided_on, ground.expiration_time())
+            } else {
+                !ledger.is_over(&decided_on)
             };
             if !is_free {
                 return false;

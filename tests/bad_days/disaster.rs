@@ -17,6 +17,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         an_operator_that_starts_on_a_restored_etcd_gives_nothing_twice_by_its_trail,
         a_replica_that_stood_by_and_leads_after_a_restore_gives_nothing_twice_by_what_it_heard,
         over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_on,
+        a_trail_that_is_taken_away_stops_grants_and_is_gone_on_with_when_it_is_back,
         what_stays_behind_a_removed_operator_is_taken_over_or_let_go_as_the_page_says,
     ]
 }
@@ -276,6 +277,25 @@ async fn kubelet(controllers: [&Controller; 2]) -> anyhow::Error {
         }
         tokio::time::sleep(Duration::from_secs(1)).await; // a look around, not a wait for anything
     }
+}
+
+async fn a_trail_that_is_taken_away_stops_grants_and_is_gone_on_with_when_it_is_back() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let (one, two) = (stand.running(), stand.running());
+    stand.ask(Ask::new("before").instance(&one)).await?;
+    stand.until_granted("before").await?;
+    let trail = stand.controller.audit();
+    let aside = trail.with_extension("aside");
+    std::fs::rename(&trail, &aside)?;
+    stand.ask(Ask::new("held").instance(&two)).await?;
+    stand.until("held", "AuditUnavailable", &["the audit trail takes no record"]).await?;
+    anyhow::ensure!(stand.pushes(&two).is_empty(), "a key was pushed without a record");
+    anyhow::ensure!(!trail.exists(), "another trail was begun beside the one that is gone");
+    std::fs::rename(&aside, &trail)?;
+    let held = stand.until_granted("held").await?;
+    anyhow::ensure!(stand.controller.death().is_none(), "it was restarted");
+    stand.controller.verify(&[&stand.get("before").await?, &held]).await?;
+    Ok(())
 }
 
 /// The commands of the page that stand under a heading.
