@@ -67,6 +67,11 @@ impl Book {
         }
     }
 
+    /// Takes in that a request went.
+    pub fn went(&self, uid: &str) {
+        self.write().went(uid);
+    }
+
     /// Takes in what the audit trail says of requests.
     fn recall(&self, memory: &Memory) {
         self.write().recall(memory);

@@ -111,6 +111,11 @@ impl Records {
         self.heard().see(request);
     }
 
+    /// Remembers that a request went.
+    pub fn hear_gone(&self, uid: &str) {
+        self.heard().went(uid);
+    }
+
     /// What the trail said before it was opened, and what was heard before it was ours; waits until it was read.
     pub async fn memory(&self) -> Arc<Memory> {
         let mut recall = self.memory.subscribe();

@@ -24,16 +24,22 @@ pub async fn remember(client: Client, records: Arc<Records>) {
     let mut stream = std::pin::pin!(History::default().watch(api, config()));
     while let Some(event) = stream.next().await {
         match event {
-            // Of one that went, the last that was true of it.
-            Ok(Event::InitApply(object) | Event::Apply(object) | Event::Delete(object)) => {
-                if let Ok(request) = object.decode() {
-                    records.hear(&request);
-                }
+            Ok(Event::InitApply(object) | Event::Apply(object)) => hear(&records, &object),
+            Ok(Event::Delete(object)) => {
+                // The last that was true of it.
+                hear(&records, &object);
+                records.hear_gone(object.metadata.uid.as_deref().unwrap_or_default());
             }
             Ok(Event::Init | Event::InitDone) => {}
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the watch over requests broke while standing by, trying again");
             }
         }
+    }
+}
+
+fn hear(records: &Records, object: &Watched<InstanceAccess>) {
+    if let Ok(request) = object.decode() {
+        records.hear(&request);
     }
 }

@@ -136,6 +136,7 @@ fn see(shared: &Arc<Shared>, watched: Watched<InstanceAccess>, listed: bool) {
 }
 
 fn gone(shared: &Arc<Shared>, uid: &str) {
+    shared.ledger.went(uid);
     if let Some(slot) = shared.slots.find(uid) {
         set_gone(shared, &slot);
         wake(shared, &slot);

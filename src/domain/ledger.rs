@@ -127,6 +127,11 @@ impl Ledger {
         );
     }
 
+    /// A request went: whatever comes back by its uid is of a history that was undone.
+    pub fn went(&mut self, uid: &str) {
+        self.closed.add(uid_bytes(uid));
+    }
+
     /// The first one had it; that it ended is news, that there is another is not. An end only moves earlier.
     fn consume(&mut self, key: Key, news: Consumer) {
         let consumer = self.consumed.entry(key).or_insert(news);

@@ -103,6 +103,8 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
         stand.ask(Ask::new(name).instance(id).with("ttlSeconds", hour.clone())).await?;
         stand.until(name, "InstanceNotRunning", &[]).await?;
     }
+    stand.ask(Ask::new("withdrawn").instance(&waiting())).await?;
+    stand.until("withdrawn", "InstanceNotRunning", &[]).await?;
     let snapshot = stand.lab.dir().join("snapshot.db");
     stand.lab.snapshot_etcd(&snapshot).await?;
 
@@ -123,6 +125,7 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
         stand.merge("alice", name, json!({"spec": {"revoke": {"reason": "done"}}})).await?;
     }
     stand.delete("alice", deleted.0).await?;
+    stand.delete("alice", "withdrawn").await?;
     let (first, second, third) = tokio::join!(
         until_ended(&stand, ended.0),
         until_ended(&stand, revoked.0),
@@ -146,6 +149,9 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
         let words = ["the API server does not, as after etcd was restored", "ask by another name"];
         stand.until(name, "Consumed", &words).await?;
     }
+    // Of this no record tells: who did not see it go takes it for what it was.
+    let withdrawn = if survivor == Survivor::Restarted { "InstanceNotRunning" } else { "Consumed" };
+    stand.until("withdrawn", withdrawn, &[]).await?;
     for name in [revoked.0, deleted.0] {
         let object = until_taken_back(&stand, name).await?;
         anyhow::ensure!(shown(&object).contains("ended, or began to be"), "{name}: {}", shown(&object));

@@ -24,7 +24,7 @@ pub const KEPT: Duration = Duration::from_secs(32 * 24 * 3600);
 /// and those in it are judged anew if the API server forgets them as well. More than wait at once, in a megabyte or two.
 const CLOSED_MAX: usize = 32 << 10;
 
-/// The uids of requests that are over without a grant. Anybody can make them, so they are bounded.
+/// The uids of requests that are over without a grant, or gone. Anybody can make them, so they are bounded.
 #[derive(Clone, Debug, Default)]
 pub struct Closed {
     newer: HashSet<[u8; 16]>,
@@ -106,6 +106,11 @@ impl Memory {
     /// Takes in a request as it was.
     pub fn see(&mut self, request: &InstanceAccess) {
         self.0.note(request);
+    }
+
+    /// A request went.
+    pub fn went(&mut self, uid: &str) {
+        self.0.went(uid);
     }
 
     /// Takes in what else is remembered.
