@@ -29,6 +29,7 @@ test:
 	@tests/lab/setup-ansible.sh >/dev/null
 	@tests/lab/setup-helm.sh >/dev/null
 	@tests/lab/setup-promtool.sh >/dev/null
+	@tests/lab/setup-etcdutl.sh >/dev/null
 	@cargo test --workspace
 	@$(MAKE) --no-print-directory gitops
 

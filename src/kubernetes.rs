@@ -1,9 +1,15 @@
-//! How the API server is reached.
+//! How the API server is reached, and whether it still has the history that it told.
 
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kube::runtime::watcher;
-use kube::{Client, Config};
+use futures::stream::{BoxStream, Stream, StreamExt, unfold};
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch as signal;
 
 /// Longest silence on a connection. Watches are ended by the API server after 240 s at the latest ([`watch_config`]); a
 /// silence longer than that is a dead peer, which the client would otherwise wait for without end.
@@ -33,6 +39,54 @@ pub async fn client_with(read_timeout: Duration) -> Result<Client, ClientError> 
     Client::try_from(config).map_err(|error| ClientError::Build(Box::new(error)))
 }
 
+/// Whether the API server still has the history that it told.
+///
+/// An etcd that is restored from an older copy counts its versions from there, unless it is told to skip some
+/// (`--bump-revision`). A watch that goes on from a version which is not there again yet is silent until it is, and says
+/// nothing of that; so it is begun anew, with a list.
+#[derive(Debug, Default)]
+pub struct History {
+    newest: AtomicU64,
+    undone: signal::Sender<u64>,
+}
+
+impl History {
+    /// The API server said what version its newest is, to a question that was asked after the answer before came. Returns
+    /// whether it went back; then all watches begin anew.
+    ///
+    /// Versions compare as numbers. Source: Kubernetes, which promises it since 1.35, and made them so before.
+    pub fn is_undone(&self, resource_version: Option<&str>) -> bool {
+        let Some(version) = resource_version.and_then(|text| text.parse::<u64>().ok()) else { return false };
+        let is_undone = version < self.newest.swap(version, Ordering::AcqRel);
+        if is_undone {
+            self.undone.send_modify(|times| *times += 1);
+        }
+        is_undone
+    }
+
+    /// Watches, with a back-off after each failure; begins anew when history was undone.
+    pub fn watch<K>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+    ) -> impl Stream<Item = watcher::Result<Event<K>>> + use<K>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let begin = move || StreamBackoff::new(watcher(api.clone(), config.clone()), DefaultBackoff::default()).boxed();
+        let watch: BoxStream<'static, watcher::Result<Event<K>>> = begin();
+        unfold((watch, self.undone.subscribe(), begin), async |(mut watch, mut undone, begin)| {
+            loop {
+                tokio::select! {
+                    biased;
+                    Ok(()) = undone.changed() => watch = begin(),
+                    event = watch.next() => return event.map(|event| (event, (watch, undone, begin))),
+                }
+            }
+        })
+    }
+}
+
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -42,4 +96,21 @@ pub enum ClientError {
     /// What was found cannot be used.
     #[error("the Kubernetes configuration cannot be used")]
     Build(#[source] Box<kube::Error>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_lower_than_the_one_before_is_history_undone_once() {
+        let history = History::default();
+        let undone = history.undone.subscribe();
+        for (version, expected) in [("7", false), ("7", false), ("1000", false), ("999", true), ("1000", false)] {
+            assert_eq!(history.is_undone(Some(version)), expected, "{version}");
+        }
+        assert!(!history.is_undone(None) && !history.is_undone(Some("")) && !history.is_undone(Some("new")));
+        assert_eq!(*undone.borrow(), 1);
+        assert!(history.is_undone(Some("0")), "an etcd that begins with nothing");
+    }
 }

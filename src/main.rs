@@ -206,7 +206,10 @@ async fn run(args: ControllerArgs) -> Outcome {
     tracing::info!(%listen, "started");
     let mut term = Term::Alone;
     if let Some(candidate) = &mut candidate {
-        let Some(won) = candidate.until_leads(&stop).await else {
+        let listening = tokio::spawn(instance_access::controller::remember(client.clone(), Arc::clone(&records)));
+        let won = candidate.until_leads(&stop).await;
+        listening.abort();
+        let Some(won) = won else {
             served.cancel();
             server.await?;
             return Ok(());

@@ -37,6 +37,7 @@
 
 mod join;
 mod line;
+mod memory;
 mod open;
 mod store;
 mod tail;
@@ -50,6 +51,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use join::Tail;
+pub use memory::{ReadBack, read_back};
 pub use open::{Begin, Leader, OpenError, Opened, STANDARD_OUTPUT, Sinks, Torn};
 pub use trail::{AppendError, Class, Limits, Stats, Trail};
 pub use verify::{Expectation, Finding, Summary, VerifyError, verify, verify_files};

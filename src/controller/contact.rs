@@ -14,12 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
 use crate::domain::time::is_fresh;
+use crate::kubernetes::History;
 
 use super::Shared;
 use super::turn::wake_all;
 
 /// Gap between two questions.
 const INTERVAL: Duration = Duration::from_secs(15);
+/// Gap after one that was not answered: who comes back may have forgotten something, and is asked soon.
+const RETRY: Duration = Duration::from_secs(2);
 /// The longest that one may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Age from which the last answer is no sign of contact: one question and its answer, and a little.
@@ -41,6 +44,8 @@ pub enum Watch {
 /// What was heard when.
 #[derive(Debug)]
 pub struct Contact {
+    /// Whether the API server still has the history that it told.
+    pub history: History,
     heard: Mutex<Heard>,
 }
 
@@ -60,7 +65,7 @@ struct Failing {
 impl Contact {
     /// Counts the start as contact.
     pub fn new(now: Timestamp) -> Self {
-        Self { heard: Mutex::new(Heard { answer_time: now, failing: [None; 3] }) }
+        Self { history: History::default(), heard: Mutex::new(Heard { answer_time: now, failing: [None; 3] }) }
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Heard) -> T) -> T {
@@ -101,18 +106,25 @@ impl Contact {
 /// Asks the API server now and then, until it is stopped; wakes everybody when it is heard again.
 pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
     let api: Api<PartialObjectMeta<InstanceAccess>> = Api::all(shared.client.clone());
-    let mut interval = tokio::time::interval(INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut was_lost = false;
+    let mut rest = Duration::ZERO;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = interval.tick() => {}
+            () = tokio::time::sleep(rest) => {}
         }
         // A list, since that is the right which a watch needs; of one, and by a quorum, since that is the truth.
         let one = ListParams::default().limit(1);
         let asked = api.list_metadata(&one);
-        if let Ok(Ok(_)) = tokio::time::timeout(TIMEOUT, asked).await {
+        rest = RETRY;
+        if let Ok(Ok(list)) = tokio::time::timeout(TIMEOUT, asked).await {
+            rest = INTERVAL;
+            if shared.contact.history.is_undone(list.metadata.resource_version.as_deref()) {
+                tracing::error!(
+                    "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again, and what is known to be over stays so"
+                );
+                shared.slots.doubt();
+            }
             shared.contact.answered((shared.clock)());
         }
         let is_lost = shared.contact.lost_time((shared.clock)()).is_some();

@@ -16,8 +16,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -177,8 +176,7 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         shared.decisions.relist().begins((shared.clock)());
         let api: Api<Watched<InstanceAccessDecision>> = Api::all(shared.client.clone());
-        let stream = watcher(api, config());
-        let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+        let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
         let mut listing: Option<Filed> = None;
         loop {
             let event = tokio::select! {

@@ -82,6 +82,11 @@ impl Kept {
         self.form = Form::Open(newer);
     }
 
+    /// Whatever is heard next is newer.
+    pub fn doubt(&mut self) {
+        self.facts.version = None;
+    }
+
     /// Returns the request. It stays open until it is closed.
     pub fn open(&mut self) -> Arc<InstanceAccess> {
         match &self.form {

@@ -17,13 +17,14 @@ use jiff::Timestamp;
 use kube::Api;
 use kube::api::{DeleteParams, Preconditions};
 use kube::core::{ApiResource, DynamicObject};
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessLedgerEntrySpec};
+use crate::domain::ledger::memory::Memory;
 use crate::domain::ledger::{Ledger, is_past, is_sound};
+use crate::domain::lifecycle::is_over;
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -59,11 +60,21 @@ impl Book {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a request: if it has a grant, nobody else gets that.
+    /// Takes in a request: if it has a grant, nobody else gets that; and if it is over, it stays so.
     pub fn note(&self, request: &InstanceAccess) {
-        if request.status.as_ref().is_some_and(|status| status.grant.is_some()) {
+        if request.status.as_ref().is_some_and(|status| status.grant.is_some()) || is_over(request) {
             self.write().note(request);
         }
+    }
+
+    /// Takes in that a request went.
+    pub fn went(&self, uid: &str) {
+        self.write().went(uid);
+    }
+
+    /// Takes in what the audit trail says of requests.
+    fn recall(&self, memory: &Memory) {
+        self.write().recall(memory);
     }
 
     /// Takes in an entry that stands.
@@ -85,7 +96,19 @@ enum Chore {
 /// Takes in what happens to entries, and keeps them as long as they should be, until it is stopped.
 pub async fn keep_ledger(shared: Arc<Shared>, stop: CancellationToken) {
     let (queue, waiting) = mpsc::channel(CHORES_MAX);
-    tokio::join!(watch(&shared, queue, &stop), work(&shared, waiting, &stop));
+    tokio::join!(watch(&shared, queue, &stop), work(&shared, waiting, &stop), recall(&shared, &stop));
+}
+
+/// Takes in what the audit trail says, once it was read. Until then it takes no record: so nothing is granted and no key
+/// is pushed that it would veto.
+async fn recall(shared: &Arc<Shared>, stop: &CancellationToken) {
+    let memory = tokio::select! {
+        () = stop.cancelled() => return,
+        memory = shared.records.memory() => memory,
+    };
+    shared.ledger.recall(&memory);
+    shared.records.remembered();
+    wake_all(shared);
 }
 
 async fn watch(shared: &Arc<Shared>, chores: Sender<Chore>, stop: &CancellationToken) {
@@ -95,8 +118,7 @@ async fn watch(shared: &Arc<Shared>, chores: Sender<Chore>, stop: &CancellationT
     loop {
         // Untyped, so that one that does not decode counts by its name.
         let api: Api<DynamicObject> = Api::all_with(shared.client.clone(), &kind);
-        let stream = watcher(api, config().page_size(PAGE_SIZE));
-        let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+        let mut stream = std::pin::pin!(shared.contact.history.watch(api, config().page_size(PAGE_SIZE)));
         let mut is_behind = false;
         let began = tokio::time::Instant::now();
         loop {

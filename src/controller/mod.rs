@@ -21,6 +21,7 @@ mod policies;
 mod records;
 mod slots;
 mod spans;
+mod standby;
 mod timers;
 mod turn;
 mod watch;
@@ -52,6 +53,7 @@ use enforcement::Guard;
 pub use leader::{Candidate, Head, Leads, WhyNotReady, Won};
 pub use records::{Records, Term};
 use slots::Slots;
+pub use standby::remember;
 use timers::Timers;
 use write::Writer;
 

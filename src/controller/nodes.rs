@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node as ClusterNode;
 use kube::Api;
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::node::{Node, Nodes};
@@ -69,8 +68,7 @@ impl Table {
 /// Takes in what happens to nodes, until it is stopped.
 pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
     let api: Api<ClusterNode> = Api::all(shared.client.clone());
-    let stream = watcher(api, config());
-    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
     let mut listing: HashMap<String, Arc<Node>> = HashMap::new();
     loop {
         let event = tokio::select! {

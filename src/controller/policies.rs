@@ -9,8 +9,7 @@ use futures::StreamExt;
 use kube::Api;
 use kube::api::PostParams;
 use kube::core::{ApiResource, DynamicObject};
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{InstanceAccessPolicy, InstanceAccessPolicyStatus};
@@ -32,8 +31,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
     // Untyped, so that one that does not decode can still be asked whether it is an Allow.
     let api: Api<DynamicObject> =
         Api::all_with(shared.client.clone(), &ApiResource::erase::<InstanceAccessPolicy>(&()));
-    let stream = watcher(api, config());
-    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
     let mut known: HashMap<String, Arc<Policy>> = HashMap::new();
     let mut listing: Option<HashMap<String, Arc<Policy>>> = None;
     loop {

@@ -5,16 +5,24 @@
 //!
 //! A leader continues the trail of the one before, of which the lease names the head: in its own file, or in one that all
 //! of them write in turn.
+//!
+//! Before it takes a first record it is read back: an API server that was restored from an older copy has forgotten what
+//! the trail says, and nothing is granted or pushed before that is known.
 
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{AppendError, Begin, Leader, Limits, OpenError, Receipt, Sinks, Stats, Trail};
+use crate::api::InstanceAccess;
+use crate::audit::{AppendError, Begin, Leader, Limits, OpenError, ReadBack, Receipt, Sinks, Stats, Trail, read_back};
 use crate::clock::Clock;
 use crate::domain::lease::TrailHead;
+use crate::domain::ledger::memory::{KEPT, Memory};
+use crate::domain::time::minus;
 use crate::telemetry::chain;
 
 use super::leader::Won;
@@ -64,6 +72,20 @@ impl Term {
 #[derive(Debug, Default)]
 pub struct Records {
     trail: OnceLock<(Trail, String)>,
+    memory: signal::Sender<Recall>,
+    heard: Mutex<Memory>,
+}
+
+/// What became of the records that were there before.
+#[derive(Clone, Debug, Default)]
+enum Recall {
+    /// They were not read yet.
+    #[default]
+    Unread,
+    /// They were read, and are to be taken in.
+    Read(Arc<Memory>),
+    /// They are remembered.
+    Remembered,
 }
 
 impl Records {
@@ -91,6 +113,57 @@ impl Records {
         if let Some((trail, _)) = self.trail.get() {
             trail.clone().close().await;
         }
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Memory> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a request as it was while this process stood by.
+    pub fn hear(&self, request: &InstanceAccess) {
+        self.heard().see(request);
+    }
+
+    /// Remembers that a request went.
+    pub fn hear_gone(&self, uid: &str) {
+        self.heard().went(uid);
+    }
+
+    /// What the trail said before it was opened, and what was heard before it was ours; waits until it was read.
+    pub async fn memory(&self) -> Arc<Memory> {
+        let mut recall = self.memory.subscribe();
+        loop {
+            if let Recall::Read(memory) = &*recall.borrow_and_update() {
+                return Arc::clone(memory);
+            }
+            // The sender lives as long as we do.
+            let _ = recall.changed().await;
+        }
+    }
+
+    /// What it said was taken in: from now on it takes records.
+    pub fn remembered(&self) {
+        self.memory.send_replace(Recall::Remembered);
+    }
+
+    /// Reads the trail back, and waits until that was taken in; false, if the word to stop came first.
+    async fn recall(&self, file: Option<PathBuf>, clock: &Clock, stop: &CancellationToken) -> std::io::Result<bool> {
+        let mut memory = match file {
+            Some(file) => read(file, minus(clock(), KEPT)).await?,
+            None => {
+                tracing::info!(
+                    "the audit trail is standard output and cannot be read back: if etcd is restored from an older copy and this process ends, nothing tells what that copy lacks"
+                );
+                Memory::default()
+            }
+        };
+        memory.add(&std::mem::take(&mut *self.heard()));
+        let mut taken = self.memory.subscribe();
+        self.memory.send_replace(Recall::Read(Arc::new(memory)));
+        Ok(tokio::select! {
+            () = stop.cancelled() => false,
+            taken = taken.wait_for(|recall| matches!(recall, Recall::Remembered)) => taken.is_ok(),
+        })
     }
 
     /// Opens the trail, and tries again for as long as somebody may mend what is in the way.
@@ -136,6 +209,23 @@ impl Records {
                         digest = opened.head.digest,
                         "opened the audit trail"
                     );
+                    // From here on it is ours, and nobody else writes to it.
+                    loop {
+                        match self.recall(sinks.file.clone(), clock, stop).await {
+                            Ok(true) => break,
+                            Ok(false) => return Ok(()),
+                            Err(error) => {
+                                tracing::error!(
+                                    error = chain(&error),
+                                    "the audit trail cannot be read back, so nothing is granted; ends go on; trying again"
+                                );
+                                tokio::select! {
+                                    () = stop.cancelled() => return Ok(()),
+                                    () = tokio::time::sleep(OPEN_RETRY) => {}
+                                }
+                            }
+                        }
+                    }
                     if self.trail.set((trail, opened.file)).is_err() {
                         tracing::error!("the audit trail was opened twice");
                     }
@@ -175,4 +265,22 @@ impl Records {
             }
         }
     }
+}
+
+/// Reads what a file says since then. In a thread of its own: it may be long.
+async fn read(file: PathBuf, since: Timestamp) -> std::io::Result<Memory> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut memory = Memory::default();
+        let read = read_back(&[file], since, |time, record| memory.hear(time, record))?;
+        Ok::<_, std::io::Error>((memory, read))
+    });
+    let (memory, ReadBack { records, cut_off }) = reading.await.map_err(std::io::Error::other)??;
+    tracing::info!(records, grants = memory.len(), "read the audit trail back");
+    if let Some(since_time) = cut_off {
+        tracing::warn!(
+            %since_time,
+            "the audit trail is longer than is read back; of a restored etcd, what ended before this time would not be known to have ended"
+        );
+    }
+    Ok(memory)
 }

@@ -140,6 +140,13 @@ impl Slots {
         })
     }
 
+    /// History was undone: of each request any version is news, also one with a number that is known.
+    pub fn doubt(&self) {
+        for slot in self.all() {
+            slot.lock().kept.doubt();
+        }
+    }
+
     /// Returns the slot of a uid.
     pub fn find(&self, uid: &str) -> Option<Arc<Slot>> {
         self.lock().get(uid).cloned()

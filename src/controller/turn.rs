@@ -15,7 +15,6 @@ use crate::domain::approvals::Decisions;
 use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::condition::find;
 use crate::domain::enforcement::Enforcement;
-use crate::domain::ledger::Standing;
 use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
@@ -278,8 +277,17 @@ async fn carry_out(
             return false;
         }
         let current = Known::now(shared, slot, &mut state);
-        if is_new_grant && matches!(shared.ledger.read().standing(&decided_on), Standing::Consumed { .. }) {
-            return false;
+        // The trail may have been read since, or another request had the grant meanwhile.
+        if let Some(ground) = &ground {
+            let ledger = shared.ledger.read();
+            let is_free = if is_new_grant {
+                ledger.admits(&decided_on, ground.expiration_time())
+            } else {
+                !ledger.is_over(&decided_on)
+            };
+            if !is_free {
+                return false;
+            }
         }
         if known.is(&current, &decided_on) {
             return true;
@@ -628,8 +636,8 @@ async fn failed(shared: &Shared, slot: &Slot, object: &InstanceAccess, what: &st
 fn observe(shared: &Shared, before: &InstanceAccess, after: &InstanceAccess) {
     let (Some(new), old) = (&after.status, before.status.as_ref()) else { return };
     let granted = new.grant.is_some() && old.is_none_or(|old| old.grant.is_none());
+    shared.ledger.note(after);
     if granted {
-        shared.ledger.note(after);
         shared.metrics.count_grant();
     }
     // Ended is said with False once access is possible, and not before; after a key it is not the first time.

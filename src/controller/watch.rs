@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use kube::Api;
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
@@ -25,8 +24,7 @@ pub use crate::kubernetes::watch_config as config;
 /// Takes in what happens to requests, until it is stopped.
 pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     let api: Api<Watched<InstanceAccess>> = Api::all(shared.client.clone());
-    let stream = watcher(api, config());
-    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: Option<HashSet<Uid>> = None;
     loop {
@@ -138,6 +136,7 @@ fn see(shared: &Arc<Shared>, watched: Watched<InstanceAccess>, listed: bool) {
 }
 
 fn gone(shared: &Arc<Shared>, uid: &str) {
+    shared.ledger.went(uid);
     if let Some(slot) = shared.slots.find(uid) {
         set_gone(shared, &slot);
         wake(shared, &slot);

@@ -7,6 +7,11 @@
 //! ```
 //! A grant is consumed by the first request that had it; the key is namespace, name and spec digest. So a grant costs no
 //! write here, and a request that never had one leaves nothing behind. When an entry is owed is judged in `lifecycle`.
+//!
+//! An etcd that is restored from an older copy goes back with requests and entries together. What this process saw, and
+//! what the audit trail says, does not: it closes what came back open, and never opens anything ([`memory`]).
+
+pub mod memory;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,6 +23,7 @@ use sha2::{Digest, Sha256};
 use super::census::who_gets_in;
 use super::digest::{hex, spec_digest};
 use super::identity::PrincipalRule;
+use super::lifecycle::is_over;
 use super::time::{plus, whole_second_up};
 use crate::api::{
     Grant, InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessLedgerEntrySpec, InstanceAccessStatus,
@@ -41,8 +47,10 @@ struct Key([u8; 16]);
 struct Consumer {
     /// The request's uid; zero, if it is none that Kubernetes makes.
     uid: [u8; 16],
-    /// When its access ended, in seconds since 1970; zero, while it lives or if that is not known.
+    /// When its access ended or began to be taken back, in seconds since 1970; zero, while it lives or if that is not known.
     end_second: u32,
+    /// Until when it was granted at the most, in seconds since 1970; zero, if that is not known.
+    until_second: u32,
     /// Whether its entry stands, so that the request may go.
     is_entered: bool,
 }
@@ -52,6 +60,7 @@ struct Consumer {
 pub struct Ledger {
     seen: bool,
     consumed: HashMap<Key, Consumer>,
+    closed: memory::Closed,
 }
 
 /// What the ledger says of a request without a grant.
@@ -61,6 +70,18 @@ pub enum Standing {
     Unseen,
     /// The request may have its grant.
     Free,
+    /// The request had it, or was about to, and its status does not say so: it may have that one, and no longer.
+    Its {
+        /// Until when it was granted.
+        until: Timestamp,
+    },
+    /// The request had its grant, which is over, and its status does not say so.
+    Over {
+        /// When its access ended, if that is known.
+        end_time: Option<Timestamp>,
+    },
+    /// The request was refused, or withdrawn before it was granted, and its status does not say so.
+    Closed,
     /// Another request had it.
     Consumed {
         /// The uid of that one, if it is known.
@@ -86,16 +107,40 @@ impl Ledger {
         self.consumed.is_empty()
     }
 
-    /// Takes in a request that may have its grant: from then on nobody else gets it, whatever becomes of the object.
+    /// Takes in a request: if it has its grant, from then on nobody else gets that, whatever becomes of the object; and if
+    /// it is over without one, it stays so.
     pub fn note(&mut self, request: &InstanceAccess) {
-        let Some(status) = request.status.as_ref().filter(|status| status.grant.is_some()) else { return };
-        let key = key_of_name(&name_of(request, status));
-        let end_second = status.end_time.as_ref().map_or(0, |time| second(time.0));
+        let Some(status) = &request.status else { return };
         let uid = uid_bytes(request.metadata.uid.as_deref().unwrap_or_default());
-        // The first one had it; that it ended is news, that there is another is not.
-        let consumer = self.consumed.entry(key).or_insert(Consumer { uid, end_second, is_entered: false });
-        if consumer.uid == uid {
-            consumer.end_second = consumer.end_second.max(end_second);
+        let Some(grant) = &status.grant else {
+            if is_over(request) {
+                self.closed.add(uid);
+            }
+            return;
+        };
+        let closing = status.revocation.as_ref().and_then(|revocation| revocation.key_window_closed_time.as_ref());
+        let end_second = status.end_time.as_ref().or(closing).map_or(0, |time| second(time.0));
+        let until_second = second(grant.expiration_time.0);
+        self.consume(
+            key_of_name(&name_of(request, status)),
+            Consumer { uid, end_second, until_second, is_entered: false },
+        );
+    }
+
+    /// A request went: whatever comes back by its uid is of a history that was undone.
+    pub fn went(&mut self, uid: &str) {
+        self.closed.add(uid_bytes(uid));
+    }
+
+    /// The first one had it; that it ended is news, that there is another is not. An end only moves earlier.
+    fn consume(&mut self, key: Key, news: Consumer) {
+        let consumer = self.consumed.entry(key).or_insert(news);
+        if consumer.uid == news.uid {
+            consumer.end_second = consumer.end_second.max(news.end_second);
+            consumer.until_second = match (consumer.until_second, news.until_second) {
+                (0, until) | (until, 0) => until,
+                (known, until) => known.min(until),
+            };
         }
     }
 
@@ -108,6 +153,7 @@ impl Ledger {
         let consumer = Consumer {
             uid: uid_bytes(uid.unwrap_or_default()),
             end_second: end_time.map_or(0, second),
+            until_second: 0,
             is_entered: true,
         };
         self.consumed.insert(key_of_name(name), consumer);
@@ -133,20 +179,50 @@ impl Ledger {
         if !self.seen {
             return Standing::Unseen;
         }
+        let own = uid_bytes(request.metadata.uid.as_deref().unwrap_or_default());
+        if self.closed.has(own) {
+            return Standing::Closed;
+        }
+        let Some(consumer) = self.consumer(request) else { return Standing::Free };
+        let time = |second: u32| Timestamp::from_second(second.into()).ok().filter(|_| second > 0);
+        let end_time = time(consumer.end_second);
+        if consumer.uid != own || own == UNKNOWN {
+            return Standing::Consumed { uid: uid_text(consumer.uid), end_time };
+        }
+        match time(consumer.until_second) {
+            Some(until) if !consumer.is_over() => Standing::Its { until },
+            Some(_) | None => Standing::Over { end_time },
+        }
+    }
+
+    /// Whether a request that has no grant may have one until then.
+    pub fn admits(&self, request: &InstanceAccess, expiration_time: Timestamp) -> bool {
+        match self.standing(request) {
+            Standing::Free => true,
+            Standing::Its { until } => expiration_time <= until,
+            Standing::Unseen | Standing::Over { .. } | Standing::Closed | Standing::Consumed { .. } => false,
+        }
+    }
+
+    /// Whether the grant of a request is over, whatever its status says.
+    pub fn is_over(&self, request: &InstanceAccess) -> bool {
+        let own = uid_bytes(request.metadata.uid.as_deref().unwrap_or_default());
+        let consumer = self.consumer(request).filter(|consumer| consumer.uid == own && own != UNKNOWN);
+        consumer.is_some_and(|consumer| consumer.is_over())
+    }
+
+    fn consumer(&self, request: &InstanceAccess) -> Option<&Consumer> {
         let metadata = &request.metadata;
         let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
         let name = entry_name(namespace.unwrap_or_default(), name.unwrap_or_default(), &spec_digest(&request.spec));
-        let Some(consumer) = self.consumed.get(&key_of_name(&name)) else { return Standing::Free };
-        let own = uid_bytes(metadata.uid.as_deref().unwrap_or_default());
-        if consumer.uid == own && own != UNKNOWN {
-            return Standing::Free;
-        }
-        Standing::Consumed {
-            uid: uid_text(consumer.uid),
-            end_time: Some(consumer.end_second)
-                .filter(|second| *second > 0)
-                .and_then(|second| Timestamp::from_second(second.into()).ok()),
-        }
+        self.consumed.get(&key_of_name(&name))
+    }
+}
+
+impl Consumer {
+    /// Whether its access ended, or began to be taken back: an entry is written when the request goes.
+    fn is_over(&self) -> bool {
+        self.end_second > 0 || self.is_entered
     }
 }
 

@@ -1,14 +1,14 @@
 //! What the audit trail is told: one record an event in the life of a grant.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::condition::bounded;
 use super::subject;
 use crate::api::{Approval, EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
 
 /// What happened, or is about to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RecordKind {
     /// A request was refused.
     Denied,

@@ -14,12 +14,12 @@ use jiff::Timestamp;
 use kube::Api;
 use kube::api::ListParams;
 use kube::core::{DeserializeGuard, PartialObjectMeta, Resource};
-use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 
 use crate::api::InstanceAccess;
 use crate::domain::session::{fading, standing};
 use crate::domain::time::is_fresh;
+use crate::kubernetes::History;
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -38,6 +38,8 @@ pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10
 /// Since when the API server is heard.
 #[derive(Debug)]
 pub struct Contact {
+    /// Whether the API server still has the history that it told.
+    history: History,
     heard_time: Mutex<Timestamp>,
     failed_time: Mutex<Option<Timestamp>>,
     listed: AtomicBool,
@@ -64,6 +66,7 @@ impl Contact {
     /// Nothing was heard yet.
     pub fn new(silence_max: Duration) -> Self {
         Self {
+            history: History::default(),
             heard_time: Mutex::new(Timestamp::MIN),
             failed_time: Mutex::new(None),
             listed: AtomicBool::new(false),
@@ -107,7 +110,7 @@ impl Contact {
 pub async fn watch_requests(shared: Arc<Shared>) {
     let api: Api<DeserializeGuard<InstanceAccess>> = Api::all(shared.client.clone());
     let config = crate::kubernetes::watch_config().timeout(WATCH_SECONDS);
-    let mut stream = std::pin::pin!(StreamBackoff::new(watcher(api, config), watcher::DefaultBackoff::default()));
+    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: HashSet<Uid> = HashSet::new();
     while let Some(event) = stream.next().await {
@@ -187,7 +190,14 @@ pub async fn keep_contact(shared: Arc<Shared>) {
         // A list, since that is the right which a watch needs; of one, and by a quorum, since that is the truth. It counts
         // from when it was asked.
         let asked_time = (shared.clock)();
-        if let Ok(Ok(_)) = tokio::time::timeout(gap, api.list_metadata(&ListParams::default().limit(1))).await {
+        let one = ListParams::default().limit(1);
+        let asked = api.list_metadata(&one);
+        if let Ok(Ok(list)) = tokio::time::timeout(gap, asked).await {
+            if shared.contact.history.is_undone(list.metadata.resource_version.as_deref()) {
+                tracing::error!(
+                    "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again"
+                );
+            }
             shared.contact.heard(asked_time);
         }
         let is_sure = shared.contact.is_sure((shared.clock)()).is_ok();

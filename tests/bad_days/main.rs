@@ -9,6 +9,7 @@
 //! unreadable     a decision that may be a no   leaders      several controllers, of which one leads
 //! upgrade        of what guards the requests, under live grants
 //! traces         a collector of spans that hangs
+//! disaster       etcd restored, the API server away for long, the operator removed
 //! flood          ten thousand of everything; it takes all of the machine, so it comes last and alone
 //! ```
 //! The tests wait far more than they work, since a grant lives for a minute at least. So they run many at once, which
@@ -18,6 +19,7 @@ mod api_server;
 mod audit;
 mod aws;
 mod crash;
+mod disaster;
 mod flood;
 mod hostile;
 mod input;
@@ -55,6 +57,7 @@ fn main() {
     let days = [
         // The longest first.
         outlast::days(),
+        disaster::days(),
         leaders::days(),
         upgrade::days(),
         traces::days(),

@@ -3,14 +3,14 @@ use serde_json::json;
 use super::*;
 use crate::domain::digest::grant_id;
 
-const UID: &str = "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c001";
+pub(super) const UID: &str = "5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c001";
 
-fn at(text: &str) -> Timestamp {
+pub(super) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
 /// Granted at eight for an hour, and over at half past.
-fn request() -> InstanceAccess {
+pub(super) fn request() -> InstanceAccess {
     let mut request: InstanceAccess = serde_json::from_value(json!({
         "apiVersion": "instanceaccess.dev/v1alpha1",
         "kind": "InstanceAccess",
@@ -39,13 +39,13 @@ fn request() -> InstanceAccess {
     request
 }
 
-fn entry_of(request: &InstanceAccess) -> InstanceAccessLedgerEntry {
+pub(super) fn entry_of(request: &InstanceAccess) -> InstanceAccessLedgerEntry {
     let rule = PrincipalRule::default();
     entry(&rule, request, request.status.as_ref().unwrap(), at("2026-03-01T08:45:00Z")).expect("it had a grant")
 }
 
 /// The same, made again by somebody.
-fn again() -> InstanceAccess {
+pub(super) fn again() -> InstanceAccess {
     let mut again = request();
     again.metadata.uid = Some("5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1c002".into());
     again.status = None;
@@ -132,7 +132,8 @@ fn whoever_had_the_grant_first_has_it_for_good() {
     let mut live = request();
     live.status.as_mut().unwrap().end_time = None;
     ledger.note(&live);
-    assert_eq!(ledger.standing(&live), Standing::Free, "one's own");
+    let own = Standing::Its { until: at("2026-03-01T09:00:00Z") };
+    assert_eq!(ledger.standing(&live), own, "one's own");
     let taken = |end_time| Standing::Consumed { uid: Some(UID.to_owned()), end_time };
     assert_eq!(ledger.standing(&again()), taken(None));
     ledger.note(&request());
@@ -165,6 +166,7 @@ fn what_cannot_be_read_of_an_entry_lets_nobody_in() {
         assert!(ledger.enter(&name, uid, None));
         assert_eq!(ledger.standing(&again()), Standing::Consumed { uid: None, end_time: None }, "{uid:?}");
         assert_eq!(ledger.standing(&request()), Standing::Consumed { uid: None, end_time: None }, "{uid:?}");
+        assert!(!ledger.is_over(&request()), "{uid:?}: nobody's entry ends nobody's grant");
     }
     let mut ledger = ledger();
     for junk in ["", "a", "junk", &name[1..], &name.to_uppercase(), &format!("{name}0"), &"g".repeat(64)] {

@@ -30,6 +30,11 @@ impl Plan {
 }
 
 impl Ground {
+    /// When the grant ends.
+    pub fn expiration_time(&self) -> Timestamp {
+        self.grant.expiration_time.0
+    }
+
     /// Whether a plan on this ground may still be carried out, where a new plan would stand on another (I2, I4).
     ///
     /// It may if it gives no more: the same grant by the same policy, as it stood then, on the same people's word, and

@@ -5,29 +5,59 @@ use jiff::Timestamp;
 use crate::api::{EndCause, InstanceAccessLedgerEntry};
 use crate::domain::ledger::{self, Standing};
 
-use super::{Draft, Effect};
+use super::{Draft, Effect, last_push_time};
+
+/// How it reads that the API server knows less than we do.
+pub(super) const FORGOTTEN: &str = "the operator remembers it or reads it in its audit trail, and the API server does not, as after etcd was restored from an older copy. Nothing is granted twice; if access is needed again, ask by another name";
 
 impl Draft<'_> {
     /// Whether nothing is to be granted for the ledger's sake: another request had this grant, or nobody has read yet
     /// whether one did.
     pub(super) fn is_consumed(&mut self) -> bool {
-        let (uid, end_time) = match self.world.ledger.standing(self.request) {
-            Standing::Free => return false,
+        let until = |time: Option<Timestamp>| time.map_or_else(String::new, |time| format!(", until {time}"));
+        let message = match self.world.ledger.standing(self.request) {
+            Standing::Free | Standing::Closed => return false,
             Standing::Unseen => {
                 self.silent = true;
                 return true;
             }
-            Standing::Consumed { uid, end_time } => (uid, end_time),
+            // What is left of it is less than a key lives.
+            Standing::Its { until } if last_push_time(until) >= self.now => return false,
+            Standing::Its { until } => format!("this request was granted until {until}; {FORGOTTEN}"),
+            Standing::Over { end_time } => format!("this request was granted before{}; {FORGOTTEN}", until(end_time)),
+            Standing::Consumed { uid, end_time } => {
+                let whose = uid.map_or_else(String::new, |uid| format!(", as uid {uid}"));
+                format!(
+                    "this very request was granted before{whose}{}, then deleted and made again; each is granted once. If access is needed again, ask by another name, or change the spec: another reason will do",
+                    until(end_time)
+                )
+            }
         };
-        let whose = uid.map_or_else(String::new, |uid| format!(", as uid {uid}"));
-        let until = end_time.map_or_else(String::new, |time| format!(", until {time}"));
-        self.end(
-            EndCause::Consumed,
-            format!(
-                "this very request was granted before{whose}{until}, then deleted and made again; each is granted once. If access is needed again, ask by another name, or change the spec: another reason will do"
-            ),
-        );
+        self.end(EndCause::Consumed, message);
         true
+    }
+
+    /// Whether nothing is to be granted since the request was refused or withdrawn, and its status does not say so. Asked
+    /// only where it would be admitted now: who is not is refused in better words.
+    pub(super) fn is_closed(&mut self) -> bool {
+        let is_closed = self.world.ledger.standing(self.request) == Standing::Closed;
+        if is_closed {
+            let message = format!("this request was refused, or withdrawn, before it was granted; {FORGOTTEN}");
+            self.end(EndCause::Consumed, message);
+        }
+        is_closed
+    }
+
+    /// Until when the request was granted, if it was and its status does not say so: then it gets that grant, or nothing.
+    pub(super) fn granted_until(&self) -> Option<Timestamp> {
+        match self.world.ledger.standing(self.request) {
+            Standing::Its { until } => Some(until),
+            Standing::Unseen
+            | Standing::Free
+            | Standing::Over { .. }
+            | Standing::Closed
+            | Standing::Consumed { .. } => None,
+        }
     }
 
     /// Lets the object go. One that had its grant leaves its entry first, which is durable by then.

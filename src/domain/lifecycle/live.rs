@@ -261,6 +261,11 @@ impl<'a> Draft<'a> {
     /// Whether the grant in status is the operator's: status is anybody's who may write it while nothing guards it.
     fn own_grant(&self) -> Result<(), &'static str> {
         let Some(grant) = &self.status.grant else { return Ok(()) };
+        if self.world.ledger.is_over(self.request) {
+            return Err(
+                "this grant was ended, or began to be; the operator remembers it or reads it in its audit trail, and the API server does not, as after etcd was restored from an older copy; make a new request",
+            );
+        }
         let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
         if self.status.spec_digest.as_deref().is_none_or(|digest| grant.id != grant_id(uid, digest)) {
             return Err("the grant in status is another request's, or another spec's; make a new request");

@@ -119,6 +119,9 @@ impl<'a> Draft<'a> {
             self.status.verdicts = outline.verdicts;
             return self.refuse(DenyReason::DeniedByPolicy, refusal);
         }
+        if self.is_closed() {
+            return;
+        }
         if let Some(why) = self.unreadable_decision() {
             self.hold(ActiveReason::DecisionUnreadable, why, false);
             return self.hear_no(&asked);
@@ -181,7 +184,7 @@ impl<'a> Draft<'a> {
         let ttl = Duration::from_secs(u64::try_from(admission.ttl_seconds).unwrap_or_default());
         // Whichever is first. That the window shortens it stands in Approved: it moves while people wait, so nobody could
         // ask for just the time that is left of it.
-        let limits = [Some(plus(start, ttl)), end_time, admission.closes];
+        let limits = [Some(plus(start, ttl)), end_time, admission.closes, self.granted_until()];
         let expiration = whole_second(limits.into_iter().flatten().min().unwrap_or(start));
         if last_push_time(expiration) < self.now {
             return self.end(

@@ -69,6 +69,9 @@ pub(crate) struct ControlPlane {
     audit_log: Option<PathBuf>,
     address: SocketAddr,
     etcd_url: String,
+    etcd_peer: String,
+    etcd_data: Mutex<PathBuf>,
+    etcd_log: PathBuf,
     tokens: BTreeMap<String, String>,
     etcd: Mutex<Option<Process>>,
     api_server: Mutex<Option<Process>>,
@@ -97,6 +100,9 @@ impl ControlPlane {
 
         let this = Self {
             etcd_url: format!("http://{ip}:2379"),
+            etcd_peer: format!("http://{ip}:2380"),
+            etcd_data: Mutex::new(dir.join("etcd")),
+            etcd_log: workspace.log("etcd"),
             address: SocketAddr::new(ip, 6443),
             log: workspace.log("kube-apiserver"),
             audit_log: audit_log.then(|| workspace.log("kube-apiserver-audit")),
@@ -106,14 +112,7 @@ impl ControlPlane {
             etcd: Mutex::default(),
             api_server: Mutex::default(),
         };
-        let peer = format!("http://{ip}:2380");
-        let mut etcd = this.program(&this.bin.join("etcd"));
-        etcd.arg("--data-dir").arg(this.dir.join("etcd"));
-        etcd.args(["--listen-client-urls", &this.etcd_url, "--advertise-client-urls", &this.etcd_url]);
-        etcd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        // Its data need not survive a power cut, and the disk is the slowest thing on a test machine.
-        etcd.args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync", "--log-level", "warn"]);
-        *lock(&this.etcd) = Some(Process::spawn("etcd", etcd, workspace.log("etcd"))?);
+        this.start_etcd()?;
         this.start_api_server().await?;
         Ok(this)
     }
@@ -180,6 +179,52 @@ impl ControlPlane {
 
     pub fn etcd_url(&self) -> &str {
         &self.etcd_url
+    }
+
+    fn start_etcd(&self) -> anyhow::Result<()> {
+        let (url, peer) = (&self.etcd_url, &self.etcd_peer);
+        let mut etcd = self.program(&self.bin.join("etcd"));
+        etcd.arg("--data-dir").arg(&*self.etcd_data.lock().expect("no holder of this lock panics"));
+        etcd.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
+        etcd.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+        // Its data need not survive a power cut, and the disk is the slowest thing on a test machine.
+        etcd.args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync", "--log-level", "warn"]);
+        *lock(&self.etcd) = Some(Process::spawn("etcd", etcd, self.etcd_log.clone())?);
+        Ok(())
+    }
+
+    /// Takes a snapshot of etcd, by its own maintenance API.
+    pub async fn snapshot_etcd(&self, to: &Path) -> anyhow::Result<()> {
+        let client = reqwest::Client::builder().no_proxy().timeout(ASK_TIMEOUT).build()?;
+        let answer = client.post(format!("{}/v3/maintenance/snapshot", self.etcd_url)).body("{}").send().await?;
+        let pieces = answer.error_for_status()?.bytes().await?;
+        let mut snapshot = Vec::new();
+        for piece in serde_json::Deserializer::from_slice(&pieces).into_iter::<Value>() {
+            let piece = piece?;
+            let blob = piece["result"]["blob"].as_str().with_context(|| format!("a piece of a snapshot: {piece}"))?;
+            snapshot.extend(BASE64_STANDARD.decode(blob)?);
+        }
+        Ok(fs::write(to, snapshot)?)
+    }
+
+    /// Puts etcd back to what a snapshot has, as an administrator does: the API server is stopped before, and stays so.
+    ///
+    /// `bump_revision` is how many versions are skipped, so that none is given twice; Kubernetes' manual wants many.
+    pub async fn restore_etcd(&self, snapshot: &Path, bump_revision: u64) -> anyhow::Result<()> {
+        self.stop_api_server();
+        *lock(&self.etcd) = None;
+        let data = self.dir.join(format!("etcd-{}", ids::hex(8)));
+        let mut etcdutl = self.program(&etcdutl()?);
+        etcdutl.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(&data);
+        etcdutl.args(["--initial-advertise-peer-urls", &self.etcd_peer]);
+        etcdutl.args(["--initial-cluster", &format!("default={}", self.etcd_peer)]);
+        if bump_revision > 0 {
+            etcdutl.args(["--bump-revision", &bump_revision.to_string(), "--mark-compacted"]);
+        }
+        let restored = ssh::run(&mut tokio::process::Command::from(etcdutl)).await?;
+        anyhow::ensure!(restored.success(), "etcdutl: {}{}", restored.stdout, restored.stderr);
+        *self.etcd_data.lock().expect("no holder of this lock panics") = data;
+        self.start_etcd()
     }
 
     /// Kills the API server. etcd and its data stay.
@@ -292,6 +337,16 @@ fn binaries(version: Option<&str>) -> anyhow::Result<PathBuf> {
         anyhow::ensure!(bin.join(program).is_file(), "there is no {program} in {}; {advice}", bin.display());
     }
     Ok(bin)
+}
+
+/// etcd's tool for snapshots, where `setup-etcdutl.sh` puts it.
+fn etcdutl() -> anyhow::Result<PathBuf> {
+    let go_mod = include_str!("../etcdutl/go.mod");
+    let version = go_mod.lines().find_map(|line| line.split_once("go.etcd.io/etcd/etcdutl/v3 v"));
+    let version = version.and_then(|(_, rest)| rest.split_whitespace().next()).context("a version of etcdutl")?;
+    let program = cache_dir()?.join("etcdutl").join(version).join("etcdutl");
+    anyhow::ensure!(program.is_file(), "there is no {}; run tests/lab/setup-etcdutl.sh", program.display());
+    Ok(program)
 }
 
 /// This user's cache, where `setup.sh` builds.

@@ -288,6 +288,22 @@ impl Lab {
         self.control_plane().start_api_server().await
     }
 
+    /// Takes a snapshot of etcd.
+    ///
+    /// # Errors
+    /// If etcd does not give it.
+    pub async fn snapshot_etcd(&self, to: &std::path::Path) -> anyhow::Result<()> {
+        self.control_plane().snapshot_etcd(to).await
+    }
+
+    /// Stops the API server, and puts etcd back to what a snapshot has; `bump_revision` versions are skipped.
+    ///
+    /// # Errors
+    /// If `etcdutl` is not built, or does not take the snapshot.
+    pub async fn restore_etcd(&self, snapshot: &std::path::Path, bump_revision: u64) -> anyhow::Result<()> {
+        self.control_plane().restore_etcd(snapshot, bump_revision).await
+    }
+
     /// Makes the API server hang: connections stay open, nothing is answered.
     ///
     /// # Errors

@@ -185,7 +185,7 @@ fn a_list_that_shows_the_new_one_before_the_old_is_known_to_be_gone_grants_nothi
     new.metadata.uid = Some("5a3f6a0e-5f0f-4b43-9c1a-0d4f3ad1d001".into());
     life.book.known.note(&new);
     assert_eq!(life.book.known.standing(&new), Standing::Consumed { uid: Some(UID.into()), end_time: None });
-    assert_eq!(life.book.known.standing(&old), Standing::Free, "its own grant is not another's");
+    assert!(matches!(life.book.known.standing(&old), Standing::Its { .. }), "its own grant is not another's");
     let plan = next(
         at(100),
         &new,
@@ -259,4 +259,75 @@ fn what_goes_waits_in_a_lane_of_its_own() {
     let mut now = ending;
     now.now = at(150);
     assert_eq!(now.ask().lane(), Lane::End);
+}
+
+#[test]
+fn a_request_whose_status_goes_back_to_before_its_grant_gets_no_other_one() {
+    let forget = |life: &mut Life| {
+        life.object.as_mut().unwrap().status = None;
+        life.sync();
+    };
+    // Its grant would live still: that one, to the end that was promised, and no longer.
+    let mut life = world().until(100);
+    let before = life.status().grant.unwrap();
+    forget(&mut life);
+    let plan = life.ask();
+    let grant = plan.status.expect("a status").grant.expect("a grant");
+    assert_eq!((&grant.id, &grant.expiration_time), (&before.id, &before.expiration_time));
+    assert!(grant.start_time.0 > before.start_time.0);
+
+    // What is left is too little for a key.
+    let mut life = world().until(100);
+    let before = life.expiration();
+    forget(&mut life);
+    life.now = before;
+    let status = life.ask().status.expect("a status");
+    assert_eq!((status.grant, status.revocation.unwrap().cause), (None, EndCause::Consumed));
+
+    // It is over, however that came.
+    let expired = world().until(700);
+    let mut revoked = world().until(100);
+    revoked.revoke();
+    let revoked = revoked.until(300);
+    let mut closing = world().until(100);
+    closing.revoke();
+    closing.settle();
+    closing.shows("Approved=True Active=True/RevocationPending Reconciling=True");
+    for mut life in [expired, revoked, closing] {
+        forget(&mut life);
+        life.object.as_mut().unwrap().spec.revoke = None;
+        life.sync();
+        let plan = life.ask();
+        assert!(plan.ground(life.object.as_ref().unwrap()).is_none(), "{plan:?}");
+        let status = plan.status.expect("a status");
+        assert_eq!((status.grant, status.revocation.unwrap().cause), (None, EndCause::Consumed));
+        let ended = condition::find(&status.conditions, ConditionType::Ended).unwrap();
+        assert!(ended.message.contains("as after etcd was restored from an older copy"), "{}", ended.message);
+    }
+
+    let mut denied = world().under(|policy| policy.subjects.clear()).settled();
+    forget(&mut denied);
+    let status = denied.ask().status.expect("a status");
+    assert!(condition::is_true(&status.conditions, ConditionType::Denied), "who is refused now as well is told why");
+    denied.change_policies(true, |policies| *policies = vec![developers()]);
+    forget(&mut denied);
+    let status = denied.ask().status.expect("a status");
+    let ended = condition::find(&status.conditions, ConditionType::Ended).unwrap();
+    assert!(ended.message.starts_with("this request was refused, or withdrawn"), "{}", ended.message);
+}
+
+#[test]
+fn a_grant_whose_end_is_forgotten_is_ended_again_and_gets_no_key() {
+    let mut life = world().until(100);
+    let live = life.object.clone();
+    life.revoke();
+    let mut life = life.until(300);
+    life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    life.object = live;
+    life.sync();
+    let plan = life.ask();
+    assert!(plan.ground(life.object.as_ref().unwrap()).is_none(), "{plan:?}");
+    assert_eq!(plan.lane(), Lane::End);
+    let status = plan.status.expect("a status");
+    assert_eq!(status.revocation.unwrap().cause, EndCause::PolicyChanged);
 }

@@ -1,0 +1,178 @@
+use serde_json::{Value, json};
+
+use super::super::tests::{UID, again, at, request};
+use super::super::{Ledger, Standing};
+use super::*;
+use crate::api::InstanceAccess;
+use crate::domain::record::Record;
+
+/// What the trail says of the request that was granted at eight for an hour, and over at half past.
+fn record(kind: RecordKind) -> Value {
+    let request = request();
+    let mut status = request.status.clone().unwrap();
+    match kind {
+        RecordKind::Denied => status.grant = None,
+        RecordKind::EndIntended => status.grant.as_mut().unwrap().expiration_time = Time(at("2026-03-01T08:25:00Z")),
+        RecordKind::GrantIntended | RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended => {}
+    }
+    let mut record = Record::of(kind, &request, &status);
+    record.end_time = status.end_time.clone().filter(|_| kind == RecordKind::Ended);
+    serde_json::to_value(record).unwrap()
+}
+
+fn heard(records: &[Value]) -> Memory {
+    let mut memory = Memory::default();
+    for record in records {
+        memory.hear(at("2026-03-01T08:20:00Z"), &record.to_string());
+    }
+    memory
+}
+
+fn recalled(records: &[Value]) -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.set_seen();
+    ledger.recall(&heard(records));
+    ledger
+}
+
+/// The same request, as an etcd has it that was restored from before its grant.
+fn forgotten() -> InstanceAccess {
+    let mut forgotten = request();
+    forgotten.status = None;
+    forgotten
+}
+
+#[test]
+fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
+    use RecordKind::{Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+    let nine = at("2026-03-01T09:00:00Z");
+    let its = Standing::Its { until: nine };
+    let over = |time: &str| Standing::Over { end_time: Some(at(time)) };
+    let rows: [(&[RecordKind], Standing); 10] = [
+        (&[], Standing::Free),
+        (&[GrantIntended], its.clone()),
+        (&[GrantIntended, Granted], its.clone()),
+        (&[PushIntended], its.clone()),
+        (&[GrantIntended, Granted, PushIntended, EndIntended], over("2026-03-01T08:25:00Z")),
+        (&[EndIntended, Ended], over("2026-03-01T08:30:00Z")),
+        (&[GrantIntended, Ended], over("2026-03-01T08:30:00Z")),
+        (&[Ended], over("2026-03-01T08:30:00Z")),
+        (&[Denied], Standing::Closed),
+        // It was refused, and that was called off: the world had changed.
+        (&[Denied, GrantIntended], its),
+    ];
+    for (kinds, expected) in rows {
+        let records: Vec<Value> = kinds.iter().map(|kind| record(*kind)).collect();
+        let ledger = recalled(&records);
+        assert_eq!(ledger.standing(&forgotten()), expected, "{kinds:?}");
+        let is_over = matches!(expected, Standing::Over { .. });
+        assert_eq!(ledger.is_over(&request()), is_over, "{kinds:?}, restored as live");
+        // Made again by another name of the same: who was only refused is judged anew.
+        let had_it = kinds.iter().any(|kind| *kind != Denied);
+        assert_eq!(matches!(ledger.standing(&again()), Standing::Consumed { .. }), had_it, "{kinds:?}, made again");
+        assert!(!ledger.is_over(&again()), "{kinds:?}: another's end is not one's own");
+        for (until, fits) in [(nine, true), (at("2026-03-01T09:00:01Z"), false)] {
+            let admits = match &expected {
+                Standing::Free => true,
+                Standing::Its { .. } => fits,
+                Standing::Unseen | Standing::Over { .. } | Standing::Closed | Standing::Consumed { .. } => false,
+            };
+            assert_eq!(ledger.admits(&forgotten(), until), admits, "{kinds:?}, until {until}");
+        }
+    }
+}
+
+#[test]
+fn of_two_intentions_the_later_one_is_the_grant() {
+    let mut earlier = record(RecordKind::GrantIntended);
+    earlier["expirationTime"] = json!("2026-03-01T08:59:00Z");
+    let later = record(RecordKind::GrantIntended);
+    let until = at("2026-03-01T09:00:00Z");
+    assert_eq!(recalled(&[earlier, later]).standing(&forgotten()), Standing::Its { until });
+}
+
+#[test]
+fn of_two_requests_the_later_one_had_it_unless_the_first_is_over() {
+    let by_another = |kind| {
+        let mut record = record(kind);
+        record["request"]["uid"] = json!(again().metadata.uid);
+        record
+    };
+    let (first, second) = (record(RecordKind::GrantIntended), by_another(RecordKind::GrantIntended));
+    let ledger = recalled(&[first.clone(), second.clone(), by_another(RecordKind::Ended)]);
+    assert!(matches!(ledger.standing(&again()), Standing::Over { .. }));
+    assert!(matches!(ledger.standing(&forgotten()), Standing::Consumed { .. }));
+    let ledger = recalled(&[first, record(RecordKind::Ended), second]);
+    assert!(matches!(ledger.standing(&forgotten()), Standing::Over { .. }));
+    assert!(matches!(ledger.standing(&again()), Standing::Consumed { .. }));
+}
+
+#[test]
+fn what_this_process_saw_stored_closes_the_same() {
+    let mut ledger = Ledger::default();
+    ledger.set_seen();
+    let mut live = request();
+    live.status.as_mut().unwrap().end_time = None;
+    ledger.note(&live);
+    assert_eq!(ledger.standing(&forgotten()), Standing::Its { until: at("2026-03-01T09:00:00Z") });
+    assert!(!ledger.is_over(&live));
+    let mut revoked = live.clone();
+    let status = revoked.status.as_mut().unwrap();
+    let closed = Some(Time(at("2026-03-01T08:15:00Z")));
+    status.revocation =
+        Some(crate::api::Revocation { cause: crate::api::EndCause::Revoked, key_window_closed_time: closed });
+    ledger.note(&revoked);
+    assert!(ledger.is_over(&live), "restored from before its revocation");
+
+    let mut refused = forgotten();
+    refused.status = serde_json::from_value(json!({"conditions": [{
+        "type": "Denied", "status": "True", "reason": "DeniedByPolicy", "message": "no",
+        "observedGeneration": 1, "lastTransitionTime": "2026-03-01T08:00:00Z",
+    }]}))
+    .unwrap();
+    let mut ledger = Ledger::default();
+    ledger.set_seen();
+    ledger.note(&refused);
+    assert_eq!(ledger.standing(&forgotten()), Standing::Closed);
+    assert_eq!(ledger.standing(&again()), Standing::Free, "made again it is judged anew");
+}
+
+#[test]
+fn an_entry_of_the_request_itself_says_that_it_went() {
+    let mut ledger = Ledger::default();
+    ledger.set_seen();
+    let name = super::super::tests::entry_of(&request()).metadata.name.unwrap();
+    assert!(ledger.enter(&name, Some(UID), Some(at("2026-03-01T08:30:00Z"))));
+    assert_eq!(ledger.standing(&forgotten()), Standing::Over { end_time: Some(at("2026-03-01T08:30:00Z")) });
+    assert!(ledger.is_over(&request()));
+}
+
+#[test]
+fn what_is_no_record_of_a_request_says_nothing() {
+    let of_a_gateway = json!({"kind": "SessionOpened", "request": {"namespace": "a", "name": "b", "uid": UID}});
+    let half = json!({"kind": "Ended", "request": {"namespace": "a", "name": "b"}, "specDigest": "x"});
+    let opened = json!({"kind": "SegmentOpened", "segment": 1});
+    let memory = heard(&[of_a_gateway, half, opened, json!([]), json!("Ended")]);
+    assert!(memory.is_empty() && memory.0.closed.newer.is_empty());
+}
+
+#[test]
+fn a_flood_of_refusals_pushes_out_older_refusals_and_no_grant() {
+    let mut memory = heard(&[record(RecordKind::Denied), record(RecordKind::Ended)]);
+    let flood = |memory: &mut Memory, count: usize| {
+        for number in 0..count as u64 {
+            let mut uid = [1; 16];
+            uid[..8].copy_from_slice(&number.to_be_bytes());
+            memory.0.closed.add(uid);
+        }
+    };
+    flood(&mut memory, CLOSED_MAX);
+    assert!(memory.0.closed.has(uid_bytes(UID)));
+    flood(&mut memory, 4 * CLOSED_MAX);
+    assert!(!memory.0.closed.has(uid_bytes(UID)));
+    assert!(memory.0.closed.newer.len() + memory.0.closed.older.len() <= 2 * CLOSED_MAX);
+    let mut ledger = Ledger::default();
+    ledger.set_seen();
+    ledger.recall(&memory);
+    assert!(matches!(ledger.standing(&forgotten()), Standing::Over { .. }));
+}
