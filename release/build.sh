@@ -26,7 +26,8 @@ export PATH=$tools:$PATH
 
 cargo fetch --locked
 
-# The program says where a panic was, by path: the same ones wherever it is built.
+# The program says where a panic was, by path: the same ones wherever it is built. No other flags than these.
+unset CARGO_ENCODED_RUSTFLAGS CFLAGS CXXFLAGS LDFLAGS RUSTC_WRAPPER
 export RUSTFLAGS="--remap-path-prefix=$PWD=/src"
 for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
   RUSTFLAGS+=" --remap-path-prefix=$sources=/crates"
