@@ -4,7 +4,10 @@
 # make chart  writes the chart's copies of CRDs, admission policies and rules anew
 # make bench  measures, as ratios in one run; ARGS=--quick for a tenth of it, ARGS=--json for machines
 # make bench-gateway  measures the gateway, against straight connections to the same sshd; the same ARGS
-.PHONY: demo test gitops bench bench-gateway build setup crds chart lint
+# make lint   asks rustfmt, clippy and hadolint; make deny asks of licences, duplicates, sources and advisories
+# make image  builds the program as it is released, says what is in it, and packs both, without a container engine
+# make msrv   compiles everything with the oldest Rust that we say will do
+.PHONY: demo test gitops bench bench-gateway build setup crds chart lint deny image msrv
 
 # One feature set for every target: aws-sdk-ec2 takes minutes, and another set of features would compile it again.
 CARGO_BUILD = cargo build --workspace --all-targets
@@ -55,3 +58,19 @@ crds:
 lint:
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
+	@PATH=$$(release/tools.sh hadolint):$$PATH hadolint Containerfile
+
+# cargo-deny fetches the database of advisories; ARGS='bans licenses sources' asks without it.
+deny:
+	@PATH=$$(release/tools.sh cargo-deny):$$PATH cargo deny --locked check $(ARGS)
+	@PATH=$$(release/tools.sh cargo-machete):$$PATH cargo machete --skip-target-dir
+
+IMAGE = target/image
+image:
+	@release/build.sh $(IMAGE)/files
+	@release/sbom.sh $(IMAGE)/files/usr/bin/instance-access $(IMAGE)/instance-access.cdx.json
+	@release/image.sh $(IMAGE)/instance-access.tar $$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')=$(IMAGE)/files
+
+msrv:
+	@version=$$(sed -nE 's/^rust-version = "([0-9.]+)".*/\1/p' Cargo.toml); rustup toolchain install --profile minimal --no-self-update $$version \
+	  && CARGO_TARGET_DIR=target/msrv cargo +$$version check --locked --workspace --all-targets

@@ -1,5 +1,5 @@
 //! The Helm chart, held to the code, rendered for every Kubernetes it is for, and installed into a real API server; and
-//! the image's recipe.
+//! the image.
 //!
 //! `UPDATE_CHART=1 cargo test --test chart` (`make chart`) writes anew what is made from elsewhere: the chart's copies of
 //! CRDs, admission policies and rules, and the table of values in its README.
@@ -16,6 +16,7 @@ mod chart {
     mod gitops;
     mod helm;
     mod image;
+    mod package;
     mod render;
     mod upgrade;
     mod values;

@@ -7,6 +7,8 @@ mod docs {
     mod examples;
     mod headings;
     mod links;
+    mod release;
+    mod supply;
     mod tables;
 
     use std::path::{Path, PathBuf};

@@ -118,7 +118,7 @@ async fn a_gateway_writes_no_other_field_of_status_by_whatever_verb() {
     let object = granted(&world, "fields").await;
     let zero = gateway(&world, "gateway-0").await;
     let unbound = world.service_account("instance-access/gateway").await;
-    let crd = serde_json::to_value(&api::crds()).unwrap();
+    let crd = serde_json::to_value(api::crds()).unwrap();
     let schemas = crd.as_array().unwrap().iter().filter(|crd| crd["spec"]["names"]["kind"] == "InstanceAccess");
     let schema = schemas.map(|crd| &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]).next().unwrap();
     let of_schema: BTreeSet<&str> =
@@ -227,9 +227,9 @@ async fn a_gateway_writes_nobody_elses_entry() {
         NOT_TAKEN_OUT,
     );
     // Under the other's field manager, to take the entry out by applying nothing; and by applying the other's.
-    refused(zero.apply_status(&with_entries(&object, &[own.clone()]), "one").await, NOT_TAKEN_OUT);
-    refused(zero.apply_status(&with_entries(&object, &[others.clone()]), "zero").await, NOT_ITS_OWN);
-    zero.apply_status(&with_entries(&object, &[own.clone()]), "zero").await.unwrap();
+    refused(zero.apply_status(&with_entries(&object, std::slice::from_ref(&own)), "one").await, NOT_TAKEN_OUT);
+    refused(zero.apply_status(&with_entries(&object, std::slice::from_ref(&others)), "zero").await, NOT_ITS_OWN);
+    zero.apply_status(&with_entries(&object, std::slice::from_ref(&own)), "zero").await.unwrap();
     // Nor its own away.
     refused(zero.apply_status(&with_entries(&object, &[]), "zero").await, NOT_TAKEN_OUT);
 

@@ -177,7 +177,7 @@ async fn a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_seco
     let mallory = json!({"spec": {"holderIdentity": "mallory"}});
     leases.patch("controller", &PatchParams::default(), &Patch::Merge(mallory)).await?;
     let status = gone(&other).await?;
-    anyhow::ensure!(!status.success() && other.log_of("not ours any more") != "", "{}", other.log_of("error"));
+    anyhow::ensure!(!status.success() && !other.log_of("not ours any more").is_empty(), "{}", other.log_of("error"));
     // And never renews it: so the next one leads.
     stand.controller.start()?;
     let id = stand.running();

@@ -106,6 +106,7 @@ impl Live {
     }
 
     /// Waits until it is cut; returns when that was, and what the terminal shows.
+    #[expect(clippy::wrong_self_convention, reason = "what was cut is over, and nobody may use it again")]
     pub async fn is_cut(mut self, bound: Duration) -> (Timestamp, String) {
         let status = tokio::time::timeout(bound, self.child.wait()).await.expect("it was not cut in time").unwrap();
         let time = Timestamp::now();

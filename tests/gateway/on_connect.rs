@@ -75,7 +75,7 @@ pub async fn the_first_who_connects_has_the_key_delivered_and_the_next_rely_on_i
     let instance = stand.instance("on-connect").await;
     let request = stand.request("alice", "on-connect").on(&instance).with(on_connect()).applied().await;
     let granted = request.becomes("Granted").await;
-    assert!(granted.pointer("/status/key/pushes").is_none() && text(&granted, "/status/key/fingerprint") != "");
+    assert!(granted.pointer("/status/key/pushes").is_none() && !text(&granted, "/status/key/fingerprint").is_empty());
     assert!(request.pushes().is_empty(), "the operator pushed");
     let client = Client::of(&request, jump);
     let all = join_all((0..10).map(|_| typed_as_told(&request, &client))).await;

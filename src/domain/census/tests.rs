@@ -81,10 +81,13 @@ fn a_place_is_taken_once_however_often_it_is_claimed_and_seen() {
     assert_eq!(census.claim(at(3), &claim("3", "bob", "i-3", two, 3)), Ok(()), "another's places are another's");
 }
 
+/// Something that happens to a census, with its name.
+type Step<'a> = (&'static str, &'a dyn Fn(&mut Census));
+
 #[test]
 fn a_place_is_free_when_the_grant_ended_vanished_or_was_given_back() {
     let one = limits(Some(1), Some(1), None);
-    let ends: [(&str, &dyn Fn(&mut Census)); 3] = [
+    let ends: [Step; 3] = [
         ("ended", &|census| see(census, 2, &request("1", "alice", "i-1", true, true, Some(0)))),
         ("vanished", &|census| census.forget("1")),
         ("given back", &|census| {
@@ -241,7 +244,7 @@ fn what_is_left_of_a_request_and_the_request_are_one_place_whichever_is_told_fir
     let ends = request("1", "alice", "i-1", true, true, Some(0));
     let lives = request("1", "alice", "i-1", true, false, Some(0));
     let entry = left("1", "alice", 0).spec;
-    let steps: [(&str, &dyn Fn(&mut Census)); 4] = [
+    let steps: [Step; 4] = [
         ("entry", &|census| census.recall(at(1), &entry)),
         ("ended", &|census| see(census, 1, &ends)),
         ("claimed", &|census| {

@@ -489,7 +489,7 @@ fn of_a_thousand_that_all_read_that_there_is_room_three_are_granted() {
     let mut crowd = Crowd::new(1000, 3);
     // Look-ups first; then each decides to be granted before any of them has claimed.
     for number in 0..1000 {
-        while !crowd.members[number].plan.as_ref().is_some_and(|plan| plan.status.is_some()) {
+        while crowd.members[number].plan.as_ref().is_none_or(|plan| plan.status.is_none()) {
             assert!(crowd.step(number, Write::Stored));
         }
     }
