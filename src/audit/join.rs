@@ -183,7 +183,11 @@ impl<'a> Tree<'a> {
                 Attach::Nowhere => drop(nowhere.get_or_insert((number, missing))),
             }
             if let Some(term) = run.opening.as_ref().and_then(|opening| opening.term) {
-                tree.terms.push((term.number, run.first_time));
+                // A leader whose disk failed while it opened its file opens it again.
+                let again = run.follows && tree.terms.last().is_some_and(|(before, _)| *before == term.number);
+                if !again {
+                    tree.terms.push((term.number, run.first_time));
+                }
             }
             let Some(head) = run.opening.as_ref().and_then(|opening| opening.file_head.as_ref()) else { continue };
             match run.names {
@@ -268,7 +272,8 @@ impl<'a> Tree<'a> {
         }
         loop {
             let Run { first, first_time, last, .. } = &self.runs[run];
-            if self.number(run) <= self.number(parent) {
+            let is_later = self.number(run) > self.number(parent);
+            if !is_later && !(self.runs[run].follows && self.number(run) == self.number(parent)) {
                 return Err((run, self.fork(run)));
             }
             tails.push(self.tail(run, run, last.sequence - first.sequence + 1, *first_time)?);

@@ -188,9 +188,11 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
         }
         Sinks { file: None, stdout: false } => return Err(OpenError::NoSink),
     };
-    let Found { head, bytes, torn, file, is_known } = found;
+    let Found { head, bytes, torn, file, is_known, opens } = found;
+    // An opening that failed half way, as far as anybody knew, continues the known head already.
+    let is_ours = is_known || opens.is_some() && opens == leader.as_ref().map(|it| it.term).zip(known_head.clone());
     let (previous_head, file_head) = match known_head {
-        Some(known) if !is_known => {
+        Some(known) if !is_ours => {
             let file_head = head.filter(|head| *head != known);
             (Some(known), file_head)
         }

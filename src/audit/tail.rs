@@ -31,6 +31,8 @@ pub(super) struct Found {
     pub file: Option<String>,
     /// Whether the head that is known stands in this file, if it does anywhere.
     pub is_known: bool,
+    /// The term that its last line opens, if it does, and what that continues.
+    pub opens: Option<(i64, Receipt)>,
 }
 
 /// Opens the file, or creates it, as its one writer.
@@ -79,7 +81,7 @@ pub(super) fn mend(
     let start = bytes.saturating_sub(TAIL_BYTES_MAX);
     let mut text = vec![0; usize::try_from(bytes - start).unwrap_or(0)]; // at most TAIL_BYTES_MAX
     file.read_exact_at(&mut text, start).map_err(failed(sink, "read the file's end"))?;
-    let Tail { head, whole, newline_missing } = tail(&text, start > 0, known)
+    let Tail { head, whole, newline_missing, opens } = tail(&text, start > 0, known)
         .map_err(|(at, finding)| OpenError::Broken { path: path.clone(), offset: start + at as u64, finding })?;
     if head.is_some() && name.is_none() && head_file.is_some() {
         // Whose file it is cannot be told, nor whether it lacks the head that is known.
@@ -103,7 +105,7 @@ pub(super) fn mend(
     // Also what the writer before us left unsynced: we build on it.
     file.sync_all().map_err(failed(sink, "sync the file"))?;
     sync_directory(path).map_err(failed(sink, "sync the file's directory"))?;
-    Ok(Found { file: name.filter(|_| head.is_some()), head, bytes, torn, is_known })
+    Ok(Found { file: name.filter(|_| head.is_some()), head, bytes, torn, is_known, opens })
 }
 
 /// What tells a file from others: the digest of its first line, if that is whole.
@@ -122,6 +124,7 @@ struct Tail {
     /// How much of the text is whole lines.
     whole: usize,
     newline_missing: bool,
+    opens: Option<(i64, Receipt)>,
 }
 
 /// Verifies the end of a trail. Errors: the offset of the line that is wrong, and what is wrong with it.
@@ -133,7 +136,7 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
     let mut head: Option<Receipt> = None;
     // Where the number that is known has another digest. A file of one of several may have a number twice: then the later
     // one counts, to which the trail came back.
-    let (mut other, mut newline_missing) = (None, false);
+    let (mut other, mut newline_missing, mut opens) = (None, false, None);
     while whole < text.len() {
         let rest = &text[whole..];
         let end = rest.iter().position(|byte| *byte == b'\n');
@@ -147,6 +150,8 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
             None => Ok((link, Joint::Begins)),
         });
         if let Ok((link, joint)) = &read {
+            let term = link.opening.as_ref().and_then(|opening| opening.term);
+            opens = term.map(|term| (term.number, link.previous()));
             if *joint == Joint::Joins {
                 other = None;
             }
@@ -174,7 +179,7 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
     }
     match other {
         Some(wrong) => Err(wrong),
-        None => Ok(Tail { head, whole, newline_missing }),
+        None => Ok(Tail { head, whole, newline_missing, opens }),
     }
 }
 

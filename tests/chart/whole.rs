@@ -108,6 +108,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     let rendered = install(&lab, lab.ssh_port()).await;
     assert!(!of_kind(&rendered, "MutatingAdmissionPolicy").is_empty(), "who asks would not be filled in");
     the_same_again_changes_nothing(&lab).await;
+    another_number_of_replicas_is_taken_and_another_volume_refused(&lab, &rendered).await;
     the_pods_are_let_in_where_only_the_restricted_are(&lab, &rendered).await;
 
     let operator = start_controller(&lab, &rendered).await;
@@ -170,6 +171,19 @@ async fn the_same_again_changes_nothing(lab: &Lab) {
     upgrade(lab, &helm::chart(), lab.ssh_port(), &[]).await;
     let after = standing(lab, "release.yaml").await;
     assert_eq!(before, after);
+}
+
+/// As docs/install.md says of what can be changed.
+async fn another_number_of_replicas_is_taken_and_another_volume_refused(lab: &Lab, rendered: &[Value]) {
+    let mut workload = helm::controller(rendered).clone();
+    workload["spec"]["replicas"] = json!(3);
+    let three = manifest(lab, "workload.json", &workload);
+    kubectl(lab, "admin", &["replace", "--dry-run=server", "-f", &three]).await;
+    workload["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] = json!("20Gi");
+    let larger = manifest(lab, "workload.json", &workload);
+    let mut replace = lab.kubectl("admin").unwrap();
+    let refused = ssh::run(replace.args(["replace", "--dry-run=server", "-f", &larger])).await.unwrap();
+    assert!(refused.stderr.contains("updates to statefulset spec for fields other than"), "{refused:?}");
 }
 
 async fn the_pods_are_let_in_where_only_the_restricted_are(lab: &Lab, rendered: &[Value]) {

@@ -194,6 +194,20 @@ fn a_leader_that_follows_itself_leaves_no_tail() {
 }
 
 #[test]
+fn a_leader_that_opened_its_file_twice_in_one_term_forks_nothing() {
+    let mut world = world();
+    world.term(steps_down(1, 1));
+    // Its disk failed in the midst of the first opening, and nobody was told of that record.
+    world.term(Fate { replica: 0, named: None, unnamed: 0, late: 0 });
+    world.term -= 1;
+    let again = world.term(Fate { replica: 0, named: None, unnamed: 1, late: 0 });
+    assert_eq!((again.head.sequence, again.file_head), (4, None));
+    assert_eq!(world.verified().tails, []);
+    world.term(steps_down(1, 1));
+    assert_eq!(world.verified().tails.len(), 2);
+}
+
+#[test]
 fn a_file_that_the_lease_calls_by_another_name_is_continued_all_the_same() {
     let mut world = world();
     world.term(steps_down(0, 2));
