@@ -59,7 +59,8 @@ const KILLED: i64 = 78;
 const STOPPED: i64 = 90;
 const LOST: i64 = 102;
 const TOLD: i64 = 114;
-/// The first end of the stream and the gap to the next one: two before the first fault among them, and some in each gap.
+/// When the stream's grants end, two seconds apart: while somebody leads, and in each gap but the first, as no grant is so
+/// short that it could.
 const ENDS: std::ops::RangeInclusive<i64> = 76..=114;
 /// How late a session may be cut after the end of its grant.
 const CUT_LATE_MAX: f64 = 1.0;
