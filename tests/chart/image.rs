@@ -37,6 +37,10 @@ fn it_is_built_by_one_version_of_rust_and_begins_with_nothing() {
     let images = of("FROM");
     let [build, last] = &images[..] else { panic!("two stages, not {images:?}") };
     let name = build.strip_suffix(" AS build").unwrap_or_else(|| panic!("{build}: which stage is it?"));
+    // A release has its digest behind the tag.
+    let (name, digest) = name.split_once('@').unwrap_or((name, "sha256:"));
+    let digest = digest.strip_prefix("sha256:").unwrap_or_else(|| panic!("{digest} is no digest"));
+    assert!([0, 64].contains(&digest.len()) && digest.bytes().all(|it| it.is_ascii_hexdigit()), "{digest}");
     let (name, tag) = name.rsplit_once(':').unwrap_or_else(|| panic!("{name} has no tag"));
     assert!(name.split('/').next().unwrap().contains('.'), "{name}: which registry?");
     // Debian of the oldest that is looked after: the program holds the C library of the one that it is built on.
