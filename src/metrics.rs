@@ -174,11 +174,6 @@ impl Page {
         Self { own: Registry::with_prefix(prefix), process }
     }
 
-    /// What another room shows of its own.
-    pub fn add(&mut self, collector: impl Collector) {
-        self.own.register_collector(Box::new(collector));
-    }
-
     /// A counter; `_total` is put behind its name.
     pub fn counter(&mut self, name: &str, help: &str) -> Counter {
         let counter = Counter::default();

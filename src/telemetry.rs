@@ -224,7 +224,7 @@ pub fn of_trail(audit: audit::Stats, is_open: bool) -> [Sample; 4] {
 impl Default for Metrics {
     fn default() -> Self {
         let mut page = Page::new("instance_access", "controller");
-        page.add(SpanCounts);
+        page.collect(SpanCounts);
         Self {
             grants: page.counter("grants", "Grants stored in status"),
             // startTime is a whole second, so this is up to one too much.

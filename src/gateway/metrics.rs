@@ -99,7 +99,7 @@ pub struct GatewayMetrics {
 impl Default for GatewayMetrics {
     fn default() -> Self {
         let mut page = Page::new("instance_access_gateway", "gateway");
-        page.add(SpanCounts);
+        page.collect(SpanCounts);
         let bytes = page.counts(
             "bytes",
             "Bytes that sessions carried, still under the inner SSH's cipher",

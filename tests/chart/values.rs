@@ -234,7 +234,7 @@ fn told() -> Vec<Told> {
 /// Every leaf of the values; what is free in form (an empty map or list, a map of quantities) is one.
 fn leaves(path: &str, value: &Value, schema: &Value, found: &mut BTreeSet<String>) {
     match value {
-        Value::Object(fields) if schema["properties"].is_object() && !OF_ONE_PIECE.contains(&path.as_str()) => {
+        Value::Object(fields) if schema["properties"].is_object() && !OF_ONE_PIECE.contains(&path) => {
             for (name, field) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 leaves(&path, field, &schema["properties"][name], found);
@@ -247,7 +247,7 @@ fn leaves(path: &str, value: &Value, schema: &Value, found: &mut BTreeSet<String
 /// Every leaf of the schema, likewise.
 fn leaves_of_schema(path: &str, schema: &Value, found: &mut BTreeSet<String>) {
     match schema["properties"].as_object() {
-        Some(fields) if !OF_ONE_PIECE.contains(&path.as_str()) => {
+        Some(fields) if !OF_ONE_PIECE.contains(&path) => {
             assert_eq!(schema["additionalProperties"], false, "{path} takes typos");
             for (name, field) in fields {
                 let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
