@@ -149,15 +149,12 @@ impl<'a> Past<'a> {
     /// seconds: of those, and from the take-over on of these, by the fault.
     pub fn every_end_came_on_time(
         &self,
-        now: Timestamp,
+        last_end: Timestamp,
     ) -> anyhow::Result<(Vec<f64>, BTreeMap<&'static str, Vec<f64>>)> {
         let (mut led, mut unled) = (Vec::new(), BTreeMap::<&'static str, Vec<f64>>::new());
         for name in self.cluster.watch.names() {
             let newest = self.cluster.watch.newest(&name);
-            let Some(expiration) = expiration(&newest).filter(|expiration| *expiration + TAKE_OVER_LATE_MAX < now)
-            else {
-                continue;
-            };
+            let Some(expiration) = expiration(&newest).filter(|expiration| *expiration <= last_end) else { continue };
             let versions = self.cluster.watch.of(&name);
             let ended = versions.iter().find(|version| is(&version.object, "Ended"));
             let ended = ended.with_context(|| format!("{name} of {expiration} has not ended"))?;

@@ -374,7 +374,6 @@ impl Day {
         for number in 1..=self.faults.len() {
             self.cluster.until_granted(&format!("asked-in-gap-{number}")).await?;
         }
-        let judged = Timestamp::now();
         self.cluster.rights_are_those_that_are_used()?;
         self.cluster.iam_policies_are_enough()?;
         let pods = self.cluster.controllers.iter().chain(&self.cluster.gateways);
@@ -398,7 +397,7 @@ impl Day {
             past.no_key_outlived_its_grant()?;
             let writes = past.nobody_wrote_who_was_deposed()?;
             said.push(format!("{writes} writes by controllers, each by the one that led"));
-            let (led, unled) = past.every_end_came_on_time(judged)?;
+            let (led, unled) = past.every_end_came_on_time(last_end)?;
             let most = |all: &[f64]| all.iter().copied().fold(0.0, f64::max);
             said.push(format!("{} ends while somebody led: in status after {:.3} s at most", led.len(), most(&led)));
             for (what, all) in &unled {
