@@ -305,10 +305,12 @@ fn a_request_whose_status_goes_back_to_before_its_grant_gets_no_other_one() {
         assert!(ended.message.contains("as after etcd was restored from an older copy"), "{}", ended.message);
     }
 
-    let mut denied = world().under(|policy| policy.subjects.clear()).settled();
+    let refused = || world().under(|policy| policy.subjects.clear()).settled();
+    let mut denied = refused();
     forget(&mut denied);
     let status = denied.ask().status.expect("a status");
     assert!(condition::is_true(&status.conditions, ConditionType::Denied), "who is refused now as well is told why");
+    let mut denied = refused();
     denied.change_policies(true, |policies| *policies = vec![developers()]);
     forget(&mut denied);
     let status = denied.ask().status.expect("a status");
