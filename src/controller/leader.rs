@@ -83,7 +83,7 @@ impl Watch {
 
 /// What the API server said to a write.
 enum Written {
-    Stored(Lease),
+    Stored(Box<Lease>),
     /// Another version stands, or none any more.
     Stale,
 }
@@ -219,7 +219,7 @@ impl Candidate {
                 Ok(Written::Stored(lease)) => {
                     let now = self.watch.now();
                     self.watch.election().wrote(sent, now, record_of(&lease));
-                    self.last = Some(lease);
+                    self.last = Some(*lease);
                     Ok(())
                 }
                 Ok(Written::Stale) => {
@@ -258,7 +258,7 @@ impl Candidate {
             tokio::time::timeout(self.timeout, self.leases.create(&params, &lease)).await?
         };
         match answer {
-            Ok(stored) => Ok(Written::Stored(stored)),
+            Ok(stored) => Ok(Written::Stored(Box::new(stored))),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(Written::Stale),
             // Without a version it is the namespace that is not there.
             Err(kube::Error::Api(status)) if status.code == 404 && wanted.version.is_some() => Ok(Written::Stale),
