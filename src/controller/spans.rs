@@ -3,7 +3,7 @@
 use crate::api::InstanceAccess;
 use crate::domain::cloud::Place;
 use crate::telemetry::chain;
-use crate::traces::{Context, Side, Span};
+use crate::traces::{Context, Span};
 
 use super::write::WriteError;
 
@@ -32,8 +32,7 @@ pub fn turn(object: &InstanceAccess, cause: Option<Box<Context>>) -> Span {
 
 /// A call of AWS's, with the wait for its turn.
 pub fn aws(name: &'static str, place: &Place, service: &str, method: &str, within: Context) -> Span {
-    Span::child_of(within, name)
-        .on(Side::Client)
+    Span::call(within, name)
         .with("rpc.system.name", "aws-api")
         .with("rpc.service", service)
         .with("rpc.method", method)
@@ -46,7 +45,7 @@ pub async fn write<T>(
     within: Context,
     write: impl Future<Output = Result<T, WriteError>>,
 ) -> Result<T, WriteError> {
-    let mut span = Span::child_of(within, name).on(Side::Client);
+    let mut span = Span::call(within, name);
     let outcome = write.await;
     match &outcome {
         Ok(_) => {}

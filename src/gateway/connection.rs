@@ -25,7 +25,7 @@ use super::Shared;
 use super::limits::Place;
 use super::session::{self, Asked};
 use super::stream::CutStream;
-use crate::traces::{Context, Side, Span};
+use crate::traces::{Context, Span};
 
 /// Sessions of one connection, opening ones included: a `ControlMaster` on the jump host shares one among its clients.
 const SESSIONS_MAX: usize = 64;
@@ -270,10 +270,8 @@ pub async fn serve(
     let cut = CancellationToken::new();
     // Whichever way this function is left, the stream ends, and with it russh's own task, and the sessions.
     let _cut = cut.clone().drop_guard();
-    let span = Span::root("connection")
-        .on(Side::Server)
-        .with("client.address", source.ip().to_string())
-        .with("client.port", source.port());
+    let span =
+        Span::served("connection").with("client.address", source.ip().to_string()).with("client.port", source.port());
     let connection = Arc::new(Connection::new(source, login, cut.clone(), span.context()));
     let door = Door { shared: Arc::clone(&shared), connection: Arc::clone(&connection) };
     let login_time_max = Instant::now() + shared.limits.login;

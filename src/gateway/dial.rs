@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::aws::{Bytes, Tunnel, Tunnels};
 use crate::domain::cloud::{Failure, FailureClass, TunnelTo};
 use crate::domain::session::{Destination, EndpointLimits, Endpoints, SessionEnd, SessionGrant, Spent, tunnel_end};
-use crate::traces::{Context, Side, Span};
+use crate::traces::{Context, Span};
 
 use super::connection::not_now;
 use super::metrics::GatewayMetrics;
@@ -105,7 +105,7 @@ impl Dialler {
     /// # Errors
     /// What the client is told.
     pub async fn dial(&self, dial: &Dial, within: Context) -> Result<Instance, ChannelOpenFailure> {
-        let mut span = Span::child_of(within, "dial").on(Side::Client);
+        let mut span = Span::call(within, "dial");
         let outcome = self.dial_once(dial).await;
         span.set("instance_access.destination", dial.destination());
         if let Some(reached) = dial.reached.get() {

@@ -27,7 +27,7 @@ use crate::domain::session::{
 };
 use crate::domain::time::is_fresh;
 use crate::telemetry::chain;
-use crate::traces::{Context, Side, Span};
+use crate::traces::{Context, Span};
 
 use super::Shared;
 use super::leader::{Leaders, NotLed};
@@ -198,8 +198,7 @@ async fn fly(
     })?;
     let fence = still(standing.clone(), grant.grant_id.clone(), asked, shared.leaders.clone());
     let (left, left_time) = (Instant::now(), (shared.clock)());
-    let mut span = Span::child_of(within, "push key")
-        .on(Side::Client)
+    let mut span = Span::call(within, "push key")
         .with("rpc.system.name", "aws-api")
         .with("rpc.service", "ec2-instance-connect")
         .with("rpc.method", "SendSSHPublicKey")
@@ -231,7 +230,7 @@ async fn fly(
 /// Whether a controller leads, if that is asked for: nobody else judges whether a policy still admits the grant.
 async fn led(shared: &Shared, grant: &SessionGrant, within: Context) -> Result<(), NoKey> {
     let Some(leaders) = &shared.leaders else { return Ok(()) };
-    let _span = Span::child_of(within, "read lease").on(Side::Client);
+    let _span = Span::call(within, "read lease");
     let request = request_name(&grant.request);
     leaders.confirm().await.map_err(|why| match why {
         NotLed::Nobody => NoKey::NoLeader { request },
@@ -241,7 +240,7 @@ async fn led(shared: &Shared, grant: &SessionGrant, within: Context) -> Result<(
 
 /// Asks the API server itself, by a quorum (no resourceVersion), and judges what it says; returns also when it was asked.
 async fn confirmed(shared: &Shared, grant: &SessionGrant, within: Context) -> Result<(PushPermit, Instant), NoKey> {
-    let _span = Span::child_of(within, "read request").on(Side::Client);
+    let _span = Span::call(within, "read request");
     let unconfirmed = |why: &dyn std::fmt::Display| {
         tracing::warn!(grant_id = grant.grant_id, error = %why, "the API server did not confirm a grant");
         NoKey::Unconfirmed { request: request_name(&grant.request) }

@@ -1,31 +1,32 @@
-//! Takes spans from whoever ends them, and brings them to the collector.
+//! Between OpenTelemetry's SDK and its exporter: counts, tells, and speaks TLS as we do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc as blocking;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, USER_AGENT};
-use http::{HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use async_trait::async_trait;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{ExporterBuildError, Protocol, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::runtime::Runtime;
 
+use super::COUNTS;
 use super::settings::Settings;
-use super::{COUNTS, Data, wire};
+use crate::telemetry::chain;
 
-/// First pause before what a collector could not take just now is sent again; each is twice the one before.
-const RETRY: Duration = Duration::from_millis(500);
-/// Bytes of a collector's answer that are read, and thrown away.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// How often it is told at most that spans were not sent.
 const TOLD_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -55,46 +56,142 @@ pub enum StartError {
     /// No thread could be started.
     #[error("no thread could be started for spans")]
     Thread(#[source] std::io::Error),
+    /// The exporter has a reason of its own.
+    #[error("OpenTelemetry's exporter could not be made of its variables")]
+    Exporter(#[source] ExporterBuildError),
 }
 
-/// Where ended spans go. Full, it drops the newest.
-pub struct Queue {
-    spans: mpsc::Sender<Box<Data>>,
-    flush: mpsc::UnboundedSender<blocking::SyncSender<()>>,
+/// Starts what sends, on threads of its own.
+pub fn start(settings: Settings) -> Result<SdkTracerProvider, StartError> {
+    let error = Arc::default();
+    let hyper = HyperClient::new(connector(&settings)?, settings.timeout, None);
+    let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_http_client(Client { hyper, error: Arc::clone(&error) })
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(settings.endpoint.to_string())
+        .with_headers(settings.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect())
+        .with_timeout(settings.timeout)
+        .build()
+        .map_err(StartError::Exporter)?;
+    // Of many threads, that is of one beside the one that waits: it looks after a connection between two batches.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).thread_name("spans").enable_all().build().map_err(StartError::Thread)?;
+    // Not to be dropped: that would wait for a name that is being resolved.
+    let runtime = Box::leak(Box::new(runtime));
+    let Settings { endpoint, timeout, delay, queue_spans_max, batch_spans_max, .. } = settings;
+    let exporter = Teller { exporter, runtime, endpoint, timeout, error, told: Mutex::default() };
+    let batches = BatchConfigBuilder::default()
+        .with_scheduled_delay(delay)
+        .with_max_queue_size(queue_spans_max)
+        .with_max_export_batch_size(batch_spans_max);
+    let batches = BatchSpanProcessor::new(exporter, batches.build());
+    let resource = Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_attributes(settings.resource.into_iter().map(|(key, value)| KeyValue::new(key, value)));
+    Ok(SdkTracerProvider::builder()
+        .with_span_processor(Queue { batches, spans_max: queue_spans_max })
+        .with_sampler(Sampler::TraceIdRatioBased(settings.ratio))
+        .with_resource(resource.build())
+        .build())
 }
 
-impl Queue {
-    /// Takes a span, or drops it. Never waits.
-    pub fn put(&self, span: Box<Data>) {
-        if self.spans.try_send(span).is_err() {
+/// The SDK's queue, with what finds it full counted, which the SDK keeps to itself.
+#[derive(Debug)]
+struct Queue {
+    batches: BatchSpanProcessor,
+    spans_max: usize,
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if span.name == super::DISCARDED {
+            return;
+        }
+        // Never less than those in the SDK's queue: counted before they come, and until they have left.
+        if COUNTS.waiting.fetch_add(1, Ordering::AcqRel) < self.spans_max {
+            self.batches.on_end(span);
+        } else {
+            COUNTS.waiting.fetch_sub(1, Ordering::AcqRel);
             COUNTS.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Has everything sent that was put before, and waits for it, but no longer than this.
-    pub fn flush(&self, bound: Duration) {
-        let (done, told) = blocking::sync_channel(1);
-        if self.flush.send(done).is_ok() && told.recv_timeout(bound).is_err() {
-            tracing::warn!("the last spans were not sent in time");
-        }
+    fn force_flush(&self) -> OTelSdkResult {
+        self.batches.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.batches.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.batches.set_resource(resource);
     }
 }
 
-/// Starts the thread that sends.
-pub fn start(settings: Settings) -> Result<Queue, StartError> {
-    let client = client(&settings)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
-    let (spans, waiting) = mpsc::channel(settings.queue_spans_max);
-    let (flush, flushes) = mpsc::unbounded_channel();
-    let exporter = Exporter { client, settings, told: None, untold: 0 };
-    let work = move || runtime.block_on(exporter.work(waiting, flushes));
-    std::thread::Builder::new().name("spans".to_owned()).spawn(work).map_err(StartError::Thread)?;
-    Ok(Queue { spans, flush })
+/// Why the last request had no answer; the exporter says of it no more than `network error`.
+type LastError = Arc<Mutex<Option<String>>>;
+
+#[derive(Debug)]
+struct Client {
+    hyper: HyperClient<HttpsConnector<HttpConnector>>,
+    error: LastError,
 }
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let answer = self.hyper.send_bytes(request).await;
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = answer.as_ref().err().map(|error| chain(&**error));
+        answer
+    }
+}
 
-fn client(settings: &Settings) -> Result<HttpClient, StartError> {
+/// The exporter, on a runtime, which the SDK's thread is not; counts what became of the spans, and tells of the lost.
+#[derive(Debug)]
+struct Teller {
+    exporter: opentelemetry_otlp::SpanExporter,
+    runtime: &'static Runtime,
+    endpoint: http::Uri,
+    timeout: Duration,
+    error: LastError,
+    /// When it was told last that spans were not sent, and of how many it was not.
+    told: Mutex<(Option<Instant>, usize)>,
+}
+
+impl SpanExporter for Teller {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let count = batch.len();
+        COUNTS.waiting.fetch_sub(count, Ordering::AcqRel);
+        // The exporter's own bound ends no try that hangs. This thread is the SDK's for just this, and may be blocked.
+        let sent = async { tokio::time::timeout(self.timeout, self.exporter.export(batch)).await };
+        let sent = self.runtime.block_on(sent).unwrap_or(Err(OTelSdkError::Timeout(self.timeout)));
+        let counter = if sent.is_ok() { &COUNTS.exported } else { &COUNTS.failed };
+        counter.fetch_add(count as u64, Ordering::Relaxed);
+        let cause = self.error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Err(error) = &sent {
+            let (told, untold) = &mut *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            *untold += count;
+            if told.is_none_or(|told| told.elapsed() >= TOLD_INTERVAL) {
+                *told = Some(Instant::now());
+                let error = cause.unwrap_or_else(|| error.to_string());
+                let spans = std::mem::take(untold);
+                tracing::warn!(endpoint = %self.endpoint, error, spans, "spans were not sent, and are lost");
+            }
+        }
+        sent
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+fn connector(settings: &Settings) -> Result<HttpsConnector<HttpConnector>, StartError> {
     let Settings { endpoint, certificate, client, .. } = settings;
     let mut roots = RootCertStore::empty();
     // Who is spoken to in the clear is not asked for a certificate.
@@ -115,9 +212,7 @@ fn client(settings: &Settings) -> Result<HttpClient, StartError> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(connector);
-    Ok(Client::builder(TokioExecutor::new()).build(connector))
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(connector))
 }
 
 /// Whom the system trusts.
@@ -129,151 +224,18 @@ fn native() -> Result<Vec<CertificateDer<'static>>, StartError> {
     }
 }
 
-fn certificates(variable: &'static str, path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, StartError> {
-    let error = |source| StartError::File { variable, path: path.clone(), what: "certificate", source };
+fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, StartError> {
+    let error = |source| StartError::File { variable, path: path.to_owned(), what: "certificate", source };
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let read = read.map_err(|source| error(Some(source)))?;
     if read.is_empty() { Err(error(None)) } else { Ok(read) }
 }
 
-fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, StartError> {
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, StartError> {
     PrivateKeyDer::from_pem_file(path).map_err(|source| StartError::File {
         variable: "OTEL_EXPORTER_OTLP_CLIENT_KEY",
-        path: path.clone(),
+        path: path.to_owned(),
         what: "private key",
         source: Some(source),
     })
-}
-
-struct Exporter {
-    client: HttpClient,
-    settings: Settings,
-    /// When it was told last that spans were not sent.
-    told: Option<Instant>,
-    /// Spans of which it was not told that they were not sent.
-    untold: usize,
-}
-
-impl Exporter {
-    /// Sends, until nobody can put anything into the queue any more.
-    async fn work(
-        mut self,
-        mut waiting: mpsc::Receiver<Box<Data>>,
-        mut flushes: mpsc::UnboundedReceiver<blocking::SyncSender<()>>,
-    ) {
-        let batch_max = self.settings.batch_spans_max;
-        let mut batch = Vec::new();
-        loop {
-            // For the first, however long; for more, as long as is agreed.
-            let mut flush = tokio::select! {
-                count = waiting.recv_many(&mut batch, batch_max) => {
-                    if count == 0 {
-                        return;
-                    }
-                    None
-                }
-                flush = flushes.recv() => flush,
-            };
-            let due = Instant::now() + self.settings.delay;
-            while flush.is_none() && batch.len() < batch_max {
-                let more = batch_max - batch.len();
-                tokio::select! {
-                    read = timeout_at(due, waiting.recv_many(&mut batch, more)) => match read {
-                        Ok(count) if count > 0 => {}
-                        Ok(_) | Err(_) => break,
-                    },
-                    asked = flushes.recv() => flush = asked,
-                }
-            }
-            loop {
-                if !batch.is_empty() {
-                    self.send(&batch).await;
-                    batch.clear();
-                }
-                // What is there is sent before who asked is told.
-                let more = flush.is_some().then(|| waiting.try_recv().ok()).flatten();
-                let Some(first) = more else { break };
-                batch.push(first);
-                while batch.len() < batch_max
-                    && let Ok(next) = waiting.try_recv()
-                {
-                    batch.push(next);
-                }
-            }
-            if let Some(done) = flush {
-                let _ = done.try_send(()); // who asked may have left
-            }
-        }
-    }
-
-    async fn send(&mut self, batch: &[Box<Data>]) {
-        let body = Bytes::from(wire::request(&self.settings.resource, batch));
-        let give_up = Instant::now() + self.settings.timeout;
-        let mut pause = RETRY;
-        let why = loop {
-            let why = match timeout_at(give_up, self.try_once(body.clone())).await {
-                Ok(Ok(())) => {
-                    COUNTS.exported.fetch_add(batch.len() as u64, Ordering::Relaxed);
-                    return;
-                }
-                Ok(Err(Failure::Final(why))) => break why,
-                Ok(Err(Failure::Passes(why))) => why,
-                Err(_) => break format!("no answer within {} ms", self.settings.timeout.as_millis()),
-            };
-            if Instant::now() + pause >= give_up {
-                break why;
-            }
-            sleep(pause).await;
-            pause *= 2;
-        };
-        COUNTS.failed.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        self.untold += batch.len();
-        if self.told.is_none_or(|told| told.elapsed() >= TOLD_INTERVAL) {
-            self.told = Some(Instant::now());
-            tracing::warn!(
-                endpoint = %self.settings.endpoint,
-                error = why,
-                spans = std::mem::take(&mut self.untold),
-                "spans were not sent, and are lost"
-            );
-        }
-    }
-
-    async fn try_once(&self, body: Bytes) -> Result<(), Failure> {
-        let mut request = Request::post(self.settings.endpoint.clone()).body(Full::new(body)).map_err(Failure::of)?;
-        let headers = request.headers_mut();
-        headers.extend(self.settings.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-        headers.insert(
-            USER_AGENT,
-            HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"))),
-        );
-        let answer = self.client.request(request).await.map_err(Failure::of)?;
-        let status = answer.status();
-        // Read, so that the connection serves again.
-        let _ = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        match status {
-            _ if status.is_success() => Ok(()),
-            // Source: OTLP, "Retryable Response Codes".
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Err(Failure::Passes(format!("the collector said {status}"))),
-            _ => Err(Failure::Final(format!("the collector said {status}"))),
-        }
-    }
-}
-
-/// Why a batch was not taken.
-enum Failure {
-    /// It may be in a moment.
-    Passes(String),
-    /// It never will be.
-    Final(String),
-}
-
-impl Failure {
-    fn of(error: impl std::error::Error + 'static) -> Self {
-        Self::Passes(crate::telemetry::chain(&error))
-    }
 }

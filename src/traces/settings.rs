@@ -1,58 +1,27 @@
-//! What OpenTelemetry's variables say. Pure: the environment is an argument.
+//! What of OpenTelemetry's variables its crates do not read, or would take silently or wrong. Pure: the environment is an
+//! argument.
 //!
 //! Source: the specification's pages "Environment Variable Specification", "OTLP Exporter Configuration" and "Trace SDK".
+//! Of the crates, as of 0.33: the exporter sends HTTP to what is for gRPC, leaves out headers that it cannot read, and knows
+//! no certificates; the SDK spins at a delay of 0, ends the process at a queue of 10^11 spans, keeps no trace at a ratio of
+//! `nan`, decodes no attribute, and cannot be disabled. So they are given values; of what is named here the exporter reads no more
+//! than the headers again, and finds the same.
+//!
 //! An empty variable is one that is not set. What decides where spans go, or who may read them there, is followed to the
 //! letter or not at all: then none are sent. Of what only says how, a mistake leaves its default. No warning has a header's
 //! value in it, nor an endpoint, which may have a password.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
-
-/// Of the traces that begin, which are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampler {
-    /// All.
-    All,
-    /// None.
-    None,
-    /// Those whose id is below this, of 2^63.
-    Below(u64),
-}
-
-impl Sampler {
-    /// A part of all. As everybody's SDK has it: the last eight bytes of the id, less one bit.
-    fn ratio(ratio: f64) -> Self {
-        const ALL: u64 = 1 << 63;
-        if ratio >= 1.0 {
-            return Self::All;
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "0 to 1 of 2^63, and nobody counts the last bits"
-        )]
-        let below = (ratio * ALL as f64) as u64;
-        Self::Below(below)
-    }
-
-    /// Whether a trace of this id is kept.
-    pub fn takes(self, trace: &[u8; 16]) -> bool {
-        let last = trace.last_chunk().map_or(0, |last| u64::from_be_bytes(*last));
-        match self {
-            Self::All => true,
-            Self::None => false,
-            Self::Below(bound) => last >> 1 < bound,
-        }
-    }
-}
+use percent_encoding::percent_decode_str;
 
 /// How spans are sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Where to.
     pub endpoint: Uri,
@@ -64,10 +33,10 @@ pub struct Settings {
     pub certificate: Option<PathBuf>,
     /// Who we are there: a certificate and its key.
     pub client: Option<(PathBuf, PathBuf)>,
-    /// What made the spans.
+    /// What made the spans; of two with one name, the later stands.
     pub resource: Vec<(String, String)>,
-    /// Which are kept.
-    pub sampler: Sampler,
+    /// The part of the traces that is kept.
+    pub ratio: f64,
     /// How long a span may wait for others.
     pub delay: Duration,
     /// Spans that may wait.
@@ -99,8 +68,14 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
         })
     }
 
-    fn warn(&mut self, text: String) {
-        self.warnings.push(text);
+    fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+
+    /// Says why no spans are sent, and what to do about it.
+    fn refuse<T>(&mut self, text: impl Display) -> Option<T> {
+        self.warn(format!("{text}; no spans are sent"));
+        None
     }
 
     fn number<T: FromStr + PartialOrd + Display + Copy>(
@@ -141,49 +116,36 @@ impl Settings {
         if is(exporter.clone(), "none") {
             return None;
         }
-        let found = reader.of_traces("ENDPOINT");
-        // An operator without any endpoint set never asked, whatever stands here.
-        if found.is_some() && exporter.is_some_and(|exporter| !exporter.eq_ignore_ascii_case("otlp")) {
-            reader.warn("OTEL_TRACES_EXPORTER must be otlp or none; no spans are sent".to_owned());
-            return None;
+        // An operator without any endpoint set never asked, whatever else stands there.
+        let (name, value) = reader.of_traces("ENDPOINT")?;
+        if exporter.is_some_and(|exporter| !exporter.eq_ignore_ascii_case("otlp")) {
+            return reader.refuse("OTEL_TRACES_EXPORTER must be otlp or none");
         }
-        let (name, value) = found?;
         let Some(endpoint) = endpoint(&name, &value) else {
-            reader.warn(format!(
-                "{name} must be a URL such as http://collector:4318, without user and password, which belong into OTEL_EXPORTER_OTLP_HEADERS; no spans are sent"
+            return reader.refuse(format!(
+                "{name} must be a URL such as http://collector:4318, without user and password, which belong into OTEL_EXPORTER_OTLP_HEADERS"
             ));
-            return None;
         };
         if let Some((name, value)) = reader.of_traces("PROTOCOL")
             && value != "http/protobuf"
         {
-            reader.warn(format!(
-                "{name} must be http/protobuf, the one protocol that is spoken here; set it so, and the endpoint to the collector's port for it, 4318 as a rule; no spans are sent"
+            return reader.refuse(format!(
+                "{name} must be http/protobuf, the one protocol that is spoken here; set it so, and the endpoint to the collector's port for it, 4318 as a rule"
             ));
-            return None;
         }
-        let headers = match reader.of_traces("HEADERS") {
-            None => Vec::new(),
-            Some((name, value)) => match headers(&value) {
-                Some(headers) => headers,
-                None => {
-                    reader.warn(format!(
-                        "{name} must be NAME=VALUE with commas between, in percent-encoding; no spans are sent"
-                    ));
-                    return None;
-                }
-            },
+        let (name, value) = reader.of_traces("HEADERS").unwrap_or_default();
+        let Some(headers) = headers(&value) else {
+            return reader.refuse(format!("{name} must be NAME=VALUE with commas between, in percent-encoding"));
         };
-        let path = |found: Option<(String, String)>| found.map(|(_, path)| PathBuf::from(path));
-        let client = (path(reader.of_traces("CLIENT_CERTIFICATE")), path(reader.of_traces("CLIENT_KEY")));
-        let client = match client {
+        let path = |what| reader.of_traces(what).map(|(_, path)| PathBuf::from(path));
+        let certificate = path("CERTIFICATE");
+        let client = match (path("CLIENT_CERTIFICATE"), path("CLIENT_KEY")) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
             _ => {
-                reader.warn(
-                    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY must both be set, or neither; no spans are sent".to_owned(),
+                return reader.refuse(
+                    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY must both be set, or neither",
                 );
-                return None;
             }
         };
         if let Some((name, value)) = reader.of_traces("COMPRESSION")
@@ -191,7 +153,6 @@ impl Settings {
         {
             reader.warn(format!("{name} must be none; spans are sent as they are"));
         }
-        let certificate = path(reader.of_traces("CERTIFICATE"));
         let timeout = reader.of_traces("TIMEOUT");
         let timeout = Duration::from_millis(reader.number(timeout, TIME_MS, 10_000));
         let delay = reader.named("OTEL_BSP_SCHEDULE_DELAY");
@@ -201,7 +162,7 @@ impl Settings {
         let batch = reader.named("OTEL_BSP_MAX_EXPORT_BATCH_SIZE");
         let batch_spans_max = reader.number(batch, QUEUE_SPANS, 512).min(queue_spans_max);
         let resource = resource(service, reader);
-        let sampler = sampler(reader);
+        let ratio = ratio(reader);
         Some(Self {
             endpoint,
             headers,
@@ -209,7 +170,7 @@ impl Settings {
             certificate,
             client,
             resource,
-            sampler,
+            ratio,
             delay,
             queue_spans_max,
             batch_spans_max,
@@ -242,20 +203,11 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
 }
 
 fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        rest = after;
-        if first != b'%' {
-            bytes.push(first);
-            continue;
-        }
-        let (digits, after) = rest.split_at_checked(2)?;
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        bytes.push(digit(digits[0])? << 4 | digit(digits[1])?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
+    let is_code = |after: &str| {
+        after.as_bytes().first_chunk().is_some_and(|code: &[u8; 2]| code.iter().all(u8::is_ascii_hexdigit))
+    };
+    let decoded = || percent_decode_str(text).decode_utf8().ok().map(Cow::into_owned);
+    text.split('%').skip(1).all(is_code).then(decoded).flatten()
 }
 
 fn headers(text: &str) -> Option<Vec<(HeaderName, HeaderValue)>> {
@@ -274,41 +226,31 @@ fn resource<F: Fn(&str) -> Option<String>>(service: &str, reader: &mut Reader<F>
         Some(Some(given)) => given,
         Some(None) => {
             reader.warn(
-                "OTEL_RESOURCE_ATTRIBUTES must be NAME=VALUE with commas between, in percent-encoding; it is left out"
-                    .to_owned(),
+                "OTEL_RESOURCE_ATTRIBUTES must be NAME=VALUE with commas between, in percent-encoding; it is left out",
             );
             Vec::new()
         }
     };
-    let mut resource = vec![
-        ("service.name".to_owned(), service.to_owned()),
-        ("service.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("telemetry.sdk.name".to_owned(), env!("CARGO_PKG_NAME").to_owned()),
-        ("telemetry.sdk.language".to_owned(), "rust".to_owned()),
-    ];
-    let name = reader.get("OTEL_SERVICE_NAME").map(|name| ("service.name".to_owned(), name));
-    // The later one stands.
-    for (key, value) in given.into_iter().chain(name) {
-        resource.retain(|(other, _)| *other != key);
-        resource.push((key, value));
-    }
-    resource
+    let named = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let ours = [named("service.name", service), named("service.version", env!("CARGO_PKG_VERSION"))];
+    let name = reader.get("OTEL_SERVICE_NAME").map(|name| named("service.name", &name));
+    ours.into_iter().chain(given).chain(name).collect()
 }
 
-fn sampler<F: Fn(&str) -> Option<String>>(reader: &mut Reader<F>) -> Sampler {
+fn ratio<F: Fn(&str) -> Option<String>>(reader: &mut Reader<F>) -> f64 {
     // What begins here has no parent elsewhere, so with one or without is the same.
     match reader.get("OTEL_TRACES_SAMPLER").as_deref() {
-        None | Some("always_on" | "parentbased_always_on") => Sampler::All,
-        Some("always_off" | "parentbased_always_off") => Sampler::None,
+        None | Some("always_on" | "parentbased_always_on") => 1.0,
+        Some("always_off" | "parentbased_always_off") => 0.0,
         Some("traceidratio" | "parentbased_traceidratio") => {
             let ratio = reader.named("OTEL_TRACES_SAMPLER_ARG");
-            Sampler::ratio(reader.number(ratio, (0.0, 1.0), 1.0))
+            reader.number(ratio, (0.0, 1.0), 1.0)
         }
         Some(_) => {
             reader.warn(
-                "OTEL_TRACES_SAMPLER must be always_on, always_off or traceidratio, or one of these after parentbased_; all spans are sent".to_owned(),
+                "OTEL_TRACES_SAMPLER must be always_on, always_off or traceidratio, or one of these after parentbased_; all spans are sent",
             );
-            Sampler::All
+            1.0
         }
     }
 }

@@ -1,12 +1,8 @@
-//! The variables, row by row, and the bytes as OpenTelemetry's own messages read them.
+//! The variables, row by row. What then comes to a collector is in `tests/bad_days` and `tests/gateway`.
 
 use std::collections::HashMap;
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
-use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
-use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
-use prost::Message as _;
+use opentelemetry::trace::{Span as _, Tracer as _};
 
 use super::*;
 
@@ -150,75 +146,22 @@ fn who_made_the_spans_is_named_by_the_service_then_the_attributes_then_the_defau
 }
 
 #[test]
-fn a_sampler_takes_its_part_of_the_traces() {
-    let part = |variables: &[(&str, &str)]| {
-        let sampler = sends(variables).sampler;
-        // The last eight bytes, evenly.
-        let ids = (0..1000_u64).map(|number| (u128::from(number * (u64::MAX / 1000))).to_be_bytes());
-        ids.filter(|id| sampler.takes(id)).count()
-    };
-    assert_eq!(part(&[]), 1000);
-    assert_eq!(part(&[("OTEL_TRACES_SAMPLER", "always_off")]), 0);
-    assert_eq!(part(&[("OTEL_TRACES_SAMPLER", "parentbased_always_on")]), 1000);
-    let ratio =
-        |ratio| part(&[("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", ratio)]);
-    assert_eq!([ratio("0"), ratio("1")], [0, 1000]);
-    assert!((248..=252).contains(&ratio("0.25")), "{}", ratio("0.25"));
-}
-
-fn data() -> Data {
-    Data {
-        ids: Ids { trace: [1; 16], span: [2; 8] },
-        parent: Some([3; 8]),
-        name: "push key",
-        side: Side::Client,
-        start_time: "2026-01-01T00:00:00.5Z".parse().unwrap(),
-        start: Instant::now(),
-        elapsed: Duration::from_millis(300),
-        attributes: vec![
-            ("a.text", "é".repeat(200).into()),
-            ("a.number", Value::Number(-5)),
-            ("large", i64::MAX.into()),
-        ],
-        error: Some("it did not".into()),
-    }
-}
-
-#[test]
-fn what_is_written_by_hand_is_what_opentelemetry_reads() {
-    let root = Data { parent: None, error: None, side: Side::Server, attributes: vec![], ..data() };
-    let resource = [("service.name".to_owned(), "it".to_owned())];
-    let bytes = wire::request(&resource, &[Box::new(data()), Box::new(root)]);
-    let read = ExportTraceServiceRequest::decode(&bytes[..]).unwrap();
-    // Nothing is lost to a field that nobody knows: written by them, it is the same message.
-    assert_eq!(ExportTraceServiceRequest::decode(&read.encode_to_vec()[..]).unwrap(), read);
-    assert_eq!(read.encoded_len(), bytes.len());
-    let of_resource = &read.resource_spans[0];
-    let described = of_resource.resource.as_ref().unwrap();
-    assert_eq!(described.attributes[0].key, "service.name");
-    let scope = of_resource.scope_spans[0].scope.as_ref().unwrap();
-    assert_eq!((scope.name.as_str(), scope.version.as_str()), ("instance-access", env!("CARGO_PKG_VERSION")));
-    let [span, root] = &of_resource.scope_spans[0].spans[..] else { panic!("two spans") };
-    assert_eq!(
-        (&span.trace_id[..], &span.span_id[..], &span.parent_span_id[..]),
-        (&[1; 16][..], &[2; 8][..], &[3; 8][..])
-    );
-    assert_eq!((span.name.as_str(), span.kind(), span.flags), ("push key", SpanKind::Client, 0x101));
-    assert_eq!(span.start_time_unix_nano, 1_767_225_600_500_000_000);
-    assert_eq!(span.end_time_unix_nano - span.start_time_unix_nano, 300_000_000);
-    let values: Vec<_> = span.attributes.iter().map(|pair| pair.value.clone().unwrap().value.unwrap()).collect();
-    assert_eq!(values, [Any::StringValue("é".repeat(200)), Any::IntValue(-5), Any::IntValue(i64::MAX)]);
-    let status = span.status.as_ref().unwrap();
-    assert_eq!((status.code(), status.message.as_str()), (StatusCode::Error, "it did not"));
-    assert_eq!((&root.parent_span_id[..], root.kind(), root.status.as_ref()), (&[][..], SpanKind::Server, None));
+fn a_sampler_is_the_part_of_the_traces_that_it_keeps() {
+    let part = |variables: &[(&str, &str)]| sends(variables).ratio;
+    assert!(part(&[]) >= 1.0);
+    assert!(part(&[("OTEL_TRACES_SAMPLER", "always_off"), ("OTEL_TRACES_SAMPLER_ARG", "1")]) <= 0.0);
+    assert!(part(&[("OTEL_TRACES_SAMPLER", "parentbased_always_on"), ("OTEL_TRACES_SAMPLER_ARG", "0")]) >= 1.0);
+    let ratio = ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio");
+    assert!(part(&[ratio]) >= 1.0);
+    assert!((part(&[ratio, ("OTEL_TRACES_SAMPLER_ARG", "0.25")]) - 0.25).abs() < f64::EPSILON);
 }
 
 #[test]
 fn a_text_is_cut_where_a_character_begins() {
-    let Value::Text(text) = Value::from("é".repeat(2000)) else { panic!("a text") };
-    assert_eq!(text.len(), TEXT_BYTES_MAX);
-    let Value::Text(text) = Value::from(format!("a{}", "é".repeat(2000))) else { panic!("a text") };
-    assert_eq!(text.len(), TEXT_BYTES_MAX - 1);
+    let bytes = |text: String| Value::from(text).0.as_str().len();
+    assert_eq!(bytes("é".repeat(2000)), TEXT_BYTES_MAX);
+    assert_eq!(bytes(format!("a{}", "é".repeat(2000))), TEXT_BYTES_MAX - 1);
+    assert_eq!(Value::from(u64::MAX).0, i64::MAX.into());
 }
 
 #[test]
@@ -254,4 +197,30 @@ fn a_file_that_cannot_be_read_is_told_with_its_variable_and_spans_are_not_sent_w
         let Err(error) = export::start(settings.unwrap()) else { panic!("{variables:?}") };
         assert!(error.to_string().starts_with(name), "{error}");
     }
+}
+
+#[test]
+fn every_span_is_counted_once_though_the_collector_hangs() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // It takes connections, and never reads.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", hangs.local_addr().unwrap());
+    let provider = export::start(sends(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "200"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "4"),
+    ]))
+    .unwrap();
+    let tracer = provider.tracer("test");
+    for _ in 0..1000 {
+        tracer.start("told").end();
+        tracer.start(DISCARDED).end();
+    }
+    provider.shutdown_with_timeout(Duration::from_secs(60)).unwrap();
+    let [exported, dropped, failed] =
+        [&COUNTS.exported, &COUNTS.dropped, &COUNTS.failed].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!((exported, dropped + failed), (0, 1000));
+    // The batch that is on its way, and those that came meanwhile and found no room.
+    assert!(failed >= 4 && dropped > 0, "{failed} failed, {dropped} dropped");
+    assert_eq!(COUNTS.waiting.load(Ordering::Relaxed), 0);
 }

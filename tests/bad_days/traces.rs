@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 
 use crate::collector::{Collector, Mood, Span, path};
 use crate::days;
@@ -70,6 +71,7 @@ async fn a_grant_is_one_trace_and_a_collector_that_hangs_delays_neither_end_nor_
     let root = spans.iter().find(|span| span.trace == push.trace && span.parent.is_empty()).context("a root")?;
     anyhow::ensure!(root.attributes["instance_access.request.uid"] == uid, "{root:?}");
     anyhow::ensure!(root.attributes["k8s.namespace.name"] == "team" && root.service == "of-ours", "{root:?}");
+    anyhow::ensure!((root.kind, push.kind) == (SpanKind::Internal, SpanKind::Client), "{root:?}, {push:?}");
     anyhow::ensure!(push.attributes["rpc.method"] == "SendSSHPublicKey" && push.error.is_none(), "{push:?}");
     // Who may log in there reads no key, and no group of anybody's.
     let key = stand.key.split_whitespace().nth(1).context("a key")?.to_owned();

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message;
 use tokio::task::JoinHandle;
 
@@ -22,6 +23,7 @@ pub struct Span {
     pub parent: Vec<u8>,
     pub service: String,
     pub name: String,
+    pub kind: SpanKind,
     pub attributes: HashMap<String, String>,
     /// What its status says, if that is an error.
     pub error: Option<String>,
@@ -111,6 +113,7 @@ async fn take(State(inner): State<Arc<Mutex<Inner>>>, headers: HeaderMap, body: 
         let resource = attributes(of_resource.resource.unwrap_or_default().attributes);
         for span in of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans) {
             inner.spans.push(Span {
+                kind: span.kind(),
                 trace: span.trace_id,
                 id: span.span_id,
                 parent: span.parent_span_id,

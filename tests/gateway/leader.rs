@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use lab::poll;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
 
 use crate::client::Client;
@@ -85,6 +86,8 @@ pub async fn a_gateway_pushes_while_a_controller_leads_and_no_longer_and_its_spa
     })
     .await
     .unwrap();
+    let mut connections = collector.spans().into_iter().filter(|span| span.name == "connection");
+    assert!(connections.all(|connection| connection.kind == SpanKind::Server));
     // Who has no grant is no span: strangers would crowd out the rest.
     assert!(collector.spans().iter().all(|span| span.service == "instance-access-gateway"));
 
