@@ -83,6 +83,15 @@ async fn until_missing(controller: &Controller, words: &str) -> Outcome {
     .await
 }
 
+/// Waits until a controller sees that another one leads.
+async fn until_stands_by(controller: &Controller) -> Outcome {
+    lab::poll::until_ok("it to stand by", SOON, || match controller.log_of("stands by") {
+        told if told.is_empty() => Err(controller.log_of("")),
+        _ => Ok(()),
+    })
+    .await
+}
+
 /// Tells a controller to stop, and waits until it did.
 async fn stop(controller: &Controller) -> Outcome {
     controller.signal("-TERM").await?;
@@ -139,14 +148,24 @@ async fn a_grant_outlives_an_upgrade_and_its_rollback_and_who_waited_is_served()
     let words: Patch<()> = Patch::Json(serde_json::from_value(words)?);
     let crds: Api<CustomResourceDefinition> = Api::all(stand.client("admin").await?);
     crds.patch(REQUESTS, &PatchParams::default(), &words).await?;
-    // What the older one vouched for stays, also when it is told to stop, and it ends nothing.
-    newer.start()?;
+    // What the older one vouched for stays, also when it is told to stop, and it ends nothing. Nor does another one of the
+    // older release, which leads for a while where the leader's pod is replaced before the others.
+    let another = older.beside("another")?;
+    another.start()?;
+    until_stands_by(&another).await?;
     stop(older).await?;
+    until_missing(&another, "status.instanceaccess.dev is not as it was shipped").await?;
+    stand.ask(Ask::new("asked-of-another").instance(&id)).await?;
+    stand.until("asked-of-another", "EnforcementMissing", &[]).await?;
+    newer.start()?;
+    until_stands_by(&newer).await?;
+    stop(&another).await?;
     anyhow::ensure!(vouched(&stand).await? == said, "the older one vouched for what it does not ship");
 
     newer.until_ready().await?;
     let since = &newer.log_of("what guards the requests stands");
     stand.until_granted("asked-meanwhile").await?;
+    stand.until_granted("asked-of-another").await?;
     until_pushed_again(&stand, &id).await?;
     is_as_granted(&stand, &live).await?;
     let missing = keyless(&stand, &id);

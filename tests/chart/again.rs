@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use lab::{Lab, Options};
 use serde_json::{Value, json};
 
-use super::helm::{chart, objects, of_kind, read, run};
+use super::helm::{chart, objects, of_kind, read, run, variable};
 use super::versions::values;
 use super::whole::{NAMESPACE, install, kubectl, uninstall_keeps_what_must_stay, upgrade};
 
@@ -126,6 +126,32 @@ async fn the_next_version_and_the_one_without_gateways_are_upgrades(lab: &Lab) {
     assert!(left.contains("statefulset.apps/instance-access\n") && !left.contains("gateway"), "{left}");
 }
 
+/// Runs what docs/install.md has for good, where the controller has left its Lease: a new trail would go on from its head.
+async fn what_is_removed_for_good_is_gone(lab: &Lab, rendered: &[Value]) {
+    let lease = variable(rendered, "INSTANCE_ACCESS_LEASE").unwrap();
+    let (namespace, name) = lease.split_once('/').unwrap();
+    let path = lab.dir().join("lease.json");
+    let left = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": name, "namespace": namespace, "annotations": {"instanceaccess.dev/audit-head": "1:ab"}}});
+    std::fs::write(&path, left.to_string()).unwrap();
+    kubectl(lab, "admin", &["create", "-f", path.to_str().unwrap()]).await;
+    kubectl(lab, "admin", &["-n", NAMESPACE, "create", "secret", "generic", "gateway-host-key"]).await;
+
+    let page = read("docs/install.md");
+    let (_, removing) = page.split_once("\nFor good").unwrap();
+    let commands = removing.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+    let path = format!("{}:{}", lab.control_plane_bin().display(), std::env::var("PATH").unwrap());
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", commands]).env("PATH", path);
+    shell.env("KUBECONFIG", lab.kubeconfig("admin").unwrap()).env("HOME", lab.dir().join("home"));
+    let done = lab::ssh::run(&mut shell.into()).await.unwrap();
+    assert!(done.success(), "{commands}{}{}", done.stdout, done.stderr);
+    let kinds = "lease,persistentvolumeclaim,secret";
+    let left = kubectl(lab, "admin", &["-n", NAMESPACE, "get", kinds, "-o", "name"]).await;
+    assert_eq!(left, "");
+    assert!(!kubectl(lab, "admin", &["get", "crd", "-o", "name"]).await.contains("instanceaccess.dev"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_kubernetes_takes_it_too() {
     let older = lab::older_kubernetes_version().to_owned();
@@ -138,5 +164,6 @@ async fn an_older_kubernetes_takes_it_too() {
     every_values_is_taken_strictly(&lab, &older).await;
     the_next_version_and_the_one_without_gateways_are_upgrades(&lab).await;
     uninstall_keeps_what_must_stay(&lab).await;
+    what_is_removed_for_good_is_gone(&lab, &rendered).await;
     lab.shutdown().await.unwrap();
 }

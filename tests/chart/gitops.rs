@@ -45,6 +45,12 @@ fn the_examples_for_argo_cd_and_flux_render_and_are_the_same_release() {
     for path in [&source["path"], &from["chart"]] {
         assert!(file(path.as_str().unwrap()).join("Chart.yaml").is_file(), "{path}");
     }
+    // Flux rolls back nothing: that would be a gap. How its own types read this, tests/gitops asserts.
+    for action in ["install", "upgrade"] {
+        let action = &release[action];
+        assert_eq!(action["strategy"]["name"], "RetryOnFailure", "{action}");
+        assert!(action["remediation"].is_null(), "{action}");
+    }
     // A test, which the examples pass by, is nothing that Argo CD keeps: it runs helm's tests at no time.
     assert_eq!(release["test"]["enable"], true);
 }

@@ -45,6 +45,13 @@ func TestTheHelmReleaseIsOneToFlux(t *testing.T) {
 	if !release.GetTest().Enable {
 		t.Error("helm test does not run")
 	}
+	// Whatever fails, it goes on rather than back. It asks for a remediation only where there is no such retry.
+	if release.GetInstall().GetRetry(false) == nil || release.GetUpgrade().GetRetry(false) == nil {
+		t.Error("a failure leads to a rollback or an uninstall")
+	}
+	if retries := release.GetUpgrade().GetRemediation(); retries.GetRetries() != 0 || retries.MustRemediateLastFailure() {
+		t.Errorf("a failed upgrade is rolled back: %+v", retries)
+	}
 	if !strings.Contains(string(release.Spec.Values.Raw), "gateway-host-key") {
 		t.Errorf("the values were not read: %s", release.Spec.Values.Raw)
 	}
