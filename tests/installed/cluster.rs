@@ -60,8 +60,7 @@ impl Cluster {
         let lease = lease_name(&rendered)?;
         let watch = Watch::start(&lab, &lease).await?;
         let mut making = Vec::new();
-        let is_workload = |object: &&Value| ["Deployment", "StatefulSet"].iter().any(|kind| object["kind"] == *kind);
-        for workload in rendered.iter().filter(is_workload) {
+        for workload in rendered.iter().filter(|object| object["kind"] == "StatefulSet") {
             for ordinal in 0..workload["spec"]["replicas"].as_u64().context("replicas")? {
                 let address = address(&lab, u8::try_from(201 + making.len())?)?;
                 let key = credentials().into_iter().nth(making.len()).context("an access key is left")?;

@@ -87,9 +87,7 @@ impl Pod {
         address: Ipv4Addr,
         key: Credential,
     ) -> anyhow::Result<Self> {
-        let is_stateful = workload["kind"] == "StatefulSet";
-        let name =
-            format!("{}-{}{ordinal}", text(workload, "/metadata/name"), if is_stateful { "" } else { "5d9c7b-" });
+        let name = format!("{}-{ordinal}", text(workload, "/metadata/name"));
         let mut pod = workload["spec"]["template"].clone();
         pod["apiVersion"] = json!("v1");
         pod["kind"] = json!("Pod");
