@@ -90,9 +90,10 @@ impl Cluster {
 
     /// The controller that bears this name in the Lease: a process of it had the id in there.
     pub fn controller(&self, holder: &str) -> anyhow::Result<&Arc<Pod>> {
-        let is_of =
-            |pod: &Pod| pod.lives().iter().any(|life| holder.split('_').any(|part| part == life.pid.to_string()));
-        self.controllers.iter().find(|pod| is_of(pod)).with_context(|| format!("{holder} is no controller's name"))
+        self.controllers
+            .iter()
+            .find(|pod| pod.life_of(holder).is_some())
+            .with_context(|| format!("{holder} is no controller's name"))
     }
 
     /// Everybody's service account, as the API server spells it.

@@ -34,7 +34,7 @@ mod rights;
 mod watch;
 
 use std::ops::Range;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,10 +144,8 @@ impl Day {
             tokio::try_join!(both(&of_kill), both(&of_stop), both(&of_loss), both(&revoked))?;
         self.there_is_always_something_to_push().await?;
 
-        let last = self.until_leader().await?;
-        let leader = Arc::clone(self.cluster.controller(&last.holder)?);
         self.until(self.at(CLOSED)).await;
-        self.strike("connections refused", |pod| pod.link.set(Way::Closed)).await?;
+        let refused = self.strike("connections refused", |pod| pod.link.set(Way::Closed)).await?;
         let cuts = tokio::spawn(join_all(on_revoked.into_iter().map(|live| live.is_cut(BOUND))));
         let patch = json!({"spec": {"revoke": {"reason": "done"}}}).to_string();
         let revoke = ["-n", TEAM, "patch", "instanceaccess", "live-revoke", "--type=merge", "-p", &patch];
@@ -157,6 +155,8 @@ impl Day {
         let late = f64::NEG_INFINITY..REVOKE_LATE_MAX;
         self.were_cut("a revocation", cuts.await?, revoked_time, late, "it was revoked")?;
         ensure!(self.nobody_leads(), "somebody led when it was revoked");
+        let leader = Arc::clone(self.cluster.controller(&refused.holder)?);
+        self.dies(&refused).await?;
         self.until_leader().await?;
         leader.link.set(Way::Open)?;
         self.both_are_ready().await?;
@@ -174,18 +174,16 @@ impl Day {
         self.are_cut_at_the_end("SIGSTOP", &of_stop, on_stop).await?;
         self.until_leader().await?;
         let frozen = Arc::clone(self.cluster.controller(&stopped.holder)?);
-        let lives = frozen.lives().len();
         frozen.signal("-CONT")?;
-        self.dies(&frozen, lives).await?;
+        self.dies(&stopped).await?;
         self.both_are_ready().await?;
 
         self.until(self.at(LOST) - SignedDuration::from_millis(300)).await;
         let lost = self.strike("bytes lost", |pod| pod.link.set(Way::Hole)).await?;
         let cut_off = Arc::clone(self.cluster.controller(&lost.holder)?);
-        let lives = cut_off.lives().len();
         self.are_cut_at_the_end("bytes lost", &of_loss, on_loss).await?;
         // It ends by itself, and nobody had to reach it for that.
-        self.dies(&cut_off, lives).await?;
+        self.dies(&lost).await?;
         self.until_leader().await?;
         cut_off.link.set(Way::Open)?;
         self.both_are_ready().await?;
@@ -193,10 +191,9 @@ impl Day {
         self.until(self.at(TOLD) - SignedDuration::from_millis(100)).await;
         let told = self.strike("SIGTERM", |pod| pod.signal("-TERM")).await?;
         self.until_leader().await?;
-        let stepped_down = Arc::clone(self.cluster.controller(&told.holder)?);
-        let of_term = stepped_down.lives().into_iter().find(|life| told.holder.contains(&format!("_{}_", life.pid)));
-        let (_, status) = of_term.and_then(|life| life.end).context("it has ended")?;
-        ensure!(status.success(), "{status}: {}", stepped_down.last_words("rror"));
+        // The lease is given back before the process has ended.
+        let (status, said) = self.ends(&told).await?;
+        ensure!(status.success(), "{status}: {said}");
         self.is_judged(&[of_kill, of_stop, of_loss, revoked]).await
     }
 
@@ -318,14 +315,24 @@ impl Day {
         Ok(())
     }
 
-    /// Waits for the end of a life that has been deposed, which must say why.
-    async fn dies(&self, pod: &Pod, lives: usize) -> anyhow::Result<()> {
-        let what = format!("the end of {}", pod.name);
-        let end = poll::until_ok(&what, BOUND, || pod.lives()[lives - 1].end.ok_or_else(|| pod.last_words("")));
-        let (_, status) = end.await?;
-        ensure!(!status.success(), "{}: who lost its lease says so", pod.name);
-        let said = pod.last_words("lease");
-        ensure!(said.contains("could not be renewed in time") || said.contains("not ours any more"), "{said}");
+    /// Waits for the end of the process that led in a term; returns how it ended, and its log.
+    async fn ends(&self, term: &Term) -> anyhow::Result<(ExitStatus, String)> {
+        let pod = self.cluster.controller(&term.holder)?;
+        let what = format!("the end of {}", term.holder);
+        let ended = poll::until_ok(&what, BOUND, || {
+            let life = pod.life_of(&term.holder);
+            life.and_then(|life| Some((life.end?.1, life))).ok_or_else(|| pod.last_words(""))
+        });
+        let (status, life) = ended.await?;
+        Ok((status, pod.said(&life)?))
+    }
+
+    /// Waits for the end of the process that was deposed from a term, which must say why.
+    async fn dies(&self, term: &Term) -> anyhow::Result<()> {
+        let (status, said) = self.ends(term).await?;
+        ensure!(!status.success(), "{}: who lost its lease says so: {said}", term.holder);
+        let why = ["could not be renewed in time", "not ours any more"];
+        ensure!(why.iter().any(|why| said.contains(why)), "{}: {said}", term.holder);
         Ok(())
     }
 
