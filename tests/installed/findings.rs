@@ -288,11 +288,20 @@ impl<'a> Past<'a> {
 
     /// Every push has a record of its intention before it.
     pub fn every_push_was_recorded_before(&self) -> anyhow::Result<()> {
+        self.are_recorded_before(&self.cluster.controllers, &["GrantIntended", "PushIntended"])?;
+        for gateway in self.cluster.gateways.chunks(1) {
+            self.are_recorded_before(gateway, &["KeyPushIntended"])?;
+        }
+        Ok(())
+    }
+
+    /// The pushes of these pods have each a record of such a kind, in a trail of theirs.
+    fn are_recorded_before(&self, pods: &[Arc<Pod>], kinds: &[&str]) -> anyhow::Result<()> {
         let mut intents = BTreeMap::<String, Vec<Timestamp>>::new();
-        for path in trails(&self.cluster.controllers)? {
+        for path in trails(pods)? {
             for line in fs::read_to_string(&path)?.lines() {
                 let line: Value = serde_json::from_str(line)?;
-                if ["GrantIntended", "PushIntended"].contains(&text(&line, "/record/kind")) {
+                if kinds.contains(&text(&line, "/record/kind")) {
                     let name = text(&line, "/record/request/name").to_owned();
                     intents.entry(name).or_default().push(time(&line, "/time").context("a time")?);
                 }
@@ -300,13 +309,14 @@ impl<'a> Past<'a> {
         }
         let names = self.names_by_fingerprint();
         let mut seen = BTreeMap::<&str, usize>::new();
-        for push in self.pushes_of(&self.cluster.controllers) {
+        for push in self.pushes_of(pods) {
             let (name, _) = names.get(push.key_fingerprint.as_deref().unwrap_or_default()).context("a request")?;
             let number = seen.entry(name).or_default();
             *number += 1;
             let before = intents.get(name).map_or(0, |times| times.iter().filter(|time| **time <= push.time).count());
             ensure!(before >= *number, "{name}: push {number} has no record before it");
         }
+        ensure!(!seen.is_empty(), "{:?} pushed nothing", pods.iter().map(|pod| &pod.name).collect::<Vec<_>>());
         Ok(())
     }
 
