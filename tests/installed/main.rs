@@ -24,8 +24,7 @@
 
 mod cluster;
 mod findings;
-#[path = "../chart/helm.rs"]
-#[allow(dead_code, reason = "shared with the tests of the chart, which use all of it")]
+#[path = "../common/helm.rs"]
 mod helm;
 mod link;
 mod people;
