@@ -60,8 +60,7 @@ impl Cluster {
         let lease = lease_name(&rendered)?;
         let watch = Watch::start(&lab, &lease).await?;
         let mut making = Vec::new();
-        let is_workload = |object: &&Value| ["Deployment", "StatefulSet"].iter().any(|kind| object["kind"] == *kind);
-        for workload in rendered.iter().filter(is_workload) {
+        for workload in rendered.iter().filter(|object| object["kind"] == "StatefulSet") {
             for ordinal in 0..workload["spec"]["replicas"].as_u64().context("replicas")? {
                 let address = address(&lab, u8::try_from(201 + making.len())?)?;
                 let key = credentials().into_iter().nth(making.len()).context("an access key is left")?;
@@ -91,9 +90,10 @@ impl Cluster {
 
     /// The controller that bears this name in the Lease: a process of it had the id in there.
     pub fn controller(&self, holder: &str) -> anyhow::Result<&Arc<Pod>> {
-        let is_of =
-            |pod: &Pod| pod.lives().iter().any(|life| holder.split('_').any(|part| part == life.pid.to_string()));
-        self.controllers.iter().find(|pod| is_of(pod)).with_context(|| format!("{holder} is no controller's name"))
+        self.controllers
+            .iter()
+            .find(|pod| pod.life_of(holder).is_some())
+            .with_context(|| format!("{holder} is no controller's name"))
     }
 
     /// Everybody's service account, as the API server spells it.

@@ -51,6 +51,8 @@ pub fn credentials() -> Vec<Credential> {
 #[derive(Clone, Debug)]
 pub struct Life {
     pub pid: u32,
+    /// How long the pod's log was when it began, in bytes.
+    log_begin: u64,
     pub end: Option<(Timestamp, ExitStatus)>,
 }
 
@@ -87,9 +89,7 @@ impl Pod {
         address: Ipv4Addr,
         key: Credential,
     ) -> anyhow::Result<Self> {
-        let is_stateful = workload["kind"] == "StatefulSet";
-        let name =
-            format!("{}-{}{ordinal}", text(workload, "/metadata/name"), if is_stateful { "" } else { "5d9c7b-" });
+        let name = format!("{}-{ordinal}", text(workload, "/metadata/name"));
         let mut pod = workload["spec"]["template"].clone();
         pod["apiVersion"] = json!("v1");
         pod["kind"] = json!("Pod");
@@ -252,11 +252,12 @@ impl Pod {
     pub fn start(&self) -> anyhow::Result<()> {
         let mut state = self.state();
         let log = File::options().create(true).append(true).open(&self.log)?;
+        let log_begin = log.metadata()?.len();
         let mut command = Command::new(PROGRAM);
         command.args(&self.arguments).env_clear().envs(&self.environment).current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {}", self.name))?;
-        state.lives.push(Life { pid: child.id(), end: None });
+        state.lives.push(Life { pid: child.id(), log_begin, end: None });
         state.child = Some(child);
         state.down = false;
         Ok(())
@@ -314,6 +315,11 @@ impl Pod {
         self.state().lives.clone()
     }
 
+    /// The life that bears this name in the Lease.
+    pub fn life_of(&self, holder: &str) -> Option<Life> {
+        self.lives().into_iter().find(|life| holder.split('_').any(|part| part == life.pid.to_string()))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
@@ -355,6 +361,17 @@ impl Pod {
     /// A variable that the chart gave it.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.get(name).map(String::as_str)
+    }
+
+    /// What it has logged since a life of it began, and before the next one did.
+    pub fn said(&self, life: &Life) -> anyhow::Result<String> {
+        let mut log = fs::read(&self.log)?;
+        let next = self.lives().into_iter().map(|it| it.log_begin).find(|begin| *begin > life.log_begin);
+        if let Some(end) = next {
+            log.truncate(usize::try_from(end)?);
+        }
+        let said = log.get(usize::try_from(life.log_begin)?..).context("a log only grows")?;
+        Ok(String::from_utf8_lossy(said).into_owned())
     }
 
     /// The newest lines of its log that hold something.
