@@ -24,21 +24,22 @@ demo: build
 	@tests/demo/demo.sh
 
 test:
+	@tests/lab/needs-go.sh
 	@tests/lab/setup.sh --clients
 	@tests/lab/setup.sh --kubernetes $$(cat tests/lab/control-plane/older)
 	@$(MAKE) --no-print-directory build
 	@tests/lab/setup-aws-cli.sh >/dev/null
 	@tests/lab/setup-moto.sh >/dev/null
 	@tests/lab/setup-ansible.sh >/dev/null
-	@tests/lab/setup-helm.sh >/dev/null
-	@tests/lab/setup-promtool.sh >/dev/null
-	@tests/lab/setup-etcdutl.sh >/dev/null
+	@tests/lab/setup-go-tool.sh helm >/dev/null
+	@tests/lab/setup-go-tool.sh promtool >/dev/null
+	@tests/lab/setup-go-tool.sh etcdutl >/dev/null
 	@cargo test --workspace
 	@$(MAKE) --no-print-directory gitops
 
 # -count=1: the pages that are judged lie outside of Go's module, where its cache of results sees no change.
 gitops:
-	@command -v go >/dev/null || { echo 'make gitops: Go is needed: install 1.26 or newer from https://go.dev/dl/ and put it on PATH' >&2; exit 1; }
+	@tests/lab/needs-go.sh tests/gitops
 	@cd tests/gitops && CGO_ENABLED=0 GOWORK=off GOFLAGS=-mod=readonly go test -count=1 ./...
 
 bench: setup

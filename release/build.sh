@@ -5,8 +5,8 @@
 #
 #   release/build.sh FOLDER
 #
-# Wants rustc of the version that the Containerfile begins with, a C compiler, make, the C library as an archive
-# (Debian: libc6-dev), ca-certificates, and crates.io. CARGO_TARGET_DIR and CARGO_BUILD_JOBS are cargo's own.
+# Wants rustc of the version that the Containerfile begins with, a C compiler, make, readelf (Debian: binutils), the C library
+# as an archive (libc6-dev), ca-certificates, and crates.io. CARGO_TARGET_DIR and CARGO_BUILD_JOBS are cargo's own.
 
 set -euo pipefail
 
@@ -15,6 +15,8 @@ die() { printf 'release/build: %s\n' "$*" >&2; exit 1; }
 
 [[ $# == 1 ]] || die 'usage: release/build.sh FOLDER'
 folder=$1
+# Before minutes of building: without it nobody would know whether the program is static.
+command -v readelf >/dev/null || die 'readelf is missing; install binutils'
 
 # Another compiler makes another program: then nobody could build it again and compare.
 wanted=$(sed -nE 's|^FROM [^ ]*/rust:([0-9.]+)-.*|\1|p' Containerfile)
@@ -42,7 +44,8 @@ fi
 target=${CARGO_TARGET_DIR:-$PWD/target}
 cargo auditable rustc --release --locked --offline --bin instance-access -- -C target-feature=+crt-static
 program=$target/release/instance-access
-if readelf --dynamic "$program" | grep NEEDED; then
+dynamic=$(readelf --dynamic "$program")
+if grep NEEDED <<<"$dynamic"; then
   die "$program asks for shared libraries; the image has none"
 fi
 "$program" --version

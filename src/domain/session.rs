@@ -142,10 +142,10 @@ impl SessionEnd {
     /// The word, as it stands in audit and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Expired => "Expired",
-            Self::Released => "Released",
-            Self::Revoked => "Revoked",
-            Self::PolicyChanged => "PolicyChanged",
+            Self::Expired => EndCause::Expired.as_str(),
+            Self::Released => EndCause::Released.as_str(),
+            Self::Revoked => EndCause::Revoked.as_str(),
+            Self::PolicyChanged => EndCause::PolicyChanged.as_str(),
             Self::GrantChanged => "GrantChanged",
             Self::Idle => "Idle",
             Self::GatewayStopped => "GatewayStopped",

@@ -6,7 +6,8 @@
 //! aws            AWS refuses, hangs, lies           outlast      …and the grant ends on time all the same
 //! api_server     away, frozen, conflicts            audit        the disk is full
 //! crash          kill -9 under load                 hostile      people who try
-//! unreadable     a decision that may be a no   leaders      several controllers, of which one leads
+//! keys           that cannot be delivered          unreadable   a decision that may be a no
+//! leaders        several controllers, of which one leads
 //! upgrade        of what guards the requests, under live grants
 //! traces         a collector of spans that hangs
 //! disaster       etcd restored, the API server away for long, the operator removed

@@ -89,8 +89,12 @@ pub async fn every_values_is_taken_strictly(lab: &Lab, version: &str) {
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let taken = kubectl(lab, "admin", &arguments).await;
-    for kind in ["statefulset.apps/strict-instance-access-gateway", "networkpolicy.networking.k8s.io/strict-"] {
-        assert!(taken.contains(kind), "{taken}");
+    for name in [
+        "statefulset.apps/strict-instance-access-gateway",
+        "networkpolicy.networking.k8s.io/strict-",
+        "configmap/strict-instance-access-dashboard",
+    ] {
+        assert!(taken.contains(name), "{taken}");
     }
     // It is judged at all.
     let path = lab.dir().join("strict-typo.json");

@@ -10,7 +10,7 @@ pub use common::*;
 /// An image's name, which no default has.
 pub const IMAGE: &str = "image.repository=registry.example/instance-access";
 
-/// What `helm template` renders in the namespace `ops`; the error is helm's words.
+/// `helm template` of the release `access` in the namespace `ops`; the error is helm's words.
 pub fn template(arguments: &[&str]) -> Result<String, String> {
     template_in("ops", arguments)
 }

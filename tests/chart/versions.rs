@@ -12,9 +12,10 @@ use super::helm::{chart, objects, run, template};
 const MINORS: std::ops::RangeInclusive<u32> = 32..=37;
 
 /// Every kind that the chart makes: its API, whether it is the cluster's, and since which minor version it is served.
-const KINDS: [(&str, &str, bool, u32); 16] = [
+const KINDS: [(&str, &str, bool, u32); 18] = [
     ("v1", "Service", false, 0),
     ("v1", "ServiceAccount", false, 0),
+    ("v1", "ConfigMap", false, 0),
     ("apps/v1", "StatefulSet", false, 9),
     ("batch/v1", "Job", false, 2),
     ("policy/v1", "PodDisruptionBudget", false, 21),
@@ -28,8 +29,9 @@ const KINDS: [(&str, &str, bool, u32); 16] = [
     ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", true, 30),
     ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicy", true, 36),
     ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicyBinding", true, 36),
-    // The Prometheus operator's, and only where it is asked for.
+    // The Prometheus operator's, and only where they are asked for.
     ("monitoring.coreos.com/v1", "ServiceMonitor", false, 0),
+    ("monitoring.coreos.com/v1", "PrometheusRule", false, 0),
 ];
 
 /// The files with values: what the chart is mostly run with.

@@ -27,9 +27,9 @@ pub fn chart() -> PathBuf {
 pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let built = Command::new(file("tests/lab/setup-helm.sh")).output().expect("bash runs it");
+        let built = Command::new(file("tests/lab/setup-go-tool.sh")).arg("helm").output().expect("bash runs it");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        PathBuf::from(String::from_utf8(built.stdout).expect("a path").trim())
+        Path::new(String::from_utf8(built.stdout).expect("a path").trim()).join("helm")
     })
 }
 

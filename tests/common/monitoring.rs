@@ -42,7 +42,7 @@ pub fn read(path: &str) -> String {
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
-        let built = Command::new(file("tests/lab/setup-promtool.sh")).output().expect("bash runs it");
+        let built = Command::new(file("tests/lab/setup-go-tool.sh")).arg("promtool").output().expect("bash runs it");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         PathBuf::from(String::from_utf8(built.stdout).expect("a path").trim())
     })

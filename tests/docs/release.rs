@@ -44,6 +44,19 @@ fn the_changelog_has_the_form_of_keep_a_changelog_and_knows_this_version() {
     }
 }
 
+/// Pages and examples to copy, whose images have this version's tag; tests/chart holds Chart.yaml and docs/gitops to it.
+#[test]
+fn what_is_copied_names_this_version() {
+    let tag = Regex::new(r"/instance-access:(\d[0-9A-Za-z.-]*)").unwrap();
+    for path in ["docs/install.md", "examples/gateway.yaml", "Containerfile"] {
+        let file = read(path);
+        let named: BTreeSet<&str> = tag.captures_iter(&file).map(|found| found.get(1).unwrap().as_str()).collect();
+        assert_eq!(named, BTreeSet::from([VERSION]), "{path}: of an image");
+    }
+    let locked = format!("[[package]]\nname = \"instance-access\"\nversion = \"{VERSION}\"\n");
+    assert!(read("fuzz/Cargo.lock").contains(&locked), "cargo update --workspace --manifest-path fuzz/Cargo.toml");
+}
+
 #[test]
 fn one_licence_is_named_everywhere() {
     let licence = env!("CARGO_PKG_LICENSE");
@@ -60,6 +73,14 @@ fn the_toolchains_are_said_alike_and_the_image_is_built_by_one_that_will_do() {
     let least = env!("CARGO_PKG_RUST_VERSION");
     for page in ["README.md", "CONTRIBUTING.md", "tests/demo/needs-cargo.sh"] {
         assert!(read(page).contains(&format!("Rust {least} ")), "{page}: Cargo.toml's rust-version is {least}");
+    }
+    let newer = Regex::new(r"(?m)^go (\d+\.\d+\.\d+)$").unwrap();
+    let modules = ["control-plane/etcd", "control-plane/kubernetes", "helm", "promtool", "etcdutl", "../gitops"];
+    let asked =
+        modules.map(|it| newer.captures(&read(&format!("tests/lab/{it}/go.mod"))).expect("a version")[1].to_owned());
+    let newest = asked.iter().max_by_key(|it| parts(it)).expect("modules");
+    for page in ["README.md", "CONTRIBUTING.md"] {
+        assert!(read(page).contains(&format!("Go {newest}")), "{page}: a module of the tests asks for Go {newest}");
     }
     let recipe = read("Containerfile");
     let image = Regex::new(r"(?m)^FROM \S+/rust:([0-9.]+)-").unwrap();

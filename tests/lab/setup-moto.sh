@@ -1,25 +1,7 @@
 #!/bin/sh
-# Makes a virtual environment with moto, whose EC2 the stand-in is compared with, and prints its path.
-# Idempotent; nothing outside the user's cache is touched.
+# Makes a virtual environment with moto, whose EC2 the stand-in is compared with, and prints its path. Idempotent.
 set -eu
+. "$(dirname "$0")/venv.sh"
 
 version=5.2.5
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/instance-access/moto/$version"
-
-if [ ! -f "$cache/complete" ]; then
-    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        echo "setup-moto: python3 with venv is needed (Debian: apt-get install python3-venv)" >&2
-        exit 1
-    fi
-    # two runs at once each make their own, and the first to finish wins
-    mkdir -p "$cache"
-    work="$cache/venv.$$"
-    trap 'rm -rf "$work"' EXIT
-    python3 -m venv "$work"
-    "$work/bin/python" -m pip install --quiet --disable-pip-version-check "moto[ec2,server]==$version" >&2
-    # a venv cannot be moved, but its python can be linked to
-    ln -sfn "$work" "$cache/venv"
-    trap - EXIT
-    touch "$cache/complete"
-fi
-echo "$cache/venv"
+venv moto "$version" "moto[ec2,server]==$version"

@@ -1,4 +1,4 @@
-// etcd's own tool for snapshots, built from its own module; setup-etcdutl.sh reads the version from here.
+// etcd's own tool for snapshots, built from its own module; setup-go-tool.sh reads the version from here.
 module instanceaccess.dev/lab/etcdutl
 
 go 1.26.0

@@ -1,4 +1,4 @@
-// The helm of the tests of the chart, built from its own module; setup-helm.sh reads the version from here.
+// The helm of the tests of the chart, built from its own module; setup-go-tool.sh reads the version from here.
 module instanceaccess.dev/lab/helm
 
 go 1.26.0

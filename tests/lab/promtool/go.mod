@@ -1,5 +1,5 @@
-// promtool, which tests the alerts, and a small program that tells what a query asks for (selectors); setup-promtool.sh
-// builds both, and reads the version from here.
+// promtool, which tests the alerts, and a small program that tells what a query asks for (selectors); setup-go-tool.sh
+// builds both, and reads the version from here. It is Prometheus that asks for this Go.
 module instanceaccess.dev/lab/promtool
 
 go 1.26.7

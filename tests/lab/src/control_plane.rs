@@ -339,13 +339,13 @@ fn binaries(version: Option<&str>) -> anyhow::Result<PathBuf> {
     Ok(bin)
 }
 
-/// etcd's tool for snapshots, where `setup-etcdutl.sh` puts it.
+/// etcd's tool for snapshots, where `setup-go-tool.sh` puts it.
 fn etcdutl() -> anyhow::Result<PathBuf> {
     let go_mod = include_str!("../etcdutl/go.mod");
     let version = go_mod.lines().find_map(|line| line.split_once("go.etcd.io/etcd/etcdutl/v3 v"));
     let version = version.and_then(|(_, rest)| rest.split_whitespace().next()).context("a version of etcdutl")?;
     let program = cache_dir()?.join("etcdutl").join(version).join("etcdutl");
-    anyhow::ensure!(program.is_file(), "there is no {}; run tests/lab/setup-etcdutl.sh", program.display());
+    anyhow::ensure!(program.is_file(), "there is no {}; run tests/lab/setup-go-tool.sh etcdutl", program.display());
     Ok(program)
 }
 
