@@ -133,7 +133,7 @@ impl fmt::Display for Fork {
             if first.sequence > 1 { format!("record {}", first.sequence - 1) } else { "the beginning".to_owned() };
         writeln!(
             f,
-            "forked at {after}, acknowledged: record {first} begins a branch that ends with {head}, the other ends with {other}; what both say is true"
+            "forked at {after}, acknowledged: record {first} begins a branch that ends with {head}, the other ends with {other}; both were verified"
         )
     }
 }

@@ -493,7 +493,7 @@ fn a_fork_that_a_restored_lease_made_is_accepted_once_it_is_acknowledged_and_no_
     let summary = verify_files(&world.files(), acknowledged(&[fork.clone(), fork.clone()])).unwrap();
     let (head, other) = (&world.written[11], &world.written[9]);
     let said = format!(
-        "forked at record 3, acknowledged: record {fork} begins a branch that ends with {head}, the other ends with {other}; what both say is true\n"
+        "forked at record 3, acknowledged: record {fork} begins a branch that ends with {head}, the other ends with {other}; both were verified\n"
     );
     assert!(summary.to_string().contains(&said), "{summary}");
     assert_eq!((summary.records, summary.tails.len(), summary.head.as_ref()), (12, 0, Some(head)));
