@@ -307,6 +307,10 @@ pub struct VerifyArgs {
     /// several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub after: Vec<Receipt>,
+    /// A record that begins a second branch of the first trail, as a finding prints it, where you know that the Lease was
+    /// deleted or etcd restored just before; that one fork is accepted; may be given several times.
+    #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
+    pub fork: Vec<Receipt>,
 }
 
 fn parse_vpc_id(text: &str) -> Result<String, String> {

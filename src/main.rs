@@ -78,8 +78,8 @@ fn print(text: String) -> Outcome {
 }
 
 fn verify(args: VerifyArgs) -> Outcome {
-    let VerifyArgs { files, trail, head, after } = args;
-    let first = (!files.is_empty()).then_some((files, Expectation { after, heads: head }));
+    let VerifyArgs { files, trail, head, after, fork } = args;
+    let first = (!files.is_empty()).then_some((files, Expectation { after, heads: head, forks: fork }));
     let others = trail.into_iter().map(|TrailFiles(files)| (files, Expectation::default()));
     let trails: Vec<_> = first.into_iter().chain(others).collect();
     let (number, mut failed, mut firsts) = (trails.len(), 0, std::collections::HashMap::new());

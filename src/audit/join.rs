@@ -6,6 +6,10 @@
 //! again, and continued its own file, and was not heard of once more. That is the one fork which is accepted, and only in
 //! one file, within the time that a lease allows each term, and with a later term to explain it.
 //!
+//! A Lease that was deleted, or restored with etcd, names less than was written: whoever leads then goes on from an earlier
+//! line, in a term whose number may be there already. No file tells that from a forgery, so people do: a fork that they
+//! acknowledge cuts the trail in two there, and each part is judged by itself, as strictly as a whole one.
+//!
 //! Pure: the files are read in [`super::verify_files`].
 
 use std::cmp::Ordering;
@@ -110,34 +114,81 @@ impl fmt::Display for Tail {
     }
 }
 
+/// A fork that somebody acknowledged: the lease was deleted, or restored with etcd, and the trail went on from an earlier line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// The record that begins the branch which was acknowledged.
+    pub first: Receipt,
+    /// The last one of that branch.
+    pub head: Receipt,
+    /// The last one of the other branch.
+    pub other: Receipt,
+}
+
+/// As `audit verify` prints it: a whole line.
+impl fmt::Display for Fork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, head, other } = self;
+        let after =
+            if first.sequence > 1 { format!("record {}", first.sequence - 1) } else { "the beginning".to_owned() };
+        writeln!(
+            f,
+            "forked at {after}, acknowledged: record {first} begins a branch that ends with {head}, the other ends with {other}; both were verified"
+        )
+    }
+}
+
 /// What was judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Judgement {
     /// In the order of the trail.
     pub tails: Vec<Tail>,
+    /// Those that were acknowledged, in the order of the trail.
+    pub forks: Vec<Fork>,
     /// The run that the trail begins with.
     pub first: Option<usize>,
-    /// The run that it ends with.
+    /// The run that it ends with; of several branches the one that was written to last.
     pub last: Option<usize>,
 }
 
-/// Judges all runs of a trail. The error names the run that is wrong.
-pub(super) fn judge(runs: &[Run]) -> Result<Judgement, (usize, Finding)> {
+/// Judges all runs of a trail. `acknowledged` are the first records of branches that people answer for. The error names the run
+/// that is wrong; the one behind the last, if it is none of them.
+pub(super) fn judge(runs: &[Run], acknowledged: &[Receipt]) -> Result<Judgement, (usize, Finding)> {
     no_run_is_there_twice(runs)?;
-    let tree = Tree::of(runs)?;
-    let (mut tails, mut on_the_way, mut last) = (Vec::new(), Vec::new(), tree.root());
+    let tree = Tree::of(runs, acknowledged)?;
+    let (mut tails, mut ends) = (Vec::new(), Vec::new());
+    for part in 0..=tree.cuts.len() {
+        ends.push(walk(&tree, part, &mut tails)?);
+    }
+    tails.sort_by_key(|tail| (tail.after, tail.term));
+    let end_of =
+        |part: usize| ends[part].map_or_else(Receipt::origin, |(_, last): (usize, usize)| runs[last].last.clone());
+    let fork = |(cut, run): (usize, &usize)| Fork {
+        first: runs[*run].first.clone(),
+        head: end_of(cut + 1),
+        other: end_of(tree.above(*run)),
+    };
+    let mut forks: Vec<Fork> = tree.cuts.iter().enumerate().map(fork).collect();
+    forks.sort_by_key(|fork| fork.first.sequence);
+    let last = ends.iter().flatten().map(|(_, last)| *last).max_by_key(|last| runs[*last].last_time);
+    Ok(Judgement { tails, forks, first: ends[0].map(|(first, _)| first), last })
+}
+
+/// Goes along a part of the trail, from its beginning to its end, and judges what lies beside. Returns its first and its last
+/// run, if it has any.
+fn walk(tree: &Tree<'_>, part: usize, tails: &mut Vec<Tail>) -> Result<Option<(usize, usize)>, (usize, Finding)> {
+    let (mut ends, mut last) = (None, tree.root(part));
     while let Some((next, spot)) = tree.goes_on(last)? {
         for (child, _) in tree.children[last].iter().filter(|(child, _)| *child != next) {
-            tree.dead(*child, last, next, &mut tails)?;
+            tree.dead(*child, last, next, tails)?;
         }
         if let Some(from) = spot.next_time {
             tails.push(tree.left(last, next, from)?);
         }
-        on_the_way.push(next);
+        ends = Some((ends.map_or(next, |(first, _)| first), next));
         last = next;
     }
-    tails.sort_by_key(|tail| (tail.after, tail.term));
-    Ok(Judgement { tails, first: on_the_way.first().copied(), last: on_the_way.last().copied() })
+    Ok(ends)
 }
 
 fn no_run_is_there_twice(runs: &[Run]) -> Result<(), (usize, Finding)> {
@@ -152,21 +203,24 @@ fn no_run_is_there_twice(runs: &[Run]) -> Result<(), (usize, Finding)> {
 struct Tree<'a> {
     runs: &'a [Run],
     /// Of each run: those that continue a line of it, and where. Of one more: those that begin the trail, of which the first
-    /// leader of all may be one that was killed before the lease named anything.
+    /// leader of all may be one that was killed before the lease named anything. Of one more for each cut: the run behind it.
     children: Vec<Vec<(usize, Spot)>>,
+    /// The runs that begin a part of their own, since the fork there is acknowledged.
+    cuts: Vec<usize>,
     /// Of each run: the record that names its last line as the last one of its file.
     named_by: Vec<Option<i64>>,
     /// Of each run: the latest term in which it, or what continues it, was written; -1 for none.
     latest: Vec<i64>,
-    /// Each term with its beginning.
-    terms: Vec<(i64, Timestamp)>,
+    /// Each term with its beginning, and a run of it.
+    terms: Vec<(i64, Timestamp, usize)>,
 }
 
 impl<'a> Tree<'a> {
-    fn of(runs: &'a [Run]) -> Result<Self, (usize, Finding)> {
+    fn of(runs: &'a [Run], acknowledged: &[Receipt]) -> Result<Self, (usize, Finding)> {
         let mut tree = Self {
             runs,
             children: vec![Vec::new(); runs.len() + 1],
+            cuts: Vec::new(),
             named_by: vec![None; runs.len()],
             latest: Vec::new(),
             terms: Vec::new(),
@@ -176,7 +230,7 @@ impl<'a> Tree<'a> {
             let missing = Finding::NoParent { sequence: run.first.sequence, missing: run.first.sequence - 1 };
             match run.attach {
                 Attach::Beginning => {
-                    let root = tree.root();
+                    let root = tree.root(0);
                     tree.children[root].push((number, Spot { run: root, next_time: None }));
                 }
                 Attach::At(spot) => tree.children[spot.run].push((number, spot)),
@@ -184,9 +238,9 @@ impl<'a> Tree<'a> {
             }
             if let Some(term) = run.opening.as_ref().and_then(|opening| opening.term) {
                 // A leader whose disk failed while it opened its file opens it again.
-                let again = run.follows && tree.terms.last().is_some_and(|(before, _)| *before == term.number);
-                if !again {
-                    tree.terms.push((term.number, run.first_time));
+                let again = run.follows && tree.terms.last().is_some_and(|(before, ..)| *before == term.number);
+                if !again || acknowledged.contains(&run.first) {
+                    tree.terms.push((term.number, run.first_time, number));
                 }
             }
             let Some(head) = run.opening.as_ref().and_then(|opening| opening.file_head.as_ref()) else { continue };
@@ -206,21 +260,71 @@ impl<'a> Tree<'a> {
         if let Some(wrong) = nowhere {
             return Err(wrong);
         }
+        tree.cut(acknowledged)?;
         tree.latest = (0..runs.len()).map(|run| tree.number(run)).collect();
         // What continues another has greater numbers.
         let mut order: Vec<usize> = (0..runs.len()).collect();
         order.sort_by_key(|run| std::cmp::Reverse(runs[*run].first.sequence));
         for run in order {
-            if let Attach::At(spot) = runs[run].attach {
+            if let Attach::At(spot) = runs[run].attach
+                && !tree.cuts.contains(&run)
+            {
                 tree.latest[spot.run] = tree.latest[spot.run].max(tree.latest[run]);
             }
         }
         Ok(tree)
     }
 
-    /// What those continue that begin the trail.
-    fn root(&self) -> usize {
-        self.runs.len()
+    /// What those continue that begin the trail, or one of the parts that it was cut into.
+    fn root(&self, part: usize) -> usize {
+        self.runs.len() + part
+    }
+
+    /// Cuts the trail at the forks that were acknowledged.
+    fn cut(&mut self, acknowledged: &[Receipt]) -> Result<(), (usize, Finding)> {
+        let root = self.root(0);
+        let whole: Vec<usize> = self.children.iter().map(Vec::len).collect();
+        for first in acknowledged {
+            let none = || (root, Finding::NoFork { acknowledged: first.clone() });
+            let run = self.runs.iter().position(|run| run.first == *first).ok_or_else(none)?;
+            if self.cuts.contains(&run) {
+                continue;
+            }
+            let (parent, is_amid) = match self.runs[run].attach {
+                Attach::At(spot) => (spot.run, spot.next_time.is_some()),
+                Attach::Beginning | Attach::Nowhere => (root, false),
+            };
+            // What all of them continue stays whole.
+            let is_last = parent == root && self.children[root].len() == 1;
+            if !is_amid && whole[parent] < 2 || is_last {
+                return Err(none());
+            }
+            self.children[parent].retain(|(child, _)| *child != run);
+            self.children.push(vec![(run, Spot { run: self.children.len(), next_time: None })]);
+            self.cuts.push(run);
+        }
+        Ok(())
+    }
+
+    /// The part in which a run stands.
+    fn part(&self, mut run: usize) -> usize {
+        loop {
+            if let Some(cut) = self.cuts.iter().position(|cut| *cut == run) {
+                return cut + 1;
+            }
+            match self.runs[run].attach {
+                Attach::At(spot) => run = spot.run,
+                Attach::Beginning | Attach::Nowhere => return 0,
+            }
+        }
+    }
+
+    /// The part in which that stands which a run continues.
+    fn above(&self, run: usize) -> usize {
+        match self.runs[run].attach {
+            Attach::At(spot) => self.part(spot.run),
+            Attach::Beginning | Attach::Nowhere => 0,
+        }
     }
 
     /// With which of those that continue a run the trail went on: with the one that leads to the latest term.
@@ -231,7 +335,10 @@ impl<'a> Tree<'a> {
                 None | Some(Ordering::Greater) => latest = Some((*child, *spot)),
                 Some(Ordering::Less) => {}
                 // Of two no later one tells.
-                Some(Ordering::Equal) => return Err((*child, self.fork(*child))),
+                Some(Ordering::Equal) => {
+                    let fork = latest.map_or(*child, |(latest, _)| self.later(*child, latest));
+                    return Err((fork, self.fork(fork)));
+                }
             }
         }
         Ok(latest)
@@ -253,11 +360,16 @@ impl<'a> Tree<'a> {
         self.term(run).map_or(-1, |term| term.number)
     }
 
+    /// Which of two branches began later, and so is the one that went back.
+    fn later(&self, run: usize, other: usize) -> usize {
+        if self.runs[other].first_time > self.runs[run].first_time { other } else { run }
+    }
+
     fn fork(&self, run: usize) -> Finding {
-        let sequence = self.runs[run].first.sequence;
+        let first = self.runs[run].first.clone();
         match self.runs[run].attach {
-            Attach::Beginning => Finding::SecondBeginning { sequence },
-            Attach::At(_) | Attach::Nowhere => Finding::Fork { sequence, after: sequence - 1 },
+            Attach::Beginning => Finding::SecondBeginning { first },
+            Attach::At(_) | Attach::Nowhere => Finding::Fork { first },
         }
     }
 
@@ -265,22 +377,24 @@ impl<'a> Tree<'a> {
     /// same leader that were not heard of either.
     fn dead(&self, run: usize, parent: usize, went_on: usize, tails: &mut Vec<Tail>) -> Result<(), (usize, Finding)> {
         let (mut run, mut parent) = (run, parent);
+        let fork = self.later(run, went_on);
+        let unexplained = || (fork, self.fork(fork));
         // Whoever began it knew no later line than those who went on, or continued its own file's end.
         let is_early = self.runs[run].first.sequence <= self.runs[went_on].first.sequence;
         if !is_early && !self.runs[run].follows {
-            return Err((run, self.fork(run)));
+            return Err(unexplained());
         }
         loop {
             let Run { first, first_time, last, .. } = &self.runs[run];
             let is_later = self.number(run) > self.number(parent);
             if !is_later && !(self.runs[run].follows && self.number(run) == self.number(parent)) {
-                return Err((run, self.fork(run)));
+                return Err(unexplained());
             }
-            tails.push(self.tail(run, run, last.sequence - first.sequence + 1, *first_time)?);
+            tails.push(self.tail(run, fork, first.sequence - 1, last.sequence - first.sequence + 1, *first_time)?);
             match self.children[run][..] {
                 [] => return Ok(()),
                 [(child, _)] if self.runs[child].follows => (parent, run) = (run, child),
-                [(child, _), ..] => return Err((child, self.fork(child))),
+                [_, ..] => return Err(unexplained()),
             }
         }
     }
@@ -307,27 +421,38 @@ impl<'a> Tree<'a> {
         if self.number(next) <= self.number(run) {
             return Err((next, self.fork(next)));
         }
-        self.tail(run, next, self.runs[run].last.sequence - self.runs[next].first.sequence + 1, from)
+        let after = self.runs[next].first.sequence - 1;
+        self.tail(run, next, after, self.runs[run].last.sequence - after, from)
     }
 
-    /// Judges the last records of a run. `fork` is the run that begins where the trail forks.
-    fn tail(&self, run: usize, fork: usize, records: i64, from: Timestamp) -> Result<Tail, (usize, Finding)> {
+    /// Judges the last records of a run, behind the record `after`. `fork` is the run to name, if they are not to be explained.
+    fn tail(
+        &self,
+        run: usize,
+        fork: usize,
+        after: i64,
+        records: i64,
+        from: Timestamp,
+    ) -> Result<Tail, (usize, Finding)> {
         let Run { last, last_time, .. } = &self.runs[run];
         let unexplained = || (fork, self.fork(fork));
         let Term { number, lease_seconds } = self.term(run).ok_or_else(unexplained)?;
         // What explains that nobody continued it: somebody led next.
-        if self.terms.iter().filter(|(other, _)| *other == number).count() > 1 {
+        // What stands behind a fork that people explain, explains nothing on this side of it.
+        let part = self.part(run);
+        let terms = || self.terms.iter().filter(|(.., run)| self.part(*run) == part);
+        if terms().filter(|(other, ..)| *other == number).count() > 1 {
             return Err(unexplained());
         }
-        let later = self.terms.iter().filter(|(later, _)| *later > number);
-        let (next_term, next_time) = later.min().ok_or_else(unexplained)?;
+        let later = terms().filter(|(later, ..)| *later > number);
+        let (next_term, next_time, _) = later.min().ok_or_else(unexplained)?;
         let lease_seconds = lease_seconds.min(LEASE_SECONDS_MAX);
         let (seconds, overlap) =
             (last_time.duration_since(from).as_secs(), last_time.duration_since(*next_time).as_secs());
         let tail = Tail {
             term: number,
             records,
-            after: self.runs[fork].first.sequence - 1,
+            after,
             next_term: *next_term,
             seconds: seconds.max(0),
             lease_seconds,
@@ -336,7 +461,8 @@ impl<'a> Tree<'a> {
         };
         // Two machines' clocks tell these times, and may differ by somewhat less than a lease.
         if seconds > lease_seconds + SLOW_DISK_SECONDS || overlap > lease_seconds {
-            return Err((run, Finding::LongTail { tail: Box::new(tail), overlap_seconds: overlap.max(0) }));
+            let fork = self.runs[fork].first.clone();
+            return Err((run, Finding::LongTail { tail: Box::new(tail), overlap_seconds: overlap.max(0), fork }));
         }
         Ok(tail)
     }

@@ -50,7 +50,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use join::Tail;
+pub use join::{Fork, Tail};
 pub use memory::{ReadBack, read_back};
 pub use open::{Begin, Leader, OpenError, Opened, STANDARD_OUTPUT, Sinks, Torn};
 pub use trail::{AppendError, Class, Limits, Stats, Trail};

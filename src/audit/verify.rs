@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::Receipt;
-use super::join::{Attach, Judgement, Named, Run, Spot, Tail, judge};
+use super::join::{Attach, Fork, Judgement, Named, Run, Spot, Tail, judge};
 use super::line::{self, LINE_BYTES_MAX, Link};
 
 /// What is known of a trail from elsewhere. The default knows nothing: the trail begins at number 1, and ends anywhere.
@@ -20,6 +20,8 @@ pub struct Expectation {
     pub after: Vec<Receipt>,
     /// Lines that must be there, in any order: from a lease, from objects' statuses. Lines may follow the last.
     pub heads: Vec<Receipt>,
+    /// The first records of branches that people answer for: the lease was deleted, or restored with etcd.
+    pub forks: Vec<Receipt>,
 }
 
 /// What was read of a trail that verifies.
@@ -39,15 +41,18 @@ pub struct Summary {
     pub head: Option<Receipt>,
     /// Records that leaders left which were killed or cut off.
     pub tails: Vec<Tail>,
+    /// Forks that were acknowledged.
+    pub forks: Vec<Fork>,
 }
 
 /// As `audit verify` prints it: whole lines.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, segments, first_time, last_time, first: _, head, tails } = self;
+        let Self { records, segments, first_time, last_time, first: _, head, tails, forks } = self;
         let time = |time: &Option<Timestamp>| time.map_or_else(|| "never".to_owned(), |time| time.to_string());
         let (first, last) = (time(first_time), time(last_time));
         writeln!(f, "verified: {records} records in {segments} segments, from {first} to {last}")?;
+        forks.iter().try_for_each(|fork| fork.fmt(f))?;
         tails.iter().try_for_each(|tail| tail.fmt(f))?;
         head.iter().try_for_each(|head| writeln!(f, "head: {}:{}", head.sequence, head.digest))
     }
@@ -199,25 +204,23 @@ pub enum Finding {
     },
     /// Two files that nothing joins.
     #[error(
-        "record {sequence} begins a trail, and another file begins one, too; if the one is a gateway's, or was there before, give it with --trail"
+        "record {} begins a trail, and another file begins one, too; if the one is a gateway's, or was there before, give it with --trail. {}", first.sequence, Acknowledge(first)
     )]
     SecondBeginning {
-        /// Its number.
-        sequence: i64,
+        /// It.
+        first: Receipt,
     },
     /// Two that continue one record, and no leader's death explains it.
     #[error(
-        "record {sequence} continues record {after}, and so does another, without a later term that explains it; the lease was deleted or written by somebody, or records were added: look who wrote it in the API server's audit log"
+        "record {} continues record {}, and so does another, without a later term that explains it; the lease was deleted, written by somebody or restored with etcd, or records were added: look who wrote it in the API server's audit log. {}", first.sequence, first.sequence - 1, Acknowledge(first)
     )]
     Fork {
-        /// The line's own number.
-        sequence: i64,
-        /// What it continues.
-        after: i64,
+        /// The record that begins the later branch.
+        first: Receipt,
     },
     /// A tail that no killed leader leaves.
     #[error(
-        "{records} records of term {term} were written after record {after}, over {seconds} s, the last {overlap_seconds} s after term {next} began; a leader stops within its lease of {lease} s: two led at once, or records were added, or two clocks differ by more than that",
+        "{records} records of term {term} were written after record {after}, over {seconds} s, the last {overlap_seconds} s after term {next} began; a leader stops within its lease of {lease} s: two led at once, or records were added, or two clocks differ by more than that, or the lease was restored with etcd. {}", Acknowledge(fork),
         records = tail.records, term = tail.term, after = tail.after, seconds = tail.seconds, next = tail.next_term,
         lease = tail.lease_seconds
     )]
@@ -226,6 +229,16 @@ pub enum Finding {
         tail: Box<Tail>,
         /// By how much two terms overlap.
         overlap_seconds: i64,
+        /// The record that begins the other branch.
+        fork: Receipt,
+    },
+    /// Somebody answers for a fork that is none.
+    #[error(
+        "--fork names record {acknowledged}, and no branch beside another begins with it; take it out, or look for the record that a finding named"
+    )]
+    NoFork {
+        /// The record.
+        acknowledged: Receipt,
     },
     /// The file was written to while it was read.
     #[error("a segment was added while the files were read; verify once more")]
@@ -240,6 +253,19 @@ pub enum Finding {
         /// How far the trail goes, in words.
         reached: String,
     },
+}
+
+/// How people answer for a fork, and when they may.
+struct Acknowledge<'a>(&'a Receipt);
+
+impl fmt::Display for Acknowledge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(first) = self;
+        write!(
+            f,
+            "Only if you know that etcd was restored or the lease deleted just before that record's time, acknowledge it, and verify all else: --fork {first}"
+        )
+    }
 }
 
 /// Reads a trail that stands in one piece, holding one line of at most 1 MiB at a time.
@@ -316,6 +342,7 @@ struct Wanted {
 struct Verifier {
     after: Vec<Receipt>,
     heads: Vec<Receipt>,
+    forks: Vec<Receipt>,
     /// By number.
     wanted: HashMap<i64, Vec<Wanted>>,
     /// Whether what the segments continue is among what is wanted.
@@ -341,7 +368,7 @@ struct Begun {
 
 impl Verifier {
     fn new(expect: Expectation, segments: Option<Vec<Receipt>>, is_one_piece: bool) -> Self {
-        let Expectation { after, mut heads } = expect;
+        let Expectation { after, mut heads, forks } = expect;
         heads.sort_by_key(|head| head.sequence);
         let is_prepared = segments.is_some();
         let mut wanted = HashMap::<i64, Vec<Wanted>>::new();
@@ -354,6 +381,7 @@ impl Verifier {
         Verifier {
             after,
             heads,
+            forks,
             wanted,
             is_prepared,
             is_one_piece,
@@ -502,8 +530,8 @@ impl Verifier {
             }
             runs.push(run);
         }
-        let Judgement { tails, first, last } =
-            judge(&runs).map_err(|(run, finding)| at(&self.begun[run].place, finding))?;
+        let Judgement { tails, forks, first, last } = judge(&runs, &self.forks)
+            .map_err(|(run, finding)| at(self.begun.get(run).map_or(&self.end, |begun| &begun.place), finding))?;
         self.look_for_heads(&runs)?;
         let (root, last) = (first.map(|first| &runs[first]), last.map(|last| &runs[last]));
         Ok(Summary {
@@ -514,6 +542,7 @@ impl Verifier {
             first: root.map(|root| root.first.clone()),
             head: last.map(|last| last.last.clone()),
             tails,
+            forks,
         })
     }
 

@@ -373,7 +373,7 @@ fn whoever_is_alone_leaves_no_tail() {
     Draft::new(&opening, now()).unwrap().link(&receipts[1], &mut other);
     fs::write(&second, other).unwrap();
     let error = verify_files(&[first, second], Expectation::default()).unwrap_err();
-    assert!(matches!(error.finding, Finding::Fork { sequence: 3, after: 2 }), "{error}");
+    assert!(matches!(error.finding, Finding::Fork { first: Receipt { sequence: 3, .. } }), "{error}");
 }
 
 #[test]
@@ -384,8 +384,10 @@ fn older_files_may_be_elsewhere_if_their_last_records_are_known() {
     fs::remove_file(world.file(1)).unwrap();
     let (tail, before) = (world.written[4].clone(), world.written[8].clone());
     assert_eq!((tail.sequence, before.sequence), (5, 7));
-    let after =
-        |receipts: &[&Receipt]| Expectation { after: receipts.iter().map(|it| (*it).clone()).collect(), heads: vec![] };
+    let after = |receipts: &[&Receipt]| Expectation {
+        after: receipts.iter().map(|it| (*it).clone()).collect(),
+        ..Expectation::default()
+    };
     assert_eq!(verify_files(&world.files(), after(&[&before, &tail])).unwrap().records, 2);
     world.finds(after(&[&before]), "goes on from record 5, which is in none of the files");
     world.finds(after(&[&tail]), "begins with record 8, expected 6");
@@ -451,6 +453,109 @@ fn a_file_that_lost_its_end_is_refused_only_by_whoever_is_told_that_it_is_the_on
     let before = fs::read(world.file(0)).unwrap();
     assert!(matches!(open::open(sinks(), begin), Err(OpenError::Broken { offset: 0, .. })));
     assert_eq!(fs::read(world.file(0)).unwrap(), before);
+}
+
+/// The record that a finding names to be acknowledged.
+fn named(finding: Finding) -> Receipt {
+    match finding {
+        Finding::SecondBeginning { first } | Finding::Fork { first } => first,
+        Finding::LongTail { fork, .. } => fork,
+        other => panic!("no fork: {other}"),
+    }
+}
+
+fn acknowledged(forks: &[Receipt]) -> Expectation {
+    Expectation { forks: forks.to_vec(), ..Expectation::default() }
+}
+
+/// The lease goes back to the end of the first term. Before, the second replica and the first one led; now the second one.
+fn restored() -> World {
+    let mut world = world();
+    world.term(steps_down(0, 2));
+    let copy = (world.lease.clone(), world.term);
+    world.term(steps_down(1, 3));
+    world.term(steps_down(0, 2));
+    (world.lease, world.term) = copy;
+    world.pass(3600);
+    world.term(steps_down(1, 1));
+    world
+}
+
+#[test]
+fn a_fork_that_a_restored_lease_made_is_accepted_once_it_is_acknowledged_and_no_other_is() {
+    let mut world = restored();
+    let error = world.finds(Expectation::default(), "record 4 continues record 3, and so does another");
+    assert_eq!((error.file.as_ref(), error.line), (Some(&world.file(1)), 5));
+    let said = error.to_string();
+    let fork = named(error.finding);
+    assert!(said.ends_with(&format!("--fork {fork}")), "{said}");
+    assert_eq!(fork, world.written[10]);
+    let summary = verify_files(&world.files(), acknowledged(&[fork.clone(), fork.clone()])).unwrap();
+    let (head, other) = (&world.written[11], &world.written[9]);
+    let said = format!(
+        "forked at record 3, acknowledged: record {fork} begins a branch that ends with {head}, the other ends with {other}; both were verified\n"
+    );
+    assert!(summary.to_string().contains(&said), "{summary}");
+    assert_eq!((summary.records, summary.tails.len(), summary.head.as_ref()), (12, 0, Some(head)));
+
+    // The next leaders go on, and so does a tail; terms that were there before the restore explain nothing and forbid nothing.
+    world.term(is_killed(0, 1, 2));
+    world.term(steps_down(1, 1));
+    let summary = verify_files(&world.files(), acknowledged(std::slice::from_ref(&fork))).unwrap();
+    assert_eq!((summary.tails.len(), summary.forks.len()), (1, 1), "{summary}");
+
+    // It excuses no other branch, neither at the same place nor behind it, whatever its term.
+    for (place, number) in [(2, 3), (2, 9), (4, 9), (10, 9)] {
+        let term = Some(Term { number, lease_seconds: LEASE_SECONDS });
+        forge(&world, term, &world.written[place], now() + SignedDuration::from_secs(20), 1);
+        let error = world.finds(acknowledged(std::slice::from_ref(&fork)), "");
+        assert!(matches!(error.finding, Finding::Fork { .. } | Finding::LongTail { .. }), "{place}: {error}");
+    }
+}
+
+#[test]
+fn a_lease_that_was_deleted_and_one_that_went_back_within_a_term_are_acknowledged_alike() {
+    // A replica with a new volume led next, and began at 1.
+    let mut world = killed_and_back();
+    (world.lease, world.term) = (None, 0);
+    world.pass(3600);
+    world.term(steps_down(2, 1));
+    let error = world.finds(Expectation::default(), "begins a trail, and another file begins one, too");
+    let fork = named(error.finding);
+    assert_eq!(fork.sequence, 1);
+    let summary = verify_files(&world.files(), acknowledged(std::slice::from_ref(&fork))).unwrap();
+    assert!(summary.to_string().contains("forked at the beginning, acknowledged"), "{summary}");
+    assert_eq!(summary.tails.len(), 1);
+
+    // The lease named a record in the midst of a long term.
+    let mut world = world_of_a_long_term();
+    let fork = named(world.finds(Expectation::default(), "two led at once").finding);
+    assert_eq!(fork, world.written[103]);
+    world.term(steps_down(0, 1));
+    assert_eq!(verify_files(&world.files(), acknowledged(&[fork])).unwrap().tails, []);
+}
+
+fn world_of_a_long_term() -> World {
+    let mut world = world();
+    world.term(is_killed(0, 2, 100));
+    world.term(steps_down(1, 1));
+    world
+}
+
+#[test]
+fn an_acknowledgement_that_names_no_fork_is_an_error() {
+    let world = restored();
+    let fork = world.written[10].clone();
+    let nobody = Receipt { sequence: 4, digest: "f".repeat(64) };
+    for wrong in [&world.written[0], &world.written[1], &world.written[7], &nobody] {
+        let words = format!("--fork names record {wrong}, and no branch beside another begins with it");
+        world.finds(acknowledged(&[fork.clone(), wrong.clone()]), &words);
+    }
+    let alone = killed_and_back();
+    alone.finds(acknowledged(&[alone.written[8].clone()]), "no branch beside another begins with it");
+    let (text, receipts) = super::text(1, 1);
+    assert!(verify(text.as_bytes(), acknowledged(&receipts[..1])).is_err());
+    assert!(verify(&b""[..], acknowledged(&receipts[..1])).is_err());
 }
 
 /// What a line refers to: the record that it continues, and the one that it names as its file's last.
@@ -551,6 +656,68 @@ proptest! {
             let ((found, _), _) = tampered(&|lines| lines.swap(line, line + 1));
             prop_assert!(found, "lines {line} and the next of {path:?} were swapped");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn a_restored_history_verifies_with_its_forks_acknowledged_and_no_single_change_goes_unseen(
+        before in prop::collection::vec(fate(), 1..5),
+        after in prop::collection::vec(fate(), 1..4),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let mut world = world();
+        let thaw = |world: &mut World| if let Some((mut chain, drafts)) = world.frozen.take() {
+            world.write(&mut chain, &drafts);
+        };
+        // The first copy is none: the lease was deleted.
+        let mut copies = vec![(None, 0)];
+        for fate in before {
+            world.term(fate);
+            copies.push((world.lease.clone(), world.term));
+        }
+        thaw(&mut world);
+        (world.lease, world.term) = copies.swap_remove(at.index(copies.len()));
+        world.pass(3600);
+        for fate in after {
+            world.term(fate);
+        }
+        thaw(&mut world);
+        let mut forks = Vec::new();
+        let summary = loop {
+            match verify_files(&world.files(), acknowledged(&forks)) {
+                Ok(summary) => break summary,
+                Err(error) => {
+                    let fork = named(error.finding);
+                    prop_assert!(!forks.contains(&fork), "{fork} was acknowledged");
+                    forks.push(fork);
+                }
+            }
+        };
+        prop_assert_eq!((summary.records, summary.forks.len()), (world.written.len() as u64, forks.len()));
+        let all = || Expectation { heads: world.written.clone(), ..acknowledged(&forks) };
+        prop_assert!(verify_files(&world.files(), all()).is_ok());
+
+        let files = all_lines(&world.files());
+        let places: Vec<(usize, usize)> =
+            (0..files.len()).flat_map(|file| (0..files[file].1.len()).map(move |line| (file, line))).collect();
+        let (file, line) = places[at.index(places.len())];
+        let (path, lines) = &files[file];
+        let is_found = |change: &dyn Fn(&mut Vec<String>), expect| {
+            let mut changed = lines.clone();
+            change(&mut changed);
+            fs::write(path, changed.concat()).unwrap();
+            let found = verify_files(&world.files(), expect).is_err();
+            fs::write(path, lines.concat()).unwrap();
+            found
+        };
+        let is_edited = |lines: &mut Vec<String>| lines[line] = lines[line].replacen("Z\"", "1Z\"", 1);
+        prop_assert!(is_found(&is_edited, acknowledged(&forks)), "an edit of line {line} of {path:?}");
+        prop_assert!(is_found(&|lines| lines.insert(line, lines[line].clone()), acknowledged(&forks)), "line {line} twice");
+        prop_assert!(is_found(&|lines| drop(lines.remove(line)), all()), "line {line} of {path:?} was taken out");
+        prop_assert!(is_found(&|lines| lines.truncate(line), all()), "{path:?} was cut at {line}");
     }
 }
 

@@ -70,7 +70,7 @@ fn draft(record: &Value) -> Draft {
 }
 
 fn heads(heads: &[Receipt]) -> Expectation {
-    Expectation { after: Vec::new(), heads: heads.to_vec() }
+    Expectation { heads: heads.to_vec(), ..Expectation::default() }
 }
 
 #[track_caller]

@@ -93,7 +93,11 @@ fn a_chain_that_was_computed_anew_is_found_by_a_receipt_and_by_nothing_else() {
 #[test]
 fn a_later_file_verifies_after_the_receipt_that_it_continues() {
     let (lines, receipts) = lines();
-    let after = |receipt: &Receipt| Expectation { after: vec![receipt.clone()], heads: receipts[2..].to_vec() };
+    let after = |receipt: &Receipt| Expectation {
+        after: vec![receipt.clone()],
+        heads: receipts[2..].to_vec(),
+        ..Expectation::default()
+    };
     assert_eq!(verify(lines[3..].concat().as_bytes(), after(&receipts[2])).unwrap().records, 3);
     finds(&lines[3..], Expectation { heads: receipts.clone(), ..after(&receipts[2]) }, 1, "begins after record 3");
     let stranger = Receipt { digest: "f".repeat(64), ..receipts[2].clone() };
