@@ -206,7 +206,11 @@ async fn run(args: ControllerArgs) -> Outcome {
     tracing::info!(%listen, "started");
     let mut term = Term::Alone;
     if let Some(candidate) = &mut candidate {
-        let listening = tokio::spawn(instance_access::controller::remember(client.clone(), Arc::clone(&records)));
+        let listening = tokio::spawn(instance_access::controller::remember(
+            client.clone(),
+            Arc::clone(&records),
+            Arc::clone(&clock),
+        ));
         let won = candidate.until_leads(&stop).await;
         listening.abort();
         let Some(won) = won else {

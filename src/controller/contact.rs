@@ -124,6 +124,7 @@ pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
                     "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again, and what is known to be over stays so"
                 );
                 shared.slots.doubt();
+                shared.guard.doubt();
             }
             shared.contact.answered((shared.clock)());
         }

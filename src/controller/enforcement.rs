@@ -47,10 +47,10 @@ pub struct Guard {
 
 impl Guard {
     /// Goes on from what the leader before us wrote, if it is to be believed.
-    pub fn after(vouched: Option<&str>) -> Self {
+    pub fn after(now: Timestamp, vouched: Option<&str>) -> Self {
         let lookout = match vouched.map(Vouched::read) {
             None => Lookout::default(),
-            Some(Ok(vouched)) => Lookout::after(vouched),
+            Some(Ok(vouched)) => Lookout::after(now, vouched),
             Some(Err(error)) => {
                 tracing::warn!(
                     error = chain(&error),
@@ -60,6 +60,11 @@ impl Guard {
             }
         };
         Self { lookout: Mutex::new(lookout) }
+    }
+
+    /// The API server has gone back to an older state: what was seen of it before proves nothing.
+    pub fn doubt(&self) {
+        self.with(Lookout::doubt);
     }
 
     /// What the next leader goes on from.

@@ -269,7 +269,7 @@ impl Controller {
         let since_time = clock();
         let may_push = Arc::new(AtomicBool::new(true));
         let contact = Arc::new(Contact::new(since_time));
-        let guard = Arc::new(Guard::after(vouched.as_deref()));
+        let guard = Arc::new(Guard::after(since_time, vouched.as_deref()));
         let fence = {
             let (may_push, guard, clock) = (Arc::clone(&may_push), Arc::clone(&guard), Arc::clone(&clock));
             let (contact, leads) = (Arc::clone(&contact), Arc::clone(&leads));

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::watch as signal;
+use tokio::sync::{oneshot, watch as signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
@@ -120,8 +120,8 @@ impl Records {
     }
 
     /// Remembers a request as it was while this process stood by.
-    pub fn hear(&self, request: &InstanceAccess) {
-        self.heard().see(request);
+    pub fn hear(&self, now: Timestamp, request: &InstanceAccess) {
+        self.heard().see(now, request);
     }
 
     /// Remembers that a request went.
@@ -267,14 +267,18 @@ impl Records {
     }
 }
 
-/// Reads what a file says since then. In a thread of its own: it may be long.
+/// Reads what a file says since then. In a thread of its own: it may be long, and one that hangs on its volume must not
+/// keep the process, whose lease may be lost, from ending, as one of the runtime's would.
 async fn read(file: PathBuf, since: Timestamp) -> std::io::Result<Memory> {
-    let reading = tokio::task::spawn_blocking(move || {
+    let (tell, told) = oneshot::channel();
+    let reading = move || {
         let mut memory = Memory::default();
-        let read = read_back(&[file], since, |time, record| memory.hear(time, record))?;
-        Ok::<_, std::io::Error>((memory, read))
-    });
-    let (memory, ReadBack { records, cut_off }) = reading.await.map_err(std::io::Error::other)??;
+        let read = read_back(&[file], since, |time, record| memory.hear(time, record));
+        // Whoever asked may be gone.
+        let _ = tell.send(read.map(|read| (memory, read)));
+    };
+    std::thread::Builder::new().name("audit-read".to_owned()).spawn(reading)?;
+    let (memory, ReadBack { records, cut_off }) = told.await.map_err(std::io::Error::other)??;
     tracing::info!(records, grants = memory.len(), "read the audit trail back");
     if let Some(since_time) = cut_off {
         tracing::warn!(

@@ -222,7 +222,7 @@ fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     sight.vouch(enforcement);
     let object = state.kept.open();
-    sight.meet(object.status.as_ref().and_then(|status| status.grant.as_ref()));
+    sight.meet(now, object.status.as_ref().and_then(|status| status.grant.as_ref()));
     let census = &*shared.census.read();
     let ledger = &shared.ledger.read();
     let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, census, ledger, sight };

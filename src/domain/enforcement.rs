@@ -159,7 +159,11 @@ impl Default for Lookout {
 
 impl Lookout {
     /// Goes on from what the leader before us vouched for. Without that, whatever stands is judged by its own account.
-    pub fn after(vouched: Vouched) -> Self {
+    /// A time that lies ahead by more than clocks may differ is nobody's: it would refuse everybody until then.
+    pub fn after(now: Timestamp, vouched: Vouched) -> Self {
+        if vouched.told_time() > plus(now, SETTLE) {
+            return Self::default();
+        }
         Self {
             told_time: vouched.told_time(),
             seen_time: vouched.seen_time(),
@@ -167,6 +171,14 @@ impl Lookout {
             goes_on: true,
             ..Self::default()
         }
+    }
+
+    /// The API server has gone back to an older state: what was counted is of another history, and so is what we would hand
+    /// on. Every piece is judged by its own account, as by an operator that starts; what was seen to be a gap stays one.
+    pub fn doubt(&mut self) {
+        self.versions.clear();
+        self.vouched = None;
+        self.goes_on = false;
     }
 
     /// A look saw every piece; `remedy` says what to do if something is wrong.

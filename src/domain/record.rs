@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::condition::bounded;
 use super::subject;
-use crate::api::{Approval, EndCause, Identity, InstanceAccess, KeyFacts, PolicyPin};
+use crate::api::{Approval, EndCause, Identity, InstanceAccess, KeyDelivery, KeyFacts, PolicyPin};
 
 /// What happened, or is about to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,6 +60,9 @@ pub struct Record {
     /// The key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_fingerprint: Option<String>,
+    /// `OnConnect`, where gateways push the key: then no record here tells of a push.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_delivery: Option<KeyDelivery>,
     /// Why access was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -154,6 +157,7 @@ impl Record {
                 RecordKind::Granted | RecordKind::PushIntended => Vec::new(),
             },
             key_fingerprint: key.map(|key| key.fingerprint.clone()),
+            key_delivery: request.spec.key_delivery.filter(|delivery| *delivery == KeyDelivery::OnConnect),
             reason: request.spec.reason.clone(),
             ticket: request.spec.ticket.clone(),
             start_time: status.grant.as_ref().map(|grant| grant.start_time.clone()),

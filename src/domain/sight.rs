@@ -196,13 +196,17 @@ impl Sight {
     /// A leader may find that the one before got through with the same grant, by its id, after we had decided to give it and
     /// before we stored it: the API server refuses ours, as of an old version. Of the two that one is the shorter, so whoever
     /// wrote it has no more than we set out to give, and it is as good as ours. Only the first that is seen, since what comes
-    /// to stand where ours stood is somebody's doing.
-    pub fn meet(&mut self, grant: Option<&Grant>) {
+    /// to stand where ours stood is somebody's doing; and only while ours is young, since what was in flight has landed by then.
+    pub fn meet(&mut self, now: Timestamp, grant: Option<&Grant>) {
         let (Some(term), false) = (grant.map(Term::of), self.grant.met) else { return };
         let GrantSight { found, intended, met, .. } = &mut self.grant;
         if intended.iter().any(|known| known.becomes(term)) {
             *met = true;
-        } else if found.is_none() && intended.last().is_some_and(|known| known.includes(term)) {
+        } else if found.is_none()
+            && intended
+                .last()
+                .is_some_and(|known| is_fresh(now, known.start, PREDECESSOR_AGE_MAX) && known.includes(term))
+        {
             intended.push(term);
             if intended.len() > INTENDED_MAX {
                 intended.remove(0);
@@ -404,13 +408,17 @@ mod tests {
 
     #[test]
     fn a_grant_that_the_leader_before_stored_just_now_is_ours_if_it_is_no_more_than_we_set_out_to_give() {
-        let origin = |met: Option<Grant>, found: Grant| {
+        let origin_at = |now: Timestamp, met: Option<Grant>, found: Grant| {
             let mut sight = Sight::new(at(0));
             sight.stores(None, Some(&grant(100, 700)));
-            sight.meet(met.as_ref());
-            sight.meet(Some(&found));
+            sight.meet(now, met.as_ref());
+            sight.meet(now, Some(&found));
             sight.origin(&found)
         };
+        let origin = |met, found| origin_at(at(101), met, found);
+        // What was in flight has landed by then.
+        assert_eq!(origin_at(at(160), None, grant(91, 691)), Origin::Ours);
+        assert_eq!(origin_at(at(161), None, grant(91, 691)), Origin::Foreign);
         for (found, expected) in [
             (grant(100, 700), Origin::Ours),
             (grant(91, 691), Origin::Ours),
@@ -428,12 +436,12 @@ mod tests {
         assert_eq!(origin(Some(grant(91, 691)), grant(90, 690)), Origin::Foreign);
         // A grant that we never set out to give is nobody's.
         let mut sight = Sight::new(at(0));
-        sight.meet(Some(&grant(91, 691)));
+        sight.meet(at(101), Some(&grant(91, 691)));
         assert_eq!(sight.origin(&grant(91, 691)), Origin::Foreign);
         // One that was found is judged as it was found, whatever we set out to store since.
         let mut sight = found(&grant(10, 900));
         sight.stores(None, Some(&grant(30, 910)));
-        sight.meet(Some(&grant(10, 910)));
+        sight.meet(at(31), Some(&grant(10, 910)));
         assert_eq!(sight.origin(&grant(10, 910)), Origin::Foreign);
     }
 

@@ -19,8 +19,8 @@ use crate::telemetry::chain;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the API server may take to answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long whoever needs a leader waits for one to be seen: as long as the longest lease is not renewed.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long whoever needs a leader waits for one to be seen: the longest lease, of 120 s, is renewed every 20 s.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// A Lease, by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub struct Leaders {
     clock: Clock,
     origin: Instant,
     bystander: Mutex<Bystander>,
-    /// When the newest read that was answered was begun.
-    reading: Turn<Option<Instant>>,
+    /// When the newest read was begun, and how it went.
+    reading: Turn<Option<(Instant, Result<(), String>)>>,
 }
 
 impl Leaders {
@@ -82,19 +82,23 @@ impl Leaders {
     async fn look(&self) -> Result<(), String> {
         let wanted = Instant::now();
         let mut reading = self.reading.lock().await;
-        if reading.is_some_and(|begun| begun >= wanted) {
-            return Ok(());
+        if let Some((begun, read)) = &*reading
+            && *begun >= wanted
+        {
+            return read.clone();
         }
         let (begun, asked) = (Instant::now(), self.now());
-        let lease = match timeout(READ_TIMEOUT, self.leases.get_opt(&self.name)).await {
-            Ok(Ok(lease)) => lease,
-            Ok(Err(error)) => return Err(chain(&error)),
-            Err(_) => return Err(format!("no answer within {} s", READ_TIMEOUT.as_secs())),
+        let read = match timeout(READ_TIMEOUT, self.leases.get_opt(&self.name)).await {
+            Ok(Ok(lease)) => {
+                let now = self.now();
+                self.bystander().read(asked, now, lease.as_ref().map(Sighted::of));
+                Ok(())
+            }
+            Ok(Err(error)) => Err(chain(&error)),
+            Err(_) => Err(format!("no answer within {} s", READ_TIMEOUT.as_secs())),
         };
-        *reading = Some(begun);
-        let now = self.now();
-        self.bystander().read(asked, now, lease.as_ref().map(Sighted::of));
-        Ok(())
+        *reading = Some((begun, read.clone()));
+        read
     }
 
     /// Asks the API server whether somebody leads, and waits for as long as it may yet turn out.

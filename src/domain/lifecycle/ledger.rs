@@ -8,7 +8,7 @@ use crate::domain::ledger::{self, Standing};
 use super::{Draft, Effect, last_push_time};
 
 /// How it reads that the API server knows less than we do.
-pub(super) const FORGOTTEN: &str = "the operator remembers it or reads it in its audit trail, and the API server does not, as after etcd was restored from an older copy. Nothing is granted twice; if access is needed again, ask by another name";
+pub(super) const FORGOTTEN: &str = "the operator remembers it or reads it in its audit trail, and the API server does not, as after etcd was restored from an older copy, or after the operator ended between its record and its write. Nothing is granted twice; if access is needed again, ask by another name";
 
 impl Draft<'_> {
     /// Whether nothing is to be granted for the ledger's sake: another request had this grant, or nobody has read yet

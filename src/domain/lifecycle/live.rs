@@ -263,7 +263,7 @@ impl<'a> Draft<'a> {
         let Some(grant) = &self.status.grant else { return Ok(()) };
         if self.world.ledger.is_over(self.request) {
             return Err(
-                "this grant was ended, or began to be; the operator remembers it or reads it in its audit trail, and the API server does not, as after etcd was restored from an older copy; make a new request",
+                "this grant was ended, or began to be; the operator remembers it or reads it in its audit trail, and the API server does not, as after etcd was restored from an older copy, or after the operator ended between its record and its write; make a new request",
             );
         }
         let uid = self.request.metadata.uid.as_deref().unwrap_or_default();

@@ -483,6 +483,11 @@ impl<'a> Draft<'a> {
             self.before.push(Effect::StopPush);
             let record = self.end_record();
             self.audit(false, record);
+        } else if cause == EndCause::PolicyChanged {
+            // Approved, and refused before it began: that is on record as any refusal.
+            let message = Some(message.clone());
+            let record = Record { cause: Some(cause), message, ..self.record(RecordKind::Denied) };
+            self.audit(false, record);
         }
         self.event(false, reason.active().as_str(), message);
     }

@@ -18,7 +18,7 @@ fn over(before: &[(i64, State)], after: &[(i64, State)]) -> Enforcement {
     };
     let lookout = look(Lookout::default(), before);
     let next = match lookout.vouched() {
-        Some(vouched) => Lookout::after(Vouched::read(&vouched.text()).unwrap()),
+        Some(vouched) => Lookout::after(at(1_000_000), Vouched::read(&vouched.text()).unwrap()),
         None => Lookout::default(),
     };
     look(next, after).enforcement(at(after.last().unwrap().0))
@@ -116,7 +116,7 @@ fn while_it_is_missing_the_last_word_stands_and_before_all_stood_there_is_none()
 fn what_comes_new_with_a_release_is_no_gap_unless_it_fills_in_or_was_changed() {
     let look = |looks: &[(i64, bool, State)]| {
         let one = [("One", &Version { uid: "a".into(), generation: 1, inherited: false })];
-        let mut lookout = Lookout::after(Vouched::new(at(0), Timestamp::MIN, one.into_iter()));
+        let mut lookout = Lookout::after(at(0), Vouched::new(at(0), Timestamp::MIN, one.into_iter()));
         for (second, needed, state) in looks {
             let one = Piece { name: "One".into(), needed: true, state: mark("a", 2, 990) };
             let two = Piece { name: "Two".into(), needed: *needed, state: state.clone() };
@@ -259,7 +259,7 @@ impl Cluster {
             Event::Lead(release) => {
                 self.release = release;
                 self.lookout = match &self.lease {
-                    Some(text) => Lookout::after(Vouched::read(text).unwrap()),
+                    Some(text) => Lookout::after(at(1_000_000), Vouched::read(text).unwrap()),
                     None => Lookout::default(),
                 };
             }
@@ -316,5 +316,42 @@ proptest! {
             }
             prop_assert_eq!(cluster.enforcement(), stands.clone());
         }
+    }
+}
+
+#[test]
+fn after_history_was_undone_no_count_is_believed_and_no_word_handed_on() {
+    let look = |lookout: &mut Lookout, second, state| {
+        lookout.looked(at(second), &[Piece { name: "It".into(), needed: true, state }], "");
+    };
+    // The count of the copy leads to the next one by chance: it was changed at 1004, by the piece's own account.
+    for (is_undone, since) in [(false, 5), (true, 1009)] {
+        let mut lookout = Lookout::default();
+        look(&mut lookout, 1000, mark("a", 1, 0));
+        if is_undone {
+            lookout.doubt();
+            assert_eq!(lookout.vouched(), None);
+        }
+        look(&mut lookout, 1010, mark("a", 2, 1004));
+        assert_eq!(lookout.enforcement(at(1010)), Enforcement::Stands { since_time: at(since) }, "{is_undone}");
+    }
+    // What comes new is no longer believed to come with a release; and a gap that was seen stays one.
+    let mut lookout = Lookout::default();
+    look(&mut lookout, 1000, wrong());
+    look(&mut lookout, 1010, mark("a", 2, 0));
+    lookout.doubt();
+    look(&mut lookout, 1020, mark("a", 2, 0));
+    assert_eq!(lookout.enforcement(at(1020)), Enforcement::Stands { since_time: at(1015) });
+}
+
+#[test]
+fn a_word_of_a_time_ahead_is_not_believed() {
+    for (told, is_believed) in [(105, true), (106, false)] {
+        let vouched = Vouched::new(at(told), Timestamp::MIN, std::iter::empty());
+        let mut lookout = Lookout::after(at(100), vouched);
+        let pieces = [Piece { name: "It".into(), needed: true, state: mark("a", 1, 0) }];
+        lookout.looked(at(100), &pieces, "");
+        let since_time = at(if is_believed { told + 5 } else { 5 });
+        assert_eq!(lookout.enforcement(at(100)), Enforcement::Stands { since_time }, "{told}");
     }
 }

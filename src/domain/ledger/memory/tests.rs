@@ -48,18 +48,28 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
     let nine = at("2026-03-01T09:00:00Z");
     let its = Standing::Its { until: nine };
     let over = |time: &str| Standing::Over { end_time: Some(at(time)) };
-    let rows: [(&[RecordKind], Standing); 10] = [
+    let rows: [(&[RecordKind], Standing); 18] = [
         (&[], Standing::Free),
-        (&[GrantIntended], its.clone()),
+        // Called off, or its write failed: nobody ever had access.
+        (&[GrantIntended], Standing::Free),
+        (&[GrantIntended, PushIntended], its.clone()),
+        (&[Denied, GrantIntended, PushIntended], its.clone()),
         (&[GrantIntended, Granted], its.clone()),
         (&[PushIntended], its.clone()),
         (&[GrantIntended, Granted, PushIntended, EndIntended], over("2026-03-01T08:25:00Z")),
+        (&[EndIntended], over("2026-03-01T08:25:00Z")),
+        // Its write was refused, and the policy put back.
+        (&[PushIntended, EndIntended, PushIntended], its.clone()),
+        (&[PushIntended, EndIntended, Granted], its.clone()),
+        (&[EndIntended, PushIntended], its.clone()),
+        (&[EndIntended, GrantIntended], over("2026-03-01T08:25:00Z")),
+        (&[PushIntended, Ended, EndIntended, PushIntended, Granted], over("2026-03-01T08:30:00Z")),
         (&[EndIntended, Ended], over("2026-03-01T08:30:00Z")),
         (&[GrantIntended, Ended], over("2026-03-01T08:30:00Z")),
         (&[Ended], over("2026-03-01T08:30:00Z")),
         (&[Denied], Standing::Closed),
         // It was refused, and that was called off: the world had changed.
-        (&[Denied, GrantIntended], its),
+        (&[Denied, GrantIntended], Standing::Free),
     ];
     for (kinds, expected) in rows {
         let records: Vec<Value> = kinds.iter().map(|kind| record(*kind)).collect();
@@ -68,7 +78,7 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
         let is_over = matches!(expected, Standing::Over { .. });
         assert_eq!(ledger.is_over(&request()), is_over, "{kinds:?}, restored as live");
         // Made again by another name of the same: who was only refused is judged anew.
-        let had_it = kinds.iter().any(|kind| *kind != Denied);
+        let had_it = kinds.iter().any(|kind| !matches!(kind, Denied | GrantIntended));
         assert_eq!(matches!(ledger.standing(&again()), Standing::Consumed { .. }), had_it, "{kinds:?}, made again");
         assert!(!ledger.is_over(&again()), "{kinds:?}: another's end is not one's own");
         for (until, fits) in [(nine, true), (at("2026-03-01T09:00:01Z"), false)] {
@@ -83,12 +93,34 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
 }
 
 #[test]
-fn of_two_intentions_the_later_one_is_the_grant() {
-    let mut earlier = record(RecordKind::GrantIntended);
-    earlier["expirationTime"] = json!("2026-03-01T08:59:00Z");
-    let later = record(RecordKind::GrantIntended);
+fn no_later_record_of_a_grant_lengthens_it() {
+    let shorter = |kind| {
+        let mut record = record(kind);
+        record["expirationTime"] = json!("2026-03-01T08:59:00Z");
+        record
+    };
+    let until = at("2026-03-01T08:59:00Z");
+    for (first, second) in [
+        (shorter(RecordKind::PushIntended), record(RecordKind::PushIntended)),
+        (record(RecordKind::PushIntended), shorter(RecordKind::PushIntended)),
+    ] {
+        let ended = record(RecordKind::EndIntended);
+        let between = [first.clone(), ended, second.clone()];
+        assert_eq!(recalled(&between).standing(&forgotten()), Standing::Its { until }, "an end between them");
+        assert_eq!(recalled(&[first, second]).standing(&forgotten()), Standing::Its { until });
+    }
+}
+
+#[test]
+fn where_gateways_push_the_intention_itself_counts() {
+    let mut intended = record(RecordKind::GrantIntended);
+    assert!(intended.get("keyDelivery").is_none());
+    let mut on_connect = request();
+    on_connect.spec.key_delivery = Some(KeyDelivery::OnConnect);
+    let record = Record::of(RecordKind::GrantIntended, &on_connect, on_connect.status.as_ref().unwrap());
+    intended["keyDelivery"] = serde_json::to_value(record).unwrap()["keyDelivery"].clone();
     let until = at("2026-03-01T09:00:00Z");
-    assert_eq!(recalled(&[earlier, later]).standing(&forgotten()), Standing::Its { until });
+    assert_eq!(recalled(&[intended]).standing(&forgotten()), Standing::Its { until });
 }
 
 #[test]
@@ -98,7 +130,7 @@ fn of_two_requests_the_later_one_had_it_unless_the_first_is_over() {
         record["request"]["uid"] = json!(again().metadata.uid);
         record
     };
-    let (first, second) = (record(RecordKind::GrantIntended), by_another(RecordKind::GrantIntended));
+    let (first, second) = (record(RecordKind::PushIntended), by_another(RecordKind::PushIntended));
     let ledger = recalled(&[first.clone(), second.clone(), by_another(RecordKind::Ended)]);
     assert!(matches!(ledger.standing(&again()), Standing::Over { .. }));
     assert!(matches!(ledger.standing(&forgotten()), Standing::Consumed { .. }));
@@ -153,7 +185,7 @@ fn what_is_no_record_of_a_request_says_nothing() {
     let half = json!({"kind": "Ended", "request": {"namespace": "a", "name": "b"}, "specDigest": "x"});
     let opened = json!({"kind": "SegmentOpened", "segment": 1});
     let memory = heard(&[of_a_gateway, half, opened, json!([]), json!("Ended")]);
-    assert!(memory.is_empty() && memory.0.closed.newer.is_empty());
+    assert!(memory.is_empty() && memory.ledger.closed.newer.is_empty());
 }
 
 #[test]
@@ -163,16 +195,37 @@ fn a_flood_of_refusals_pushes_out_older_refusals_and_no_grant() {
         for number in 0..count as u64 {
             let mut uid = [1; 16];
             uid[..8].copy_from_slice(&number.to_be_bytes());
-            memory.0.closed.add(uid);
+            memory.ledger.closed.add(uid);
         }
     };
     flood(&mut memory, CLOSED_MAX);
-    assert!(memory.0.closed.has(uid_bytes(UID)));
+    assert!(memory.ledger.closed.has(uid_bytes(UID)));
     flood(&mut memory, 4 * CLOSED_MAX);
-    assert!(!memory.0.closed.has(uid_bytes(UID)));
-    assert!(memory.0.closed.newer.len() + memory.0.closed.older.len() <= 2 * CLOSED_MAX);
+    assert!(!memory.ledger.closed.has(uid_bytes(UID)));
+    assert!(memory.ledger.closed.newer.len() + memory.ledger.closed.older.len() <= 2 * CLOSED_MAX);
     let mut ledger = Ledger::default();
     ledger.set_seen();
     ledger.recall(&memory);
     assert!(matches!(ledger.standing(&forgotten()), Standing::Over { .. }));
+}
+
+#[test]
+fn what_is_over_for_longer_than_a_trail_is_read_is_forgotten() {
+    let now = at("2026-03-01T10:00:00Z");
+    let mut memory = heard(&[record(RecordKind::Ended)]);
+    let flood = |memory: &mut Memory, from: u64, time: Timestamp| {
+        for number in from..from + 2 * PRUNED_ABOVE as u64 {
+            let mut key = [1; 16];
+            key[..8].copy_from_slice(&number.to_be_bytes());
+            let until_second = second(time);
+            let consumer = Consumer { uid: [2; 16], end_second: until_second, until_second, is_entered: false };
+            memory.ledger.consumed.insert(Key(key), consumer);
+        }
+    };
+    flood(&mut memory, 0, minus(now, KEPT + Duration::from_secs(1)));
+    memory.see(now, &request());
+    assert_eq!(memory.len(), 1, "only the grant of today is left");
+    flood(&mut memory, 0, minus(now, KEPT));
+    memory.see(now, &request());
+    assert_eq!(memory.len(), 1 + 2 * PRUNED_ABOVE, "what may still wait is remembered");
 }

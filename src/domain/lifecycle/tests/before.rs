@@ -312,6 +312,7 @@ fn what_was_approved_and_is_no_longer_admitted_ends_before_it_starts() {
     life.settle();
     life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
     assert_eq!(life.status().revocation.unwrap().cause, EndCause::PolicyChanged);
+    assert_eq!(life.kinds(), [RecordKind::Denied]);
     let mut life = life.until(8000);
     assert_eq!(life.landed(), 0);
     life.delete();

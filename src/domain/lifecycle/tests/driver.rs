@@ -391,7 +391,7 @@ impl Life {
             let asked_time = self.now;
             self.sight.vouch(&self.enforcement);
             let grant = self.view.as_ref().and_then(|view| view.status.as_ref()?.grant.clone());
-            self.sight.meet(grant.as_ref());
+            self.sight.meet(self.now, grant.as_ref());
             let plan = self.ask();
             self.plans += 1;
             assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());
