@@ -49,7 +49,7 @@ async fn every_example_applies_as_it_stands_and_again_without_a_difference() {
         applies(&world, "admin", &name, &manifest).await;
     }
     let gateway = examples("gateway");
-    assert_eq!(gateway.len(), 2, "its rights, and two of it");
+    assert_eq!(gateway.len(), 3, "its rights, those on the lease, and two of it");
     for (name, manifest) in [examples("operator-rbac"), examples("user-rbac"), gateway].concat() {
         let apply = ["apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-"];
         let applied = kubectl_with(world.lab, "admin", &apply, &manifest).await;

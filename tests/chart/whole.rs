@@ -118,7 +118,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     log_in_through(&gateway, &lab).await;
     no_right_is_missing_and_none_unused(&lab, &rendered, "operator", &UNUSED);
     no_right_is_missing_and_none_unused(&lab, &rendered, "gateway", &[]);
-    the_iam_policies_are_enough(&lab);
+    the_iam_policies_are_what_is_asked(&lab);
     drop((operator, gateway));
     applied_twice_it_changes_nothing(&lab).await;
     every_values_is_taken_strictly(&lab, lab::default_kubernetes_version()).await;
@@ -495,7 +495,7 @@ fn no_right_is_missing_and_none_unused(lab: &Lab, rendered: &[Value], account: &
 }
 
 /// AWS was asked for nothing that examples/iam-policy.json and examples/gateway-iam-policy.json do not allow.
-fn the_iam_policies_are_enough(lab: &Lab) {
+fn the_iam_policies_are_what_is_asked(lab: &Lab) {
     let mut allowed = BTreeSet::new();
     for file in ["examples/iam-policy.json", "examples/gateway-iam-policy.json"] {
         let policy: Value = serde_json::from_str(&read(file)).unwrap();

@@ -96,10 +96,18 @@ impl<'a> Past<'a> {
         for pair in self.terms.windows(2) {
             ensure!(pair[0].transitions < pair[1].transitions, "{pair:?}");
             let waited = pair[1].acquire_time.duration_since(pair[0].renew_time);
-            let enough = if pair[0].release_time.is_some() { SignedDuration::ZERO } else { self.lease };
+            // One that was given back was renewed a sixth of its length before, at most.
+            let (enough, held) = match pair[0].release_time {
+                Some(_) => (SignedDuration::ZERO, self.lease / 6),
+                None => (self.lease, self.lease),
+            };
             // By the clocks of those who wrote the Lease.
-            let most = self.lease + LOOK * 2 + TAKE_OVER_SLACK;
+            let most = held + LOOK * 2 + TAKE_OVER_SLACK;
             ensure!(waited >= enough && waited <= most, "taken over after {waited:?}: {pair:?}");
+        }
+        for fault in self.faults.iter().filter(|fault| fault.what == "SIGTERM") {
+            let told = self.terms.iter().find(|term| term.transitions == fault.transitions).context("a leader")?;
+            ensure!(told.release_time.is_some(), "who was told to stop did not give the lease back: {told:?}");
         }
         Ok(())
     }
@@ -331,6 +339,10 @@ impl<'a> Past<'a> {
                 verify.args(["--head", &format!("{sequence}:{}", text(&newest, "/status/audit/digest"))]);
             }
         }
+        // What the Lease named is there as well, and the next leader went on from it.
+        let heads = self.cluster.watch.heads();
+        ensure!(heads.len() >= self.terms.len(), "the Lease named {heads:?} over {} terms", self.terms.len());
+        verify.args(heads.iter().flat_map(|head| ["--head", head]));
         for path in trails(&self.cluster.gateways)? {
             verify.arg("--trail").arg(path);
         }

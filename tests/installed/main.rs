@@ -382,7 +382,7 @@ impl Day {
             self.cluster.until_granted(&format!("asked-in-gap-{number}")).await?;
         }
         self.cluster.rights_are_those_that_are_used()?;
-        self.cluster.iam_policies_are_enough()?;
+        self.cluster.iam_policies_are_what_is_asked()?;
         let pods = self.cluster.controllers.iter().chain(&self.cluster.gateways);
         try_join_all(pods.map(|pod| pod.goes())).await?;
         let past = Past::new(&self.cluster, self.faults.clone())?;

@@ -1,6 +1,6 @@
 //! What the API server says, version by version, with the moment at which it was seen: of every request, and of the Lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use lab::Lab;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -98,6 +98,13 @@ impl Watch {
     /// The names of all requests.
     pub fn names(&self) -> Vec<String> {
         self.requests.lock().expect("no holder panics").keys().cloned().collect()
+    }
+
+    /// The heads of the audit trail that the Lease named, one version after the other.
+    pub fn heads(&self) -> BTreeSet<String> {
+        let leases = self.leases.lock().expect("no holder panics");
+        let head = |(_, lease): &(Timestamp, Lease)| lease.annotations().get("instanceaccess.dev/audit-head").cloned();
+        leases.iter().filter_map(head).collect()
     }
 
     /// Who led when, the first one first.
