@@ -46,7 +46,8 @@ pub async fn measure(
         Some(cold < Duration::from_secs(1)),
     );
     let empty = controller.memory()?;
-    let model = one_that_ended(stand, eyes).await?;
+    // Its last key fades while the others come.
+    let model = one_that_is_revoked(stand, eyes).await?;
     let wishes = wishes(stand, "live", live, None);
     let requester = stand.requester.clone();
     let created = plain::all(wishes, CREATORS, move |wish| {
@@ -90,6 +91,7 @@ pub async fn measure(
         return controller.stop().await;
     }
 
+    let model = as_it_ended(stand, eyes, &model).await?;
     // Beside a controller that watches: what hundreds of small events leave behind counts, too.
     put(stand, &model, ended).await?;
     until(&controller, "instance_access_requests ", live + ended).await?;
@@ -163,15 +165,19 @@ async fn until(controller: &Controller, gauge: &str, count: usize) -> anyhow::Re
     }
 }
 
-/// Has one request granted and revoked, and returns it as etcd has it.
-async fn one_that_ended(stand: &mut Stand, eyes: &Eyes) -> anyhow::Result<Value> {
+/// Has one request granted and revoked, and returns its name.
+async fn one_that_is_revoked(stand: &mut Stand, eyes: &Eyes) -> anyhow::Result<String> {
     let wish = wishes(stand, "model", 1, None).remove(0);
     plain::create(&stand.requester, OURS, &wish).await?;
     eyes.active_one(&wish.name, PHASE_BOUND).await?;
     stand.revoke(NAMESPACE, &wish.name).await?;
-    // With its last key: 60 s and the time that a push may take.
+    Ok(wish.name)
+}
+
+/// That request when it has ended, as etcd has it.
+async fn as_it_ended(stand: &Stand, eyes: &Eyes, name: &str) -> anyhow::Result<Value> {
     eyes.ended("model", 1, PHASE_BOUND).await?;
-    let found = etcd(stand)?.call("range", &json!({"key": encoded(&key(&wish.name))})).await?;
+    let found = etcd(stand)?.call("range", &json!({"key": encoded(&key(name))})).await?;
     let value = found["kvs"][0]["value"].as_str().context("etcd does not have the request that ended")?;
     Ok(serde_json::from_slice(&BASE64_STANDARD.decode(value)?)?)
 }
