@@ -29,7 +29,8 @@ pub async fn help_says_what_there_is_and_where_settings_come_from() {
                   not there
       crds        Print the CustomResourceDefinitions, for kubectl apply
       admission   Print the admission policies, for kubectl apply
-      ready       Ask a running controller whether it can do its work, and wait for it a while
+      ready       Ask a running controller or gateway whether it can do its work, and wait for it a
+                  while
       audit       Look at an audit trail
       help        Print this message or the help of the given subcommand(s)
 
@@ -64,7 +65,7 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
         (&["gateway", "--audit-file", "a", "--host-key-file", "/no/such/dir/k"], "--host-key-file /no/such/dir/k"),
         (&["host-key", "--host-key-file", "/dev/null", "gateway"], "--host-key-file /dev/null"),
         (&["admission", "--operator-service-account", "no-slash"], "no-slash"),
-        (&["ready", "--wait-seconds", "0", "127.0.0.1:1"], "controller at 127.0.0.1:1 does not answer"),
+        (&["ready", "--wait-seconds", "0", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
         (&["audit", "verify", "--head", "1:abc", "f"], "SEQUENCE:DIGEST"),
         (&["audit", "verify", "/no/such/trail"], "/no/such/trail"),
         (&["audit", "verify"], "<FILE>"),

@@ -42,7 +42,7 @@ pub const NAMESPACE: &str = "team";
 /// How long something may take that takes moments on a machine of its own.
 pub const SOON: Duration = Duration::from_secs(60);
 /// API servers at once, beside the shared one: each takes 300 MiB, and all of a core while it starts.
-static OWN: Semaphore = Semaphore::const_new(3);
+static OWN: Semaphore = Semaphore::const_new(6);
 
 /// Everything that a test needs.
 pub struct Stand {
