@@ -119,9 +119,6 @@ impl<'a> Draft<'a> {
             self.status.verdicts = outline.verdicts;
             return self.refuse(DenyReason::DeniedByPolicy, refusal);
         }
-        if self.is_closed() {
-            return;
-        }
         if let Some(why) = self.unreadable_decision() {
             self.hold(ActiveReason::DecisionUnreadable, why, false);
             return self.hear_no(&asked);
@@ -151,7 +148,7 @@ impl<'a> Draft<'a> {
         }
         let Some(route) = self.route(asked, instance) else { return self.hear_no(asked) };
         let Some(admission) = self.admit(asked, instance, method_of(&route)) else { return };
-        if admission.approval.is_some() && !self.has_room(asked, instance, &admission, false) {
+        if admission.approval.is_some() && (!self.has_room(asked, instance, &admission, false) || self.is_closed()) {
             return;
         }
         if !self.is_approved(asked, instance, &admission, end_time) {
@@ -159,6 +156,9 @@ impl<'a> Draft<'a> {
         }
         let begins = start_time.is_none_or(|start_time| start_time <= self.now);
         if instance.state == InstanceState::Running && !self.has_room(asked, instance, &admission, begins) {
+            return;
+        }
+        if self.is_closed() {
             return;
         }
         if admission.approval.is_some() {
