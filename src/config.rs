@@ -297,7 +297,8 @@ pub struct VerifyArgs {
     /// The files of one trail, in any order: the controllers' for example, of all replicas, with the older ones.
     #[arg(required_unless_present = "trail", value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// The files of another trail, a gateway's for example, with commas between; may be given several times. All trails are read, whatever is wrong with one of them.
+    /// The files of another trail, a gateway's for example, with commas between; may be given several times. All trails
+    /// are read, whatever is wrong with one of them.
     #[arg(long, value_name = "FILE,…", value_parser = parse_trail)]
     pub trail: Vec<TrailFiles>,
     /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.

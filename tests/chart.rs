@@ -8,6 +8,8 @@ mod chart {
     mod again;
     #[path = "../common/monitoring.rs"]
     mod monitoring;
+    #[path = "../common/rights.rs"]
+    mod rights;
 
     mod alerts;
     mod dashboard;

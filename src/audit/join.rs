@@ -386,8 +386,9 @@ impl<'a> Tree<'a> {
         }
         loop {
             let Run { first, first_time, last, .. } = &self.runs[run];
-            let is_later = self.number(run) > self.number(parent);
-            if !is_later && !(self.runs[run].follows && self.number(run) == self.number(parent)) {
+            let (number, before) = (self.number(run), self.number(parent));
+            let goes_on = if self.runs[run].follows { number >= before } else { number > before };
+            if !goes_on {
                 return Err(unexplained());
             }
             tails.push(self.tail(run, fork, first.sequence - 1, last.sequence - first.sequence + 1, *first_time)?);

@@ -1,7 +1,8 @@
 //! Carries out an election: reads and writes the Lease, and tells everybody else whether we lead.
 //!
 //! What a step is, and why, is decided in [`crate::domain::lease`]. Whoever waits holds no trail and no timer, and
-//! watches only to remember ([`super::remember`]); a leader that has lost the lease ends. So each term begins by reading everything from the API server.
+//! watches only to remember ([`super::remember`]); a leader that has lost the lease ends. So each term begins by reading
+//! everything from the API server.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -11,6 +11,7 @@
 mod census;
 mod contact;
 mod decisions;
+mod effects;
 mod enforcement;
 mod events;
 mod kept;

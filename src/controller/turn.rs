@@ -10,20 +10,18 @@ use jiff::Timestamp;
 
 use crate::api::{AuditPointer, ConditionType, InstanceAccess, InstanceAccessStatus};
 use crate::audit::Receipt;
-use crate::aws::PushError;
 use crate::domain::approvals::Decisions;
-use crate::domain::cloud::{Place, TargetQuery};
 use crate::domain::condition::find;
 use crate::domain::enforcement::Enforcement;
 use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
-use crate::domain::push::PushPermit;
 use crate::domain::record::Record;
 use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
 use crate::traces::{Context, Span};
 
+use super::effects::{begin, stop_push};
 use super::slots::{Slot, State};
 use super::write::{Still, WRITE_TIMEOUT, WriteError};
 use super::{Shared, spans};
@@ -365,99 +363,6 @@ async fn carry_out(
     Step::Done
 }
 
-/// Begins an effect that takes its time; its outcome wakes the slot.
-fn begin(shared: &Arc<Shared>, slot: &Arc<Slot>, object: &InstanceAccess, effect: Effect, within: Context) {
-    match effect {
-        Effect::LookUpInstance { place, query, can_wait } => {
-            look_up_instance(shared, slot, place, query, can_wait, within);
-        }
-        Effect::LookUpEndpoints { place, vpc_id } => look_up_endpoints(shared, slot, place, vpc_id, within),
-        Effect::Push(permit) => push(shared, slot, permit, within),
-        Effect::StopPush => {
-            stop_push(shared, &mut slot.lock());
-        }
-        Effect::Event { warning, reason, note } => {
-            let meta = &object.metadata;
-            let grant_id =
-                object.status.as_ref().and_then(|status| status.grant.as_ref()).map(|grant| grant.id.as_str());
-            tracing::info!(
-                namespace = meta.namespace,
-                name = meta.name,
-                uid = meta.uid,
-                grant_id,
-                reason,
-                note,
-                "told"
-            );
-            shared.events.tell(object, warning, reason, note);
-        }
-        Effect::Claim(_)
-        | Effect::GiveBack
-        | Effect::Audit { .. }
-        | Effect::AddFinalizer
-        | Effect::Enter(_)
-        | Effect::RemoveFinalizer => {
-            tracing::error!("a plan has an effect where it cannot be carried out");
-        }
-    }
-}
-
-fn look_up_instance(
-    shared: &Arc<Shared>,
-    slot: &Arc<Slot>,
-    place: Place,
-    query: TargetQuery,
-    can_wait: bool,
-    within: Context,
-) {
-    let mut span = spans::aws("look up instance", &place, "ec2", "DescribeInstances", within);
-    slot.lock().sight.open().instances.started();
-    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
-    shared.tasks.spawn(async move {
-        let shared = shared_;
-        let answer = shared.lookups.find(&place, query, can_wait).await;
-        if let Err(failure) = &answer {
-            tracing::warn!(uid = %slot.uid, region = %place.region, code = failure.code, message = failure.message, "instance look-up failed");
-            span.fail(&failure.code, &failure.message);
-        }
-        let answer = answer.map(|found| found.into_iter().map(Arc::new).collect());
-        let now = (shared.clock)();
-        let mut state = slot.lock();
-        state.sight.open().instances.answered(now, answer);
-        state.cause = Some(Box::new(span.context()));
-        drop((state, span));
-        wake(&shared, &slot);
-    });
-}
-
-fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_id: String, within: Context) {
-    let mut span = spans::aws("look up endpoints", &place, "ec2", "DescribeInstanceConnectEndpoints", within);
-    slot.lock().sight.open().endpoints.started();
-    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
-    shared.tasks.spawn(async move {
-        let shared = shared_;
-        let answer = shared.lookups.endpoints(&place, &vpc_id).await;
-        if let Err(failure) = &answer {
-            tracing::warn!(uid = %slot.uid, vpc_id, code = failure.code, message = failure.message, "endpoint look-up failed");
-            span.fail(&failure.code, &failure.message);
-        }
-        let now = (shared.clock)();
-        let mut state = slot.lock();
-        state.sight.open().endpoints.answered(now, answer);
-        state.cause = Some(Box::new(span.context()));
-        drop((state, span));
-        wake(&shared, &slot);
-    });
-}
-
-/// Calls a push back. It may have left already, and then is assumed to.
-pub fn stop_push(shared: &Shared, state: &mut State) {
-    if let Some(push) = state.push.take() {
-        push.abort();
-    }
-    state.sight.open().push.stopped((shared.clock)());
-}
-
 /// Notes that a request is not there any more. Its push is called back at once: there is no plan for what is gone.
 pub fn set_gone(shared: &Shared, slot: &Slot) {
     let mut state = slot.lock();
@@ -480,45 +385,6 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
         }
         wake(&shared, &slot);
     });
-}
-
-fn push(shared: &Arc<Shared>, slot: &Arc<Slot>, permit: PushPermit, within: Context) {
-    let mut span = spans::aws("push key", permit.place(), "ec2-instance-connect", "SendSSHPublicKey", within);
-    let started = (shared.clock)();
-    let mut state = slot.lock();
-    state.sight.open().push.started(started);
-    let (shared_, slot_) = (Arc::clone(shared), Arc::clone(slot));
-    let task = shared.tasks.spawn(async move {
-        let (shared, slot) = (shared_, slot_);
-        let outcome = shared.pushes.push(permit).await;
-        let now = (shared.clock)();
-        let mut state = slot.lock();
-        state.push = None;
-        let object = state.kept.open();
-        let grant = object.status.as_ref().and_then(|status| status.grant.as_ref());
-        let grant_id = grant.map(|grant| grant.id.as_str());
-        match outcome {
-            Ok(delivered) => {
-                let elapsed_ms = since(now, started).as_millis();
-                tracing::debug!(grant_id, eic_request_id = delivered.request_id, elapsed_ms, "pushed key");
-                span.set("aws.request_id", delivered.request_id.as_str());
-                state.sight.open().push.landed(delivered.answer_time, delivered.request_id);
-            }
-            Err(PushError::TooLate { .. } | PushError::Fenced) => {
-                span.set("instance_access.outcome", "not sent");
-                state.sight.open().push.unsent();
-            }
-            Err(PushError::Failed { failure, unsure_time }) => {
-                tracing::warn!(grant_id, code = failure.code, message = failure.message, "push failed");
-                span.fail(&failure.code, &failure.message);
-                state.sight.open().push.failed(now, failure, unsure_time.is_none());
-            }
-        }
-        state.cause = Some(Box::new(span.context()));
-        drop((state, span));
-        wake(&shared, &slot);
-    });
-    state.push = Some(task.abort_handle());
 }
 
 /// Appends a record, once: the same one, told again after a failed write, keeps its receipt.

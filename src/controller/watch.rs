@@ -14,8 +14,9 @@ use crate::telemetry::chain;
 
 use super::Shared;
 use super::contact::Watch;
+use super::effects::stop_push;
 use super::slots::{Seen, Uid, prune};
-use super::turn::{read_again, set_gone, stop_push, wake};
+use super::turn::{read_again, set_gone, wake};
 use super::watched::Watched;
 
 /// How all watches are made.

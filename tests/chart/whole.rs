@@ -11,12 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lab::standin::Api;
 use lab::{Lab, Launch, Options, poll, proc::MARK, ssh};
 use serde_json::{Value, json};
 
 use super::again::{applied_twice_it_changes_nothing, every_values_is_taken_strictly};
 use super::helm::{self, GATEWAY, IMAGE, container, controller, file, named, objects, of_gateway, of_kind, read};
+use super::rights::{self, Excused, SELDOM_USED};
 
 /// How long anything may take that takes moments on an idle machine.
 const BOUND: Duration = Duration::from_secs(60);
@@ -30,18 +30,6 @@ const OPTIONAL: &str =
 /// Where the instances are: the lab's have loopback addresses, of which the gateway's own is not one.
 const INSTANCES: &str =
     "gateway.networkPolicy.instanceCidrs={127.0.0.0/8},gateway.settings.neverDial={127.0.0.1/32,::1/128}";
-
-/// Rights that the main job need not use, each as (verb, resource, why the operator has it).
-const UNUSED: [(&str, &str, &str); 4] = [
-    ("get", "instanceaccesses.instanceaccess.dev", "a request is read anew after a write that was refused or lost"),
-    ("get", "instanceaccesspolicies.instanceaccess.dev/status", "to tell how many grants a policy has, now and then"),
-    (
-        "create",
-        "instanceaccessledgerentries.instanceaccess.dev",
-        "for a granted request that goes; tests/whole/ledger.rs does so, under the same rules",
-    ),
-    ("delete", "instanceaccessledgerentries.instanceaccess.dev", "for entries whose time is over, 400 days later"),
-];
 
 /// A controller or a gateway, killed when it is dropped.
 struct Running {
@@ -116,9 +104,9 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     helm_waits_for_access_and_fails_on_a_refusal(&lab).await;
     let gateway = start_gateway(&lab, &rendered).await;
     log_in_through(&gateway, &lab).await;
-    no_right_is_missing_and_none_unused(&lab, &rendered, "operator", &UNUSED);
+    no_right_is_missing_and_none_unused(&lab, &rendered, "operator", &SELDOM_USED);
     no_right_is_missing_and_none_unused(&lab, &rendered, "gateway", &[]);
-    the_iam_policies_are_what_is_asked(&lab);
+    the_iam_policies_are_enough(&lab);
     drop((operator, gateway));
     applied_twice_it_changes_nothing(&lab).await;
     every_values_is_taken_strictly(&lab, lab::default_kubernetes_version()).await;
@@ -446,75 +434,20 @@ async fn helm_waits_for_access_and_fails_on_a_refusal(lab: &Lab) {
     assert!(refused.stderr.contains("by-helm-refused") && refused.stderr.contains("Failed"), "{refused:?}");
 }
 
-/// What the API server wrote down of a service account: each (verb, resource) that was let through.
-fn used(lab: &Lab, account: &str) -> BTreeSet<(String, String)> {
-    let username = format!("system:serviceaccount:{NAMESPACE}:{account}");
+fn no_right_is_missing_and_none_unused(lab: &Lab, rendered: &[Value], account: &str, excused: &[Excused]) {
     let log = fs::read_to_string(lab.log("kube-apiserver-audit")).unwrap();
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut used = BTreeSet::new();
-    for line in lines.filter(|line| line["user"]["username"] == username.as_str()) {
-        assert_ne!(line["responseStatus"]["code"], 403, "{account} asked for what it may not do: {line}");
-        let object = &line["objectRef"];
-        let text = |field: &str| object[field].as_str().unwrap_or_default();
-        used.insert((
-            line["verb"].as_str().unwrap().to_owned(),
-            resource(text("apiGroup"), text("resource"), text("subresource")),
-        ));
-    }
-    used
+    let log: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let used = rights::used(&log, NAMESPACE, account).unwrap();
+    let given = rights::given(rendered, NAMESPACE, account);
+    rights::none_is_idle(&given, &used, excused).unwrap_or_else(|error| panic!("{account} {error}"));
 }
 
-/// `nodes.`, `instanceaccesses.instanceaccess.dev/status`.
-fn resource(group: &str, resource: &str, subresource: &str) -> String {
-    let of = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
-    format!("{resource}.{group}{of}")
-}
-
-fn no_right_is_missing_and_none_unused(lab: &Lab, rendered: &[Value], account: &str, unused: &[(&str, &str, &str)]) {
-    let mut given = BTreeSet::new();
-    for rule in named(rendered, "ClusterRole", &format!("instance-access-{account}"))["rules"].as_array().unwrap() {
-        let all = |field: &str| rule[field].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned());
-        for (verb, group) in all("verbs").flat_map(|verb| all("apiGroups").map(move |group| (verb.clone(), group))) {
-            for name in all("resources") {
-                let (name, sub) = name.split_once('/').unwrap_or((&name, ""));
-                given.insert((verb.clone(), resource(&group, name, sub)));
-            }
-        }
-    }
-    let used = used(lab, account);
-    let excused: BTreeSet<_> = unused.iter().map(|(verb, name, _)| ((*verb).to_owned(), (*name).to_owned())).collect();
-    let idle: BTreeSet<_> = given.difference(&used).filter(|right| !excused.contains(*right)).collect();
-    assert!(
-        idle.is_empty(),
-        "{account} used {idle:?} for nothing: take it out of examples/{account}-rbac.yaml, or give a reason"
-    );
-    assert!(excused.is_subset(&given), "excused are rights that {account} has no more: {excused:?}");
-    // The log was read at all, and is this account's.
-    let writes = |it: &(String, String)| it.1 == "instanceaccesses.instanceaccess.dev/status" && it.0 != "get";
-    assert!(used.iter().any(writes), "{used:?}");
-}
-
-/// AWS was asked for nothing that examples/iam-policy.json and examples/gateway-iam-policy.json do not allow.
-fn the_iam_policies_are_what_is_asked(lab: &Lab) {
-    let mut allowed = BTreeSet::new();
-    for file in ["examples/iam-policy.json", "examples/gateway-iam-policy.json"] {
-        let policy: Value = serde_json::from_str(&read(file)).unwrap();
-        for statement in policy["Statement"].as_array().unwrap() {
-            match &statement["Action"] {
-                Value::Array(actions) => allowed.extend(actions.iter().map(|it| it.as_str().unwrap().to_owned())),
-                action => drop(allowed.insert(action.as_str().unwrap().to_owned())),
-            }
-        }
-    }
-    let journal = lab.standin().journal();
-    let asked: BTreeSet<String> = journal
-        .iter()
-        .filter_map(|entry| match entry.api {
-            Api::Ec2 => Some(format!("ec2:{}", entry.action)),
-            Api::Eic => Some(format!("ec2-instance-connect:{}", entry.action)),
-            _ => None,
-        })
-        .collect();
+/// AWS was asked for nothing that examples/iam-policy.json and examples/gateway-iam-policy.json do not allow; tests/installed
+/// asks of each whether all that it allows is asked for.
+fn the_iam_policies_are_enough(lab: &Lab) {
+    let policies = ["examples/iam-policy.json", "examples/gateway-iam-policy.json"];
+    let allowed: BTreeSet<String> = policies.into_iter().flat_map(|file| rights::allowed(&read(file))).collect();
+    let asked = rights::asked(&lab.standin().journal());
     assert!(asked.len() >= 2 && asked.is_subset(&allowed), "asked {asked:?}, allowed {allowed:?}");
 }
 

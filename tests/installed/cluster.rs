@@ -21,6 +21,7 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 
 use crate::helm;
+use crate::objects::text;
 use crate::pod::{PROGRAM, Pod, credentials, kubelet};
 use crate::watch::Watch;
 
@@ -276,11 +277,6 @@ impl Drop for Service {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// A text inside of an object; empty if it is not there.
-pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// `kubectl`, which must succeed; returns what it printed.

@@ -12,10 +12,11 @@ use lab::standin::{Api, Entry};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::cluster::{Cluster, text};
+use crate::cluster::Cluster;
+use crate::objects::{condition, text, time};
 use crate::people::fingerprint;
 use crate::pod::{PROGRAM, Pod};
-use crate::watch::{Term, condition, expiration, is, time};
+use crate::watch::{Term, expiration, is};
 
 /// How long a host may read a pushed key.
 const KEY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
@@ -39,6 +40,9 @@ pub struct Fault {
     /// Of the term that it ended.
     pub transitions: i32,
 }
+
+/// How far behind the take-over ends were stored that fell into a gap, in seconds, by the fault that made it.
+type Gaps = BTreeMap<&'static str, Vec<f64>>;
 
 /// All that happened.
 pub struct Past<'a> {
@@ -189,10 +193,7 @@ impl<'a> Past<'a> {
 
     /// Each end stands in status within a second, or, if nobody led, soon after somebody did. Returns the latenesses in
     /// seconds: of those, and from the take-over on of these, by the fault.
-    pub fn every_end_came_on_time(
-        &self,
-        last_end: Timestamp,
-    ) -> anyhow::Result<(Vec<f64>, BTreeMap<&'static str, Vec<f64>>)> {
+    pub fn every_end_came_on_time(&self, last_end: Timestamp) -> anyhow::Result<(Vec<f64>, Gaps)> {
         let (mut led, mut unled) = (Vec::new(), BTreeMap::<&'static str, Vec<f64>>::new());
         for name in self.cluster.watch.names() {
             let newest = self.cluster.watch.newest(&name);

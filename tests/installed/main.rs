@@ -27,6 +27,8 @@ mod findings;
 #[path = "../common/helm.rs"]
 mod helm;
 mod link;
+#[path = "../common/objects.rs"]
+mod objects;
 mod people;
 mod pod;
 mod rights;
@@ -146,7 +148,7 @@ impl Day {
 
         self.until(self.at(CLOSED)).await;
         let refused = self.strike("connections refused", |pod| pod.link.set(Way::Closed)).await?;
-        let cuts = tokio::spawn(join_all(on_revoked.into_iter().map(|live| live.is_cut(BOUND))));
+        let cuts = tokio::spawn(join_all(on_revoked.into_iter().map(|live| live.until_cut(BOUND))));
         let patch = json!({"spec": {"revoke": {"reason": "done"}}}).to_string();
         let revoke = ["-n", TEAM, "patch", "instanceaccess", "live-revoke", "--type=merge", "-p", &patch];
         kubectl(&self.cluster.lab, "alice", &revoke).await?;
@@ -245,7 +247,7 @@ impl Day {
         let mut on_the_other = cluster.stays(request, lives.port("ssh")?).await?;
         dies.dies()?;
         let killed = Timestamp::now();
-        let (cut_time, said) = on_the_dead.is_cut(BOUND).await?;
+        let (cut_time, said) = on_the_dead.until_cut(BOUND).await?;
         ensure!(!said.contains("has ended"), "nobody was left to say so: {said}");
         on_the_other.echoes().await?;
         for _ in 0..2 {
@@ -341,7 +343,7 @@ impl Day {
         let newest = self.cluster.watch.newest(&request.name);
         let end = expiration(&newest).with_context(|| shown(&newest))?;
         ensure!(end > self.faults.last().context("a fault")?.time, "{what} came too late for {}", request.name);
-        let cuts = join_all(lives.into_iter().map(|live| live.is_cut(BOUND))).await;
+        let cuts = join_all(lives.into_iter().map(|live| live.until_cut(BOUND))).await;
         self.were_cut(what, cuts, end, 0.0..CUT_LATE_MAX, "its time is over")?;
         ensure!(self.nobody_leads(), "{what}: somebody led at the end of {}", request.name);
         let refused = self.cluster.login(request, self.cluster.service.address).await?;

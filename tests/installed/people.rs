@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::cluster::{BOUND, Cluster, GATEWAY, TEAM, known_hosts, kubectl_with, text};
+use crate::cluster::{BOUND, Cluster, GATEWAY, TEAM, known_hosts, kubectl_with};
+use crate::objects::text;
 use crate::watch::{client, requests, shown};
 
 /// A request that was made, with a key and an instance of its own.
@@ -186,7 +187,7 @@ impl Live {
     }
 
     /// Waits until it is cut; returns when that was, and what the terminal shows.
-    pub async fn is_cut(mut self, bound: Duration) -> anyhow::Result<(Timestamp, String)> {
+    pub async fn until_cut(mut self, bound: Duration) -> anyhow::Result<(Timestamp, String)> {
         let ended = tokio::time::timeout(bound, self.child.wait()).await;
         let status = ended.with_context(|| format!("a session of {} was not cut within {bound:?}", self.request))??;
         let time = Timestamp::now();

@@ -26,8 +26,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::cluster::{BOUND, NAMESPACE, kubectl, text};
+use crate::cluster::{BOUND, NAMESPACE, kubectl};
 use crate::link::Link;
+use crate::objects::text;
 
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_instance-access");

@@ -16,7 +16,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::cluster::{NAMESPACE, TEAM, text};
+use crate::cluster::{NAMESPACE, TEAM};
+use crate::objects::{condition, text, time};
 
 /// One version of a request.
 #[derive(Clone, Debug)]
@@ -142,18 +143,6 @@ where
             keep(object);
         }
     }
-}
-
-/// A time inside of an object, if it is there.
-pub fn time(object: &Value, pointer: &str) -> Option<Timestamp> {
-    object.pointer(pointer)?.as_str()?.parse().ok()
-}
-
-/// A condition: status, reason and message.
-pub fn condition<'a>(object: &'a Value, type_: &str) -> Option<(&'a str, &'a str, &'a str)> {
-    let conditions = object.pointer("/status/conditions")?.as_array()?;
-    let condition = conditions.iter().find(|condition| condition["type"] == type_)?;
-    Some((text(condition, "/status"), text(condition, "/reason"), text(condition, "/message")))
 }
 
 /// Whether a condition is True.

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
-use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde_json::Value;
+
+#[path = "../common/objects.rs"]
+mod objects;
+pub use objects::{condition, text, time};
 
 /// One version of one request.
 #[derive(Clone, Debug)]
@@ -71,23 +74,6 @@ impl History {
     pub fn of(&self, uid: &str) -> Vec<Version> {
         self.versions.lock().expect("no holder panics").get(uid).cloned().unwrap_or_default()
     }
-}
-
-/// A text inside an object; empty if it is not there.
-pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// A time inside an object, if it is there.
-pub fn time(object: &Value, pointer: &str) -> Option<Timestamp> {
-    object.pointer(pointer)?.as_str()?.parse().ok()
-}
-
-/// A condition: status, reason and message.
-pub fn condition<'a>(object: &'a Value, type_: &str) -> Option<(&'a str, &'a str, &'a str)> {
-    let conditions = object.pointer("/status/conditions")?.as_array()?;
-    let condition = conditions.iter().find(|condition| condition["type"] == type_)?;
-    Some((text(condition, "/status"), text(condition, "/reason"), text(condition, "/message")))
 }
 
 /// The reason of `Active`: the STATUS column.

@@ -310,6 +310,12 @@ fn a_request_whose_status_goes_back_to_before_its_grant_gets_no_other_one() {
     forget(&mut denied);
     let status = denied.ask().status.expect("a status");
     assert!(condition::is_true(&status.conditions, ConditionType::Denied), "who is refused now as well is told why");
+    let mut denied = super::limits::full();
+    forget(&mut denied);
+    let status = denied.ask().status.expect("a status");
+    let told =
+        condition::find(&status.conditions, ConditionType::Denied).expect("who finds no place now as well is told so");
+    assert_eq!(told.reason, "LimitReached");
     // The instance is looked at first: whoever is refused for its sake, or for want of a place, is told that.
     let mut denied = world().under(|policy| policy.targets.accounts = Some(vec!["210987654321".into()])).settled();
     denied.change_policies(true, |policies| *policies = vec![developers()]);
