@@ -69,6 +69,14 @@ pub async fn whoever_does_not_log_in_takes_few_places_and_not_for_long() {
     }
 }
 
+async fn a_place_is_given_back(client: &Client<'_>, instance_id: &str) {
+    let lets_in = poll::until("a place that is given back", BOUND, async || {
+        let shell = client.typed(&[instance_id, "id -un"]).await;
+        if shell.success() { Ok(()) } else { Err(shell.stderr) }
+    });
+    lets_in.await.unwrap();
+}
+
 pub async fn one_source_has_so_many_connections_logged_in_or_not() {
     let (stand, _) = both().await;
     let jump = Jump::start(stand, "gateway-sources", &["--connections-per-source-max", "2"]).await;
@@ -85,12 +93,7 @@ pub async fn one_source_has_so_many_connections_logged_in_or_not() {
         live.echoes().await;
     }
     drop(open.pop());
-    poll::until("a place that is given back", BOUND, async || {
-        let shell = client.typed(&[&instance.id, "id -un"]).await;
-        if shell.success() { Ok(()) } else { Err(shell.stderr) }
-    })
-    .await
-    .unwrap();
+    a_place_is_given_back(&client, &instance.id).await;
 }
 
 pub async fn one_key_has_so_many_connections_and_one_grant_so_many_sessions() {
@@ -105,12 +108,7 @@ pub async fn one_key_has_so_many_connections_and_one_grant_so_many_sessions() {
     let said = client.typed(&[&instance.id, "id"]).await;
     assert!(!said.success() && said.stderr.contains("as many connections as one may"), "{said:?}");
     drop(open.pop());
-    poll::until("a place that is given back", BOUND, async || {
-        let shell = client.typed(&[&instance.id, "id -un"]).await;
-        if shell.success() { Ok(()) } else { Err(shell.stderr) }
-    })
-    .await
-    .unwrap();
+    a_place_is_given_back(&client, &instance.id).await;
     // Two sessions over one connection, and a third.
     drop(open);
     let socket = stand.lab.dir().join("cm-bounds");
