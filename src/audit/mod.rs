@@ -35,6 +35,7 @@
 //!
 //! What a record means, and who waits for it, is left to others.
 
+mod finding;
 mod join;
 mod line;
 mod memory;
@@ -50,11 +51,12 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub use finding::Finding;
 pub use join::{Fork, Tail};
 pub use memory::{ReadBack, read_back};
 pub use open::{Begin, Leader, OpenError, Opened, STANDARD_OUTPUT, Sinks, Torn};
 pub use trail::{AppendError, Class, Limits, Stats, Trail};
-pub use verify::{Expectation, Finding, Summary, VerifyError, verify, verify_files};
+pub use verify::{Expectation, Summary, VerifyError, verify, verify_files};
 
 /// Proof that a record is in the trail: its number and its line's digest.
 ///
