@@ -68,7 +68,7 @@ fn the_runbook_has_no_reason_that_status_no_longer_says() {
         .into_iter()
         .map(|reason| reason.as_str().to_owned())
         .chain(deny_reasons().into_iter().map(|reason| reason.as_str().to_owned()))
-        .chain(variants("src/audit/verify.rs", "Finding"))
+        .chain(variants("src/audit/finding.rs", "Finding"))
         .chain(policy_problems())
         .collect();
     let stale: Vec<_> = headings("docs/troubleshooting.md").into_iter().filter(|word| !known.contains(word)).collect();
@@ -77,7 +77,7 @@ fn the_runbook_has_no_reason_that_status_no_longer_says() {
 
 #[test]
 fn every_finding_of_audit_verify_has_a_heading_in_the_runbook() {
-    has("docs/troubleshooting.md", variants("src/audit/verify.rs", "Finding"));
+    has("docs/troubleshooting.md", variants("src/audit/finding.rs", "Finding"));
 }
 
 /// The reasons for which a policy is not in force.
