@@ -223,6 +223,7 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
     } else {
         draft.pending();
     }
+    draft.call_off();
     draft.into_plan()
 }
 
@@ -490,6 +491,34 @@ impl<'a> Draft<'a> {
             self.audit(false, record);
         }
         self.event(false, reason.active().as_str(), message);
+    }
+
+    /// Says in the trail that what it was told does not come about. Whoever reads it back would believe that the request was
+    /// refused, or its access taken back, and end who waits or has it.
+    fn call_off(&mut self) {
+        let Some(told) = self.world.sight.told(self.request).filter(|_| !is_over(self.request)) else { return };
+        let has_grant = self.status.grant.is_some();
+        let (comes, what) = match told {
+            RecordKind::Denied => (has_grant || self.is_terminal(), "the refusal"),
+            RecordKind::EndIntended => (self.status.revocation.is_some() || self.is_terminal(), "the end"),
+            RecordKind::GrantIntended => (has_grant, "the grant"),
+            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended | RecordKind::CalledOff => return,
+        };
+        if comes || self.is_deleted() {
+            return;
+        }
+        // It is worth a wait for the trail, but no end waits.
+        let required = !self.is_terminal();
+        if let (true, Some(again)) = (required, self.audit_retry_time()) {
+            return self.wake(Deadline::Retry, again);
+        }
+        let message = Some(format!("{what} that was on record was called off before its status was stored"));
+        // Of a request that has no status yet, too: whoever reads it back finds what it is about by this.
+        let digest = self.status.spec_digest.clone().unwrap_or_else(|| spec_digest(&self.request.spec));
+        let record = Box::new(Record { message, spec_digest: digest, ..self.record(RecordKind::CalledOff) });
+        // After the call that stops a push, and before any record of what comes instead.
+        let place = usize::from(self.before.first() == Some(&Effect::StopPush));
+        self.before.insert(place, Effect::Audit { record, required });
     }
 
     fn end_record(&self) -> Record {

@@ -5,6 +5,7 @@
 
 mod again;
 mod before;
+mod called_off;
 mod crash;
 mod delegates;
 mod driver;
