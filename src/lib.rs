@@ -19,3 +19,4 @@ pub mod ready;
 pub mod server;
 pub mod telemetry;
 pub mod traces;
+pub mod verify;

@@ -5,13 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use instance_access::audit::{self, Expectation};
 use instance_access::config::{
     AdmissionArgs, AuditCommand, Command, CommandLine, ControllerArgs, GatewayArgs, HostKeyArgs, LeaseName, ReadyArgs,
-    TrailFiles, VerifyArgs,
 };
 use instance_access::gateway::{HostKeys, known_hosts_lines};
-use instance_access::{admission, api, ready};
+use instance_access::{admission, api, ready, verify};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -49,7 +47,7 @@ fn main() -> ExitCode {
                 .map_err(Into::into)
                 .and_then(|said| print(format!("{at}: {said}\n")))
         }
-        Command::Audit(AuditCommand::Verify(args)) => verify(args),
+        Command::Audit(AuditCommand::Verify(args)) => verify::tell(args, &mut std::io::stdout()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,36 +73,6 @@ fn start_traces(service: &str) {
 fn print(text: String) -> Outcome {
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
-}
-
-fn verify(args: VerifyArgs) -> Outcome {
-    let VerifyArgs { files, trail, head, after, fork } = args;
-    let first = (!files.is_empty()).then_some((files, Expectation { after, heads: head, forks: fork }));
-    let others = trail.into_iter().map(|TrailFiles(files)| (files, Expectation::default()));
-    let trails: Vec<_> = first.into_iter().chain(others).collect();
-    let (number, mut failed, mut firsts) = (trails.len(), 0, std::collections::HashMap::new());
-    for (files, expect) in trails {
-        let names = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
-        if number > 1 {
-            print(format!("== {names}\n"))?;
-        }
-        let finding = match audit::verify_files(&files, expect) {
-            // A copy of another's trail verifies as well as that one does, and hides its own.
-            Ok(summary) => match summary.first.clone().and_then(|first| firsts.insert(first, names)) {
-                Some(other) => format!("it begins as {other} does: one is a copy of the other"),
-                None => {
-                    print(summary.to_string())?;
-                    continue;
-                }
-            },
-            Err(error) if number == 1 => return Err(error.into()),
-            Err(error) => error.to_string(),
-        };
-        // The others may tell what this one does not.
-        failed += 1;
-        print(format!("not verified: {finding}\n"))?;
-    }
-    if failed > 0 { Err(format!("{failed} of {number} trails do not verify").into()) } else { Ok(()) }
 }
 
 #[cfg(not(feature = "aws"))]

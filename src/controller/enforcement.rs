@@ -80,6 +80,11 @@ impl Guard {
     pub fn enforcement(&self, now: Timestamp) -> Enforcement {
         self.with(|lookout| lookout.enforcement(now))
     }
+
+    /// The same, and when the look was begun by which that is known.
+    pub fn looked(&self, now: Timestamp) -> (Enforcement, Option<Timestamp>) {
+        self.with(|lookout| (lookout.enforcement(now), lookout.asked_time()))
+    }
 }
 
 /// Looks now and then, and whenever a watch says so, until it is stopped; wakes everybody when the answer changes.
@@ -89,6 +94,8 @@ pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
     let mut known: Option<(Writers, Vec<Piece>)> = None;
     let mut told = Enforcement::Unseen;
     loop {
+        let begun = (shared.clock)();
+        shared.guard.with(|lookout| lookout.begins(begun));
         let look = async {
             let (writers, pieces) = match &mut known {
                 Some(known) => known,

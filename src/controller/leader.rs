@@ -7,9 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
@@ -19,11 +17,6 @@ use crate::domain::lease::{Election, LeaseRecord, Loss, Moment, Step, Terms, Tra
 use crate::telemetry::chain;
 
 use super::FIELD_MANAGER;
-
-/// The annotation of the Lease that bears the head of the audit trail, `SEQUENCE:DIGEST`.
-const HEAD: &str = "instanceaccess.dev/audit-head";
-/// The annotation that names the file in which the head stands, so that whoever has another one knows that it is no longer.
-const FILE: &str = "instanceaccess.dev/audit-file";
 
 /// Whether this process may act now. Asked often; answers from memory.
 pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -186,7 +179,7 @@ impl Candidate {
             match known {
                 Ok(lease) => {
                     let now = self.watch.now();
-                    self.watch.election().read(now, lease.as_ref().map(record_of));
+                    self.watch.election().read(now, lease.as_ref().map(LeaseRecord::of));
                     self.last = lease;
                 }
                 Err(error) => {
@@ -208,7 +201,7 @@ impl Candidate {
             Step::Lost(loss) => return Err(loss),
             Step::Read => match self.read().await {
                 Ok(lease) => {
-                    let record = lease.as_ref().map(record_of);
+                    let record = lease.as_ref().map(LeaseRecord::of);
                     self.last = lease;
                     let now = self.watch.now();
                     self.watch.election().read(now, record);
@@ -219,7 +212,7 @@ impl Candidate {
             Step::Write(wanted) => match self.write(&wanted).await {
                 Ok(Written::Stored(lease)) => {
                     let now = self.watch.now();
-                    self.watch.election().wrote(sent, now, record_of(&lease));
+                    self.watch.election().wrote(sent, now, LeaseRecord::of(&lease));
                     self.last = Some(*lease);
                     Ok(())
                 }
@@ -249,7 +242,7 @@ impl Candidate {
     async fn write(&self, wanted: &LeaseRecord) -> Result<Written, Box<dyn std::error::Error + Send + Sync>> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let known = self.last.clone().filter(|_| wanted.version.is_some()).unwrap_or_default();
-        let mut lease = lease(known, &self.name, wanted);
+        let mut lease = wanted.onto(known, &self.name);
         if let Some(vouched) = self.vouched.as_ref().and_then(|vouched| vouched()) {
             lease.metadata.annotations.get_or_insert_default().insert(ENFORCEMENT.to_owned(), vouched);
         }
@@ -265,88 +258,5 @@ impl Candidate {
             Err(kube::Error::Api(status)) if status.code == 404 && wanted.version.is_some() => Ok(Written::Stale),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-/// A Lease as the election sees it. What is not there, or out of its bounds, is as if it had been there for long.
-fn record_of(lease: &Lease) -> LeaseRecord {
-    let metadata = &lease.metadata;
-    let spec = lease.spec.clone().unwrap_or_default();
-    let time = |time: Option<MicroTime>| time.map(|MicroTime(time)| time);
-    let annotation = |name| metadata.annotations.as_ref().and_then(|annotations| annotations.get(name)).cloned();
-    let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    LeaseRecord {
-        version: metadata.resource_version.clone(),
-        holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
-        duration: Duration::from_secs(seconds.unwrap_or_default()),
-        acquire_time: time(spec.acquire_time),
-        renew_time: time(spec.renew_time),
-        transitions: spec.lease_transitions.unwrap_or_default(),
-        head: annotation(HEAD).map(|receipt| TrailHead { receipt, file: annotation(FILE) }),
-    }
-}
-
-/// The Lease to write, with all that others have put on it.
-fn lease(known: Lease, name: &str, wanted: &LeaseRecord) -> Lease {
-    let mut lease = known;
-    lease.metadata.name = Some(name.to_owned());
-    lease.metadata.resource_version.clone_from(&wanted.version);
-    lease.metadata.managed_fields = None;
-    if let Some(TrailHead { receipt, file }) = &wanted.head {
-        let annotations = lease.metadata.annotations.get_or_insert_default();
-        annotations.insert(HEAD.to_owned(), receipt.clone());
-        match file {
-            Some(file) => drop(annotations.insert(FILE.to_owned(), file.clone())),
-            None => drop(annotations.remove(FILE)),
-        }
-    }
-    let time = |time: Option<Timestamp>| time.map(MicroTime);
-    lease.spec = Some(LeaseSpec {
-        holder_identity: Some(wanted.holder.clone().unwrap_or_default()),
-        lease_duration_seconds: Some(i32::try_from(wanted.duration.as_secs()).unwrap_or(i32::MAX)),
-        acquire_time: time(wanted.acquire_time),
-        renew_time: time(wanted.renew_time),
-        lease_transitions: Some(wanted.transitions),
-        ..lease.spec.unwrap_or_default()
-    });
-    lease
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn what_others_put_on_the_lease_stays_there() {
-        let known: Lease = serde_json::from_value(json!({
-            "metadata": {"name": "it", "uid": "u", "resourceVersion": "7", "labels": {"app": "it"}, "annotations": {"theirs": "1"}},
-            "spec": {"holderIdentity": "", "leaseDurationSeconds": 9, "strategy": "OldestEmulationVersion"},
-        }))
-        .unwrap();
-        let seen = record_of(&known);
-        assert_eq!((seen.holder.as_deref(), seen.version.as_deref()), (None, Some("7")));
-        let head = TrailHead { receipt: "4:ab".to_owned(), file: Some("cd".to_owned()) };
-        let wanted = LeaseRecord { holder: Some("a".to_owned()), head: Some(head.clone()), ..seen };
-        let written = serde_json::to_value(lease(known, "it", &wanted)).unwrap();
-        // With it a PUT makes no Lease where one was deleted.
-        assert_eq!(written["metadata"]["uid"], "u");
-        assert_eq!(written["metadata"]["labels"], json!({"app": "it"}));
-        assert_eq!(written["metadata"]["annotations"], json!({"theirs": "1", HEAD: "4:ab", FILE: "cd"}));
-        let stored: Lease = serde_json::from_value(written.clone()).unwrap();
-        assert_eq!(record_of(&stored).head, Some(head));
-        // A head of one file and the name of another would say that the one lost its end.
-        let unnamed = LeaseRecord { head: Some(TrailHead { receipt: "5:ab".to_owned(), file: None }), ..wanted };
-        let unnamed = serde_json::to_value(lease(stored, "it", &unnamed)).unwrap();
-        assert_eq!(unnamed["metadata"]["annotations"], json!({"theirs": "1", HEAD: "5:ab"}));
-        assert_eq!(written["spec"]["holderIdentity"], "a");
-        assert_eq!(written["spec"]["strategy"], "OldestEmulationVersion");
-    }
-
-    #[test]
-    fn a_lease_without_a_spec_is_nobodys_and_not_free() {
-        let seen = record_of(&Lease::default());
-        assert_eq!((seen.holder, seen.acquire_time, seen.duration), (None, None, Duration::ZERO));
     }
 }

@@ -164,11 +164,6 @@ impl Shared {
         Arc::clone(&self.nodes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether what guards the requests stands now.
-    fn enforcement(&self) -> Enforcement {
-        self.guard.enforcement((self.clock)())
-    }
-
     /// Whether the word to stop was given, or another process leads: nothing is pushed any more, and no turn begins.
     fn is_stopping(&self) -> bool {
         !self.may_push.load(Ordering::Acquire) || !(self.leads)()

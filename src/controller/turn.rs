@@ -46,17 +46,21 @@ struct Known {
     decisions: Arc<Decisions>,
     nodes: Arc<Nodes>,
     enforcement: Enforcement,
+    /// When the look was begun by which enforcement is known. That there was another one changes nothing by itself.
+    looked_time: Option<Timestamp>,
 }
 
 impl Known {
     fn now(shared: &Shared, slot: &Slot, state: &mut State) -> Self {
         let object = state.kept.open();
         let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+        let (enforcement, looked_time) = shared.guard.looked((shared.clock)());
         Self {
             policies: shared.policies(),
             decisions: shared.decisions.of(namespace, &slot.uid),
             nodes: shared.nodes(),
-            enforcement: shared.enforcement(),
+            enforcement,
+            looked_time,
         }
     }
 
@@ -214,13 +218,13 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
 
 fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let now = (shared.clock)();
-    let Known { policies, decisions, nodes, enforcement } = known;
+    let Known { policies, decisions, nodes, enforcement, looked_time } = known;
     let sight = state.sight.open();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
-    sight.vouch(enforcement);
     let object = state.kept.open();
-    sight.meet(now, object.status.as_ref().and_then(|status| status.grant.as_ref()));
+    sight.meet(now, &object);
+    sight.vouch(enforcement, *looked_time);
     let census = &*shared.census.read();
     let ledger = &shared.ledger.read();
     let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, census, ledger, sight };
@@ -329,6 +333,8 @@ async fn carry_out(
         match spans::write("write status", within, shared.writer.status(&object, status, lane, &still)).await {
             Ok(newer) => {
                 observe(shared, &object, &newer);
+                // Before the watch may say otherwise: from here on it was stored, whatever the API server forgets.
+                slot.lock().sight.open().meet((shared.clock)(), &newer);
                 object = take_in(shared, slot, newer);
             }
             Err(error) => {
@@ -407,10 +413,14 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool, w
     }
     let mut span = Span::child_of(within, "append audit record");
     let bound = if required { AUDIT_TIMEOUT } else { AUDIT_TIMEOUT_OF_AN_END };
+    slot.lock().sight.open().tells(record);
     let outcome = tokio::time::timeout(bound, shared.records.append(value, (shared.clock)())).await;
     match outcome {
         Ok(Ok(receipt)) => {
-            slot.lock().last_record = Some((hash, receipt.clone()));
+            let mut state = slot.lock();
+            state.last_record = Some((hash, receipt.clone()));
+            state.sight.open().has_told(record.kind);
+            drop(state);
             span.set("instance_access.audit.sequence", receipt.sequence);
             Ok(receipt)
         }

@@ -136,6 +136,10 @@ pub struct Lookout {
     missing: Option<Arc<str>>,
     /// The last look that came to an answer.
     answer_time: Option<Timestamp>,
+    /// When that one was begun.
+    asked_time: Option<Timestamp>,
+    /// When the look was begun that is under way.
+    begun_time: Option<Timestamp>,
     /// What stood when all did for the last time.
     vouched: Option<Vouched>,
     /// Whether this goes on from what a leader before us vouched for.
@@ -151,6 +155,8 @@ impl Default for Lookout {
             seen_time: Timestamp::MIN,
             missing: None,
             answer_time: None,
+            asked_time: None,
+            begun_time: None,
             vouched: None,
             goes_on: false,
         }
@@ -179,6 +185,18 @@ impl Lookout {
         self.versions.clear();
         self.vouched = None;
         self.goes_on = false;
+        (self.asked_time, self.begun_time) = (None, None);
+    }
+
+    /// A look begins.
+    pub fn begins(&mut self, now: Timestamp) {
+        self.begun_time = Some(now);
+    }
+
+    /// When the last look that came to an answer was begun: what was written before, was written under what it saw, or in a
+    /// gap that it found.
+    pub fn asked_time(&self) -> Option<Timestamp> {
+        self.asked_time
     }
 
     /// A look saw every piece; `remedy` says what to do if something is wrong.
@@ -208,6 +226,7 @@ impl Lookout {
         findings.sort();
         self.missing = (!findings.is_empty()).then(|| format!("{}; {remedy}", findings.join(", ")).into());
         self.answer_time = Some(now);
+        self.asked_time = self.begun_time.take();
         if self.missing.is_none() {
             let names = pieces.iter().map(|piece| piece.name.as_str());
             let versions = names.filter_map(|name| Some((name, self.versions.get(name)?)));

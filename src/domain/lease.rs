@@ -21,6 +21,7 @@
 //! - All who stand for one Lease have one and the same length of it: if it is deleted, nobody knows of a longer one.
 
 mod bystander;
+mod object;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +30,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::time::since;
-pub use bystander::{Bystander, Leader, Sighted};
+pub use bystander::{Bystander, Leader};
 
 /// The longest lease: what says that it holds for longer was not written by one of us.
 pub const LEASE_MAX: Duration = Duration::from_secs(120);
@@ -234,7 +235,7 @@ impl Election {
             Some(record) if record.holder.as_ref() == Some(&self.terms.identity) => {
                 Step::Write(LeaseRecord { head: head.or_else(|| record.head.clone()), ..self.renewal(now, record) })
             }
-            Some(record) if record.is_free() || unchanged >= self.terms.lease.max(record.duration.min(LEASE_MAX)) => {
+            Some(record) if record.is_free() || unchanged >= self.terms.lease.max(record.holds()) => {
                 Step::Write(LeaseRecord {
                     holder: Some(self.terms.identity.clone()),
                     acquire_time: Some(now.time),

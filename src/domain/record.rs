@@ -22,6 +22,8 @@ pub enum RecordKind {
     EndIntended,
     /// Access is over.
     Ended,
+    /// What the record before told of did not come about: before its status was stored, the world had changed.
+    CalledOff,
 }
 
 /// One record. Joins with the cluster by `request.uid`, with AWS by `requestId`.
@@ -155,6 +157,7 @@ impl Record {
                 }
                 // Every 45 s of a grant: the first record of it has them.
                 RecordKind::Granted | RecordKind::PushIntended => Vec::new(),
+                RecordKind::CalledOff => Vec::new(),
             },
             key_fingerprint: key.map(|key| key.fingerprint.clone()),
             key_delivery: request.spec.key_delivery.filter(|delivery| *delivery == KeyDelivery::OnConnect),

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::cloud::{Endpoint, Failure, FailureClass, Instance};
 use super::condition::bounded;
 use super::enforcement::Enforcement;
+use super::lifecycle::is_over;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
+use super::record::{Record, RecordKind};
 use super::time::{is_fresh, plus};
 use crate::api::{Grant, InstanceAccess};
 
@@ -28,9 +30,10 @@ const INTENDED_MAX: usize = 8;
 /// it would cost the requester as much of their time.
 const INTENT_AGE_MAX: Duration = Duration::from_secs(10);
 
-/// How much older than our own decision that of the leader before us may be, whose status was on its way to a slow API
-/// server when we took over: it stopped sending at two thirds of a lease, and a PUT is given up after 34 s. A minute, for a
-/// lease of the usual length; with a longer one its grant ends, and is asked for again.
+/// How much older than our own decision, or than our lead, that of the leader before us may be, whose status was on its way
+/// to a slow API server when we took over; and how long after we came to lead it may land. It stopped sending at two thirds
+/// of a lease, and a PUT is given up after 34 s; before that it waited for its record and its turn for some seconds. What
+/// comes later, as from a process that was frozen between its last question and its write, is nobody's.
 const PREDECESSOR_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// What this process saw of one request.
@@ -54,6 +57,9 @@ pub struct Sight {
     grant: GrantSight,
     /// The resourceVersion on which a status was sent whose answer was never heard.
     unheard: Option<String>,
+    /// What the trail was last told that status was to say next, and does not say yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    told: Option<RecordKind>,
 }
 
 /// Where the request's grant comes from, as far as this process saw it.
@@ -68,6 +74,13 @@ struct GrantSight {
     intended: Vec<Term>,
     /// Whether a grant of ours was seen in status: from then on it is what it is.
     met: bool,
+    /// The version in which the request was found waiting. On that one, and on no other, a status of the leader before us
+    /// may land still: it was sent before we listed, for what the request was by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    waited: Option<String>,
+    /// When the grant was seen that landed so; `found` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    landed_time: Option<Timestamp>,
 }
 
 /// From when to when; the grant's id follows from the request.
@@ -104,6 +117,9 @@ pub enum Origin {
     Vouched,
     /// It stood there when this process started.
     Found,
+    /// It came just after, where a status of the leader before may land, and nobody has looked since at what guards the
+    /// requests: is it the one before's, or that of whoever took the guard away for a moment?
+    Landed,
     /// Somebody else's: it came while we looked, or says other than what we wrote.
     Foreign,
 }
@@ -143,6 +159,7 @@ impl Sight {
             gone_time: None,
             grant: GrantSight::default(),
             unheard: None,
+            told: None,
         }
     }
 
@@ -150,7 +167,9 @@ impl Sight {
     pub fn found_at_start(since_time: Timestamp, request: Option<&InstanceAccess>) -> Self {
         let status = request.and_then(|request| request.status.as_ref());
         let found = status.and_then(|status| status.grant.as_ref()).map(Term::of);
-        Self { grant: GrantSight { found, ..GrantSight::default() }, ..Self::new(since_time) }
+        let waiting = request.filter(|request| found.is_none() && !is_over(request));
+        let waited = waiting.and_then(|request| request.metadata.resource_version.clone());
+        Self { grant: GrantSight { found, waited, ..GrantSight::default() }, ..Self::new(since_time) }
     }
 
     /// A status is about to be stored, with a grant that was made now or stood there before; that it was stored, one may
@@ -158,7 +177,7 @@ impl Sight {
     pub fn stores(&mut self, before: Option<&Grant>, grant: Option<&Grant>) {
         let Some(term) = grant.map(Term::of) else { return };
         match before.map(|before| self.origin(before)) {
-            Some(Origin::Found | Origin::Foreign) => {}
+            Some(Origin::Found | Origin::Landed | Origin::Foreign) => {}
             None | Some(Origin::Ours | Origin::Vouched) => {
                 let intended = &mut self.grant.intended;
                 intended.retain(|known| known.start != term.start);
@@ -187,37 +206,90 @@ impl Sight {
     }
 
     /// Remembers that the grant which was found is an operator's, before a gap in enforcement makes it doubtful.
-    pub fn vouch(&mut self, enforcement: &Enforcement) {
-        self.grant.vouched |= self.grant.found.is_some_and(|found| enforcement.covers(found.start));
+    /// `looked_time` is when the look was begun by which enforcement is known: of what landed, an older one says nothing.
+    pub fn vouch(&mut self, enforcement: &Enforcement, looked_time: Option<Timestamp>) {
+        let GrantSight { found, vouched, landed_time, .. } = &mut self.grant;
+        let is_looked_at = landed_time.is_none_or(|landed| looked_time.is_some_and(|looked| looked >= landed));
+        *vouched |= is_looked_at && found.is_some_and(|found| enforcement.covers(found.start));
     }
 
-    /// Takes in the grant that status holds, before anybody asks whose it is.
+    /// Takes in what the request is, before anybody asks whose the grant is that its status holds.
     ///
-    /// A leader may find that the one before got through with the same grant, by its id, after we had decided to give it and
-    /// before we stored it: the API server refuses ours, as of an old version. Of the two that one is the shorter, so whoever
+    /// A leader may find that the one before got through with the same grant, by its id. After we had decided to give it and
+    /// before we stored it, the API server refuses ours, as of an old version. Of the two that one is the shorter, so whoever
     /// wrote it has no more than we set out to give, and it is as good as ours. Only the first that is seen, since what comes
     /// to stand where ours stood is somebody's doing; and only while ours is young, since what was in flight has landed by then.
-    pub fn meet(&mut self, now: Timestamp, grant: Option<&Grant>) {
-        let (Some(term), false) = (grant.map(Term::of), self.grant.met) else { return };
-        let GrantSight { found, intended, met, .. } = &mut self.grant;
+    ///
+    /// Before we had decided, it is judged as if our list had come a moment later, and as found there, if it is the first
+    /// change of what we listed as waiting. That proves nothing by itself, since whoever may write it may do so then. What
+    /// proves it is that nobody else could, and so the guard must have been looked at since ([`vouch`](Self::vouch)): a gap
+    /// in which it was written is one after we came to lead. So its start must lie before that, or no gap would make it doubtful.
+    pub fn meet(&mut self, now: Timestamp, request: &InstanceAccess) {
+        let status = request.status.as_ref();
+        let grant = status.and_then(|status| status.grant.as_ref());
+        let is_said = self.told.is_some_and(|told| match told {
+            RecordKind::Denied => is_over(request),
+            RecordKind::EndIntended => is_over(request) || status.is_some_and(|status| status.revocation.is_some()),
+            RecordKind::GrantIntended
+            | RecordKind::Granted
+            | RecordKind::PushIntended
+            | RecordKind::Ended
+            | RecordKind::CalledOff => grant.is_some(),
+        });
+        if is_said {
+            self.told = None;
+        }
+        let since_time = self.since_time;
+        let may_land = is_fresh(now, since_time, PREDECESSOR_AGE_MAX);
+        let GrantSight { found, intended, met, waited, landed_time, vouched: _ } = &mut self.grant;
+        let version = request.metadata.resource_version.as_deref();
+        let is_first = waited.take_if(|waited| !may_land || Some(waited.as_str()) != version).is_some() && may_land;
+        let (Some(term), false) = (grant.map(Term::of), *met) else { return };
         if intended.iter().any(|known| known.becomes(term)) {
             *met = true;
-        } else if found.is_none()
-            && intended
-                .last()
-                .is_some_and(|known| is_fresh(now, known.start, PREDECESSOR_AGE_MAX) && known.includes(term))
+        } else if found.is_some() {
+            // It is judged as it was found.
+        } else if intended
+            .last()
+            .is_some_and(|known| is_fresh(now, known.start, PREDECESSOR_AGE_MAX) && known.includes(term))
         {
             intended.push(term);
             if intended.len() > INTENDED_MAX {
                 intended.remove(0);
             }
             *met = true;
+        } else if is_first && is_fresh(since_time, term.start, PREDECESSOR_AGE_MAX) {
+            *found = Some(term);
+            *landed_time = Some(now);
         }
+    }
+
+    /// A record is about to be put into the trail, and may be in it whatever is answered.
+    pub fn tells(&mut self, record: &Record) {
+        self.told = match record.kind {
+            RecordKind::Denied | RecordKind::EndIntended => Some(record.kind),
+            // Where gateways push, the intention alone counts for whoever reads the trail back.
+            RecordKind::GrantIntended => record.key_delivery.as_ref().map(|_| record.kind),
+            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended => None,
+            RecordKind::CalledOff => return,
+        };
+    }
+
+    /// A record is in the trail.
+    pub fn has_told(&mut self, kind: RecordKind) {
+        if kind == RecordKind::CalledOff {
+            self.told = None;
+        }
+    }
+
+    /// What the trail was told that status was to say, and surely does not come to say by what was sent so far.
+    pub fn told(&self, request: &InstanceAccess) -> Option<RecordKind> {
+        self.told.filter(|_| !self.is_unheard(request.metadata.resource_version.as_deref()))
     }
 
     /// Whose word this grant is.
     pub fn origin(&self, grant: &Grant) -> Origin {
-        let GrantSight { found, vouched, intended, met: _ } = &self.grant;
+        let GrantSight { found, vouched, intended, landed_time, met: _, waited: _ } = &self.grant;
         let term = Term::of(grant);
         if intended.iter().any(|known| known.becomes(term)) {
             return Origin::Ours;
@@ -225,10 +297,11 @@ impl Sight {
         // What we have stored since counts, and not what we found.
         let is_found =
             found.is_some_and(|found| found.becomes(term) && !intended.iter().any(|it| it.start == found.start));
-        match (is_found, vouched) {
-            (true, true) => Origin::Vouched,
-            (true, false) => Origin::Found,
-            (false, _) => Origin::Foreign,
+        match (is_found, vouched, landed_time) {
+            (true, true, _) => Origin::Vouched,
+            (true, false, None) => Origin::Found,
+            (true, false, Some(_)) => Origin::Landed,
+            (false, ..) => Origin::Foreign,
         }
     }
 }
@@ -368,187 +441,4 @@ pub fn was_answered(failure: &Failure) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + second).unwrap()
-    }
-
-    fn grant(start: i64, expiration: i64) -> Grant {
-        let time = |second| Time(at(second));
-        Grant { id: "a".into(), start_time: time(start), expiration_time: time(expiration), session: None }
-    }
-
-    fn found(grant: &Grant) -> Sight {
-        Sight { grant: GrantSight { found: Some(Term::of(grant)), ..GrantSight::default() }, ..Sight::new(at(0)) }
-    }
-
-    #[test]
-    fn a_grant_that_we_set_out_to_store_is_ours_and_one_that_says_more_is_not() {
-        let mut sight = Sight::new(at(0));
-        assert_eq!(sight.origin(&grant(0, 600)), Origin::Foreign, "it came while we looked");
-        sight.stores(None, Some(&grant(0, 600)));
-        for (term, origin) in [
-            (grant(0, 600), Origin::Ours),
-            (grant(0, 300), Origin::Ours),
-            (grant(0, 601), Origin::Foreign),
-            (grant(1, 600), Origin::Foreign),
-            (grant(-1, 600), Origin::Foreign),
-        ] {
-            assert_eq!(sight.origin(&term), origin, "{term:?}");
-        }
-        // Taken back, it is not given again.
-        sight.stores(Some(&grant(0, 600)), Some(&grant(0, 300)));
-        assert_eq!(sight.origin(&grant(0, 600)), Origin::Foreign);
-        assert_eq!(sight.origin(&grant(0, 300)), Origin::Ours);
-    }
-
-    #[test]
-    fn a_grant_that_the_leader_before_stored_just_now_is_ours_if_it_is_no_more_than_we_set_out_to_give() {
-        let origin_at = |now: Timestamp, met: Option<Grant>, found: Grant| {
-            let mut sight = Sight::new(at(0));
-            sight.stores(None, Some(&grant(100, 700)));
-            sight.meet(now, met.as_ref());
-            sight.meet(now, Some(&found));
-            sight.origin(&found)
-        };
-        let origin = |met, found| origin_at(at(101), met, found);
-        // What was in flight has landed by then.
-        assert_eq!(origin_at(at(160), None, grant(91, 691)), Origin::Ours);
-        assert_eq!(origin_at(at(161), None, grant(91, 691)), Origin::Foreign);
-        for (found, expected) in [
-            (grant(100, 700), Origin::Ours),
-            (grant(91, 691), Origin::Ours),
-            // To an end that was asked for.
-            (grant(91, 700), Origin::Ours),
-            (grant(40, 640), Origin::Ours),
-            (grant(39, 639), Origin::Foreign),
-            (grant(91, 701), Origin::Foreign),
-            (grant(101, 700), Origin::Foreign),
-        ] {
-            assert_eq!(origin(None, found.clone()), expected, "{found:?}");
-        }
-        // Where ours stood already, another one is somebody's doing.
-        assert_eq!(origin(Some(grant(100, 700)), grant(91, 691)), Origin::Foreign);
-        assert_eq!(origin(Some(grant(91, 691)), grant(90, 690)), Origin::Foreign);
-        // A grant that we never set out to give is nobody's.
-        let mut sight = Sight::new(at(0));
-        sight.meet(at(101), Some(&grant(91, 691)));
-        assert_eq!(sight.origin(&grant(91, 691)), Origin::Foreign);
-        // One that was found is judged as it was found, whatever we set out to store since.
-        let mut sight = found(&grant(10, 900));
-        sight.stores(None, Some(&grant(30, 910)));
-        sight.meet(at(31), Some(&grant(10, 910)));
-        assert_eq!(sight.origin(&grant(10, 910)), Origin::Foreign);
-    }
-
-    #[test]
-    fn a_write_that_nobody_answered_may_have_been_stored_after_all() {
-        let mut sight = Sight::new(at(0));
-        for start in 0..20 {
-            sight.stores(None, Some(&grant(start, 600)));
-        }
-        assert_eq!(sight.origin(&grant(18, 600)), Origin::Ours);
-        assert_eq!(sight.grant.intended.len(), INTENDED_MAX);
-    }
-
-    #[test]
-    fn a_grant_that_was_found_is_vouched_for_by_enforcement_that_stood_before_it() {
-        let stands = |since| Enforcement::Stands { since_time: at(since) };
-        let mut sight = found(&grant(10, 600));
-        sight.vouch(&stands(10));
-        sight.vouch(&Enforcement::Unseen);
-        sight.vouch(&Enforcement::Missing("x".into()));
-        assert_eq!(sight.origin(&grant(10, 600)), Origin::Found);
-        sight.vouch(&stands(9));
-        sight.vouch(&stands(500));
-        assert_eq!(sight.origin(&grant(10, 600)), Origin::Vouched, "a later gap does not make it doubtful");
-        assert_eq!(sight.origin(&grant(10, 900)), Origin::Foreign);
-    }
-
-    #[test]
-    fn a_doubtful_grant_is_no_better_for_being_stored_again() {
-        for term in [grant(10, 600), grant(10, 900)] {
-            let mut sight = found(&grant(10, 600));
-            let before = sight.origin(&term);
-            sight.stores(Some(&term), Some(&term));
-            assert_eq!(sight.origin(&term), before);
-        }
-    }
-
-    fn failure(class: FailureClass) -> Failure {
-        Failure { class, code: "X".into(), message: "x".into() }
-    }
-
-    #[test]
-    fn a_key_is_readable_for_a_minute_after_the_last_push_that_may_have_landed() {
-        let mut push = PushSight::default();
-        assert_eq!(push.readable_until(), None);
-        push.started(at(0));
-        assert_eq!(push.readable_until(), None, "what waits is not there yet");
-        push.unsent();
-        assert_eq!((push.readable_until(), push.is_under_way()), (None, false));
-        push.started(at(1));
-        push.failed(at(2), failure(FailureClass::Throttled), true);
-        assert_eq!(push.readable_until(), None, "AWS said no");
-        push.started(at(3));
-        push.landed(at(5), "a".into());
-        assert_eq!(push.readable_until(), Some(at(65)));
-        push.started(at(6));
-        push.failed(at(16), failure(FailureClass::Retry), false);
-        assert_eq!(push.readable_until(), Some(at(86)), "it may land still");
-        push.started(at(17));
-        push.landed(at(18), "b".into());
-        assert_eq!(push.readable_until(), Some(at(86)), "an earlier bound does not shorten a later one");
-        push.started(at(30));
-        push.stopped(at(31));
-        assert_eq!((push.readable_until(), push.is_under_way()), (Some(at(101)), false));
-        push.stopped(at(90));
-        assert_eq!(push.readable_until(), Some(at(101)), "nothing was under way");
-    }
-
-    #[test]
-    fn a_landing_forgets_failures_and_keeps_the_first_request_id() {
-        let mut push = PushSight::default();
-        push.failed(at(0), failure(FailureClass::Bug), false);
-        push.failed(at(1), failure(FailureClass::Bug), false);
-        assert_eq!(push.failure().map(|(time, _, count)| (time, count)), Some((at(1), 2)));
-        push.landed(at(2), "a".into());
-        push.landed(at(3), "b".repeat(1000));
-        assert!(push.failure().is_none());
-        assert_eq!((push.landed_count(), push.first_request_id(), push.landed_time()), (2, Some("a"), Some(at(3))));
-        assert_eq!(push.request_id().unwrap().chars().count(), 128, "the CRD's bound");
-    }
-
-    #[test]
-    fn a_look_keeps_what_it_found_through_failures() {
-        let mut look = Look::default();
-        look.started();
-        assert!(look.is_under_way());
-        look.answered(at(0), Ok(7));
-        look.started();
-        look.answered(at(1), Err(failure(FailureClass::Retry)));
-        look.answered(at(2), Err(failure(FailureClass::Retry)));
-        assert_eq!(look.seen(), Some((at(0), &7)));
-        assert_eq!(look.failure().map(|(time, _, count)| (time, count)), Some((at(2), 2)));
-        look.answered(at(3), Ok(8));
-        assert_eq!((look.seen(), look.failure().is_some(), look.is_under_way()), (Some((at(3), &8)), false, false));
-    }
-
-    #[test]
-    fn only_a_clear_no_proves_that_nothing_landed() {
-        for (class, answered) in [
-            (FailureClass::Throttled, true),
-            (FailureClass::Refused, true),
-            (FailureClass::Invalid, true),
-            (FailureClass::Gone, true),
-            (FailureClass::Retry, false),
-            (FailureClass::Bug, false),
-        ] {
-            assert_eq!(was_answered(&failure(class)), answered, "{class:?}");
-        }
-    }
-}
+mod tests;

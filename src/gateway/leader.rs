@@ -12,7 +12,7 @@ use tokio::sync::Mutex as Turn;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
-use crate::domain::lease::{Bystander, Leader, Moment, Sighted};
+use crate::domain::lease::{Bystander, Leader, LeaseRecord, Moment};
 use crate::telemetry::chain;
 
 /// Gap between two looks: of a lease of 9 s, which is renewed each 1.5 s, little is lost.
@@ -91,7 +91,7 @@ impl Leaders {
         let read = match timeout(READ_TIMEOUT, self.leases.get_opt(&self.name)).await {
             Ok(Ok(lease)) => {
                 let now = self.now();
-                self.bystander().read(asked, now, lease.as_ref().map(Sighted::of));
+                self.bystander().read(asked, now, lease.as_ref().map(LeaseRecord::of));
                 Ok(())
             }
             Ok(Err(error)) => Err(chain(&error)),

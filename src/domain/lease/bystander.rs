@@ -13,34 +13,11 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::Lease;
-
-use super::{LEASE_MAX, Moment};
+use super::{LeaseRecord, Moment};
 
 /// How long a lease that was given back, or is new, may be without a holder before nobody leads: the next one looks twice a
 /// second, and takes it at once.
 const HAND_OVER: Duration = Duration::from_secs(2);
-
-/// A Lease, as far as a bystander cares.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sighted {
-    version: Option<String>,
-    holder: Option<String>,
-    duration: Duration,
-}
-
-impl Sighted {
-    /// What is not there, or out of its bounds, is as if the lease did not hold.
-    pub fn of(lease: &Lease) -> Self {
-        let spec = lease.spec.as_ref();
-        let seconds = spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-        Self {
-            version: lease.metadata.resource_version.clone(),
-            holder: spec.and_then(|spec| spec.holder_identity.clone()).filter(|holder| !holder.is_empty()),
-            duration: Duration::from_secs(seconds.unwrap_or_default()).min(LEASE_MAX),
-        }
-    }
-}
 
 /// Whether somebody leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +32,7 @@ pub enum Leader {
 
 #[derive(Clone, Debug)]
 struct Seen {
-    lease: Option<Sighted>,
+    lease: Option<LeaseRecord>,
     /// When the read that first saw it came back.
     since: Moment,
     /// When the last read that saw it was begun.
@@ -71,7 +48,7 @@ pub struct Bystander(Option<Seen>);
 impl Bystander {
     /// Takes in what the API server said, by a quorum: none, if there is no such Lease. `asked` is when the read was begun,
     /// `now` when its answer came. What was asked for before another that is known already is old, and says nothing.
-    pub fn read(&mut self, asked: Moment, now: Moment, lease: Option<Sighted>) {
+    pub fn read(&mut self, asked: Moment, now: Moment, lease: Option<LeaseRecord>) {
         match &mut self.0 {
             Some(seen) if asked.ticks < seen.last.ticks => {}
             Some(seen) if seen.lease.as_ref().map(|it| &it.version) == lease.as_ref().map(|it| &it.version) => {
@@ -93,10 +70,10 @@ impl Bystander {
         let Some(lease) = &seen.lease else { return Leader::Nobody };
         let waited = now.longest_since(seen.since);
         match (&lease.holder, seen.renewed) {
-            (Some(_), Some(renewed)) if now.longest_since(renewed) < lease.duration => Leader::Lives,
+            (Some(_), Some(renewed)) if now.longest_since(renewed) < lease.holds() => Leader::Lives,
             // Seen to lead, and not seen to renew since.
             (Some(_), Some(_)) => Leader::Nobody,
-            (Some(_), None) if waited < lease.duration => Leader::Unclear,
+            (Some(_), None) if waited < lease.holds() => Leader::Unclear,
             (None, _) if waited < HAND_OVER => Leader::Unclear,
             (Some(_) | None, None) | (None, Some(_)) => Leader::Nobody,
         }
@@ -118,17 +95,18 @@ mod tests {
         Moment { ticks, time: plus(Timestamp::UNIX_EPOCH, Duration::from_secs(1_000_000) + ticks) }
     }
 
-    fn held(version: u64) -> Option<Sighted> {
-        Some(Sighted { version: Some(version.to_string()), holder: Some("a".to_owned()), duration: LEASE })
+    fn held(version: u64) -> Option<LeaseRecord> {
+        let made = LeaseRecord::made(LEASE);
+        Some(LeaseRecord { version: Some(version.to_string()), holder: Some("a".to_owned()), ..made })
     }
 
-    fn free(version: u64) -> Option<Sighted> {
-        held(version).map(|lease| Sighted { holder: None, ..lease })
+    fn free(version: u64) -> Option<LeaseRecord> {
+        held(version).map(|lease| LeaseRecord { holder: None, ..lease })
     }
 
     /// Reads, each asked for and answered at these times, and what is then said at others.
     #[track_caller]
-    fn check(reads: &[(f64, f64, Option<Sighted>)], expected: &[(f64, Leader)]) {
+    fn check(reads: &[(f64, f64, Option<LeaseRecord>)], expected: &[(f64, Leader)]) {
         let mut bystander = Bystander::default();
         for (asked, answered, lease) in reads {
             bystander.read(at(*asked), at(*answered), lease.clone());
@@ -163,29 +141,6 @@ mod tests {
         // Deleted, and made again.
         check(&[(0.0, 0.1, held(1)), (1.0, 1.1, held(2)), (2.0, 2.1, None)], &[(2.1, Nobody)]);
         check(&[(0.0, 0.1, None), (1.0, 1.1, held(5))], &[(1.1, Unclear), (10.2, Nobody)]);
-    }
-
-    #[test]
-    fn a_lease_that_says_nonsense_holds_for_nothing_or_for_what_is_the_most() {
-        let of = |spec: serde_json::Value| {
-            let lease = serde_json::from_value(serde_json::json!({"metadata": {"resourceVersion": "1"}, "spec": spec}));
-            Sighted::of(&lease.unwrap())
-        };
-        for spec in [
-            serde_json::json!({}),
-            serde_json::json!({"holderIdentity": "a"}),
-            serde_json::json!({"holderIdentity": "a", "leaseDurationSeconds": -1}),
-        ] {
-            assert_eq!(of(spec).duration, Duration::ZERO);
-        }
-        assert_eq!(of(serde_json::json!({"holderIdentity": ""})).holder, None);
-        let long = of(serde_json::json!({"holderIdentity": "a", "leaseDurationSeconds": i32::MAX}));
-        assert_eq!(long.duration, LEASE_MAX);
-        let mut bystander = Bystander::default();
-        bystander.read(at(0.0), at(0.1), Some(Sighted { version: Some("0".to_owned()), ..long.clone() }));
-        bystander.read(at(1.0), at(1.1), Some(long));
-        assert_eq!(bystander.leader(at(119.9)), Leader::Lives);
-        assert_eq!(bystander.leader(at(120.1)), Leader::Nobody);
     }
 
     #[test]

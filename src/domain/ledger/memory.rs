@@ -7,7 +7,8 @@
 //! record on that tells of its key: before each push but the first there is one, and after the first that landed. Who dies
 //! between the first push and its answer leaves an intention alone, which says nothing: after a restore that request is
 //! judged anew. Where gateways push, no such record comes, and the intention itself counts. In the same way an end that was
-//! only intended is taken back by a later record of a key; one that happened never is.
+//! only intended is taken back by a later record of a key; one that happened never is. An operator that goes on says itself
+//! what was called off; one that died in between does not, and what it was about to do counts as if it had.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub struct Memory {
     ledger: Ledger,
     /// The grants whose end was intended, and is not known to have happened: none that is not in the ledger.
     ends_intended: HashSet<Key>,
+    /// The grants that are known by their intention alone, since gateways push their keys: none that is not in the ledger.
+    grants_intended: HashSet<Key>,
     /// At how many grants it is looked through for what may go: twice as many as were left the last time.
     prune_above: usize,
 }
@@ -111,15 +114,26 @@ impl Memory {
             RecordKind::GrantIntended => {
                 self.ledger.closed.remove(uid);
                 if key_delivery == Some(KeyDelivery::OnConnect) {
+                    if self.ledger.consumed.get(&key).is_none_or(|known| known.uid != uid) {
+                        self.grants_intended.insert(key);
+                    }
                     self.stands(key, consumer);
                 }
             }
             RecordKind::Granted | RecordKind::PushIntended => {
                 self.ledger.closed.remove(uid);
                 self.lives(key, uid);
+                self.grants_intended.remove(&key);
                 self.stands(key, consumer);
             }
+            // While it has its grant, an end of that was called off; otherwise a refusal, or the grant.
+            RecordKind::CalledOff if expiration_time.is_some() => self.lives(key, uid),
+            RecordKind::CalledOff => {
+                self.ledger.closed.remove(uid);
+                self.never_stood(key, uid);
+            }
             RecordKind::EndIntended | RecordKind::Ended => {
+                self.grants_intended.remove(&key);
                 let end_second = second(end_time.or(expiration_time).map_or(time, |time| time.0)).max(1);
                 self.ends(key, Consumer { end_second, ..consumer }, kind == RecordKind::EndIntended);
             }
@@ -133,6 +147,13 @@ impl Memory {
             && self.ends_intended.remove(&key)
         {
             known.end_second = 0;
+        }
+    }
+
+    /// It was about to be granted, and was not.
+    fn never_stood(&mut self, key: Key, uid: [u8; 16]) {
+        if self.ledger.consumed.get(&key).is_some_and(|known| known.uid == uid) && self.grants_intended.remove(&key) {
+            self.ledger.consumed.remove(&key);
         }
     }
 
@@ -176,6 +197,7 @@ impl Memory {
         self.ledger.consumed.retain(|_, consumer| consumer.end_second.max(consumer.until_second) >= since_second);
         let consumed = &self.ledger.consumed;
         self.ends_intended.retain(|key| consumed.contains_key(key));
+        self.grants_intended.retain(|key| consumed.contains_key(key));
     }
 
     /// A request went.

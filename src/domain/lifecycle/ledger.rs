@@ -23,7 +23,7 @@ impl Draft<'_> {
             }
             // What is left of it is less than a key lives.
             Standing::Its { until } if last_push_time(until) >= self.now => return false,
-            Standing::Its { until } => format!("this request was granted until {until}; {FORGOTTEN}"),
+            Standing::Its { until } => format!("this request was granted until {until}, or about to be; {FORGOTTEN}"),
             Standing::Over { end_time } => format!("this request was granted before{}; {FORGOTTEN}", until(end_time)),
             Standing::Consumed { uid, end_time } => {
                 let whose = uid.map_or_else(String::new, |uid| format!(", as uid {uid}"));

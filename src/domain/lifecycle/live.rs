@@ -34,6 +34,9 @@ use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, is_active,
 /// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
 const FAILURES_WORTH_A_WORD: u32 = 3;
 
+/// Gap between two questions whether there was a look at what guards the requests: there is one every 10 s.
+const LANDED_RETRY: Duration = Duration::from_secs(1);
+
 /// Why no key can be pushed now, as status tells it.
 pub(super) struct Obstacle {
     pub(super) reason: ActiveReason,
@@ -108,6 +111,9 @@ impl<'a> Draft<'a> {
             return self.begin_end(EndCause::PolicyChanged, why, expiration);
         }
         self.wake_when_unheard();
+        if self.has_landed_unseen() {
+            self.wake(Deadline::Retry, plus(self.now, LANDED_RETRY));
+        }
         let (seen_time, instance) = match self.world.sight.instances.seen() {
             Some((time, found)) => (Some(time), self.own_instance(found)),
             None => (None, None),
@@ -258,6 +264,12 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Whether the grant came while the leader before may have been storing it, and nobody has looked since at what guards
+    /// the requests: then it lives, as far as is known, and no key is pushed for it.
+    fn has_landed_unseen(&self) -> bool {
+        self.status.grant.as_ref().is_some_and(|grant| self.world.sight.origin(grant) == Origin::Landed)
+    }
+
     /// Whether the grant in status is the operator's: status is anybody's who may write it while nothing guards it.
     fn own_grant(&self) -> Result<(), &'static str> {
         let Some(grant) = &self.status.grant else { return Ok(()) };
@@ -274,9 +286,9 @@ impl<'a> Draft<'a> {
             (Origin::Ours | Origin::Vouched, _) => Ok(()),
             (Origin::Foreign, _) => Err("status holds a grant that the operator did not make; make a new request"),
             // Not yet decided, and no key is pushed.
-            (Origin::Found, Enforcement::Unseen | Enforcement::Missing(_)) => Ok(()),
-            (Origin::Found, stands) if stands.covers(grant.start_time.0) => Ok(()),
-            (Origin::Found, Enforcement::Stands { .. }) => Err(
+            (Origin::Found | Origin::Landed, Enforcement::Unseen | Enforcement::Missing(_)) => Ok(()),
+            (Origin::Found | Origin::Landed, stands) if stands.covers(grant.start_time.0) => Ok(()),
+            (Origin::Found | Origin::Landed, Enforcement::Stands { .. }) => Err(
                 "the grant is older than the admission policies or CRDs that stand now, and the operator was restarted since, so nobody knows whether it is the operator's; make a new request",
             ),
         }
@@ -402,6 +414,11 @@ impl<'a> Draft<'a> {
         }
         if let Err(why) = self.enforced() {
             return guard(ActiveReason::EnforcementMissing, why.unwrap_or_default(), true);
+        }
+        if self.has_landed_unseen() {
+            let message = "looking at what guards the requests".to_owned();
+            let reason = ActiveReason::EnforcementMissing;
+            return Some(Obstacle { reason, message, heals: true, tell: Tell::Never });
         }
         if let Some(why) = self.unreadable_decision() {
             return guard(ActiveReason::DecisionUnreadable, why, false);

@@ -18,6 +18,7 @@ mod nodes;
 mod on_connect;
 mod pending;
 mod people;
+mod plan;
 mod words;
 
 use std::time::Duration;
@@ -26,13 +27,12 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::api::{
-    AuditPointer, ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessLedgerEntry,
-    InstanceAccessStatus, Revocation,
+    ConditionStatus, ConditionType, EndCause, FINALIZER, InstanceAccess, InstanceAccessStatus, Revocation,
 };
 
 use super::approvals::Decisions;
 use super::census::{Census, Claim};
-use super::cloud::{Failure, Place, Region, TargetQuery};
+use super::cloud::{Failure, Region};
 use super::condition::{self, ActiveReason, DenyReason, EndReason, Saying, bounded, bounded_bytes};
 use super::connect::GatewayAddress;
 use super::digest::spec_digest;
@@ -41,13 +41,14 @@ use super::identity::PrincipalRule;
 use super::ledger::Ledger;
 use super::node::Nodes;
 use super::policy::PolicySet;
-use super::push::{KEY_WINDOW, PUSH_TIMEOUT, PushPermit};
+use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use super::record::{Record, RecordKind};
 use super::sight::Sight;
 use super::time::{due, is_fresh, minus, plus, whole_second};
 
 pub use again::Ground;
 pub use on_connect::STORE_TIME_MAX;
+pub use plan::{Deadline, Effect, Lane, Plan};
 use words::failure_words;
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
@@ -110,107 +111,6 @@ pub struct Settings {
     pub gateway: Option<GatewayAddress>,
 }
 
-/// What to do now, in this order; then when to look again. Plain data: the shell has no choice left.
-#[derive(Debug, Default, PartialEq)]
-pub struct Plan {
-    /// Done first. A required `Audit` here is durable, or nothing below happens.
-    pub before: Vec<Effect>,
-    /// Stored with the resourceVersion that was read; none: as it stands.
-    pub status: Option<Box<InstanceAccessStatus>>,
-    /// Done last, in order; each may fail, or never return.
-    pub after: Vec<Effect>,
-    /// The earliest named deadline.
-    pub look_again: Option<(Deadline, Timestamp)>,
-}
-
-/// Something that the shell does, and tells `Sight` about.
-#[derive(Debug, PartialEq)]
-pub enum Effect {
-    /// Take a place under the policy's limits. If it does not fit any more, the plan falls.
-    Claim(Box<Claim>),
-    /// Give back the place that was claimed for a grant which did not come about.
-    GiveBack,
-    /// Append the record. If it is required and cannot be made durable, the rest of the plan falls.
-    Audit {
-        /// The record.
-        record: Box<Record>,
-        /// Whether the plan falls without it. An end never waits for audit.
-        required: bool,
-    },
-    /// Look for the target.
-    LookUpInstance {
-        /// Where.
-        place: Place,
-        /// What for.
-        query: TargetQuery,
-        /// Whether nobody waits for it: the last look still holds.
-        can_wait: bool,
-    },
-    /// Look for the endpoints of a VPC.
-    LookUpEndpoints {
-        /// Where.
-        place: Place,
-        /// Which VPC.
-        vpc_id: String,
-    },
-    /// Push the key, against the permit.
-    Push(PushPermit),
-    /// Call back a push that waits its turn.
-    StopPush,
-    /// Put our finalizer on the request, so that its deletion ends the grant first.
-    AddFinalizer,
-    /// Write down that a request which goes had its grant: durable, or the rest of the plan falls.
-    Enter(Box<InstanceAccessLedgerEntry>),
-    /// Let the request go.
-    RemoveFinalizer,
-    /// Tell the people who watch events. A hint, never the audit.
-    Event {
-        /// Whether somebody should worry.
-        warning: bool,
-        /// One word.
-        reason: &'static str,
-        /// A sentence.
-        note: String,
-    },
-}
-
-/// Which writes a plan's status queues with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// An end.
-    End,
-    /// A grant, from its first write on.
-    Grant,
-    /// A word to somebody who has no grant: a refusal, or why it takes longer. It never stands before a grant.
-    Word,
-    /// A request that goes: its entry in the ledger, and our finalizer. A thousand that are deleted at once keep nobody
-    /// else's access from ending.
-    Leave,
-}
-
-/// Why the shell must look again, and until when it may rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Deadline {
-    /// When to start: `spec.startTime`.
-    Start,
-    /// When approvals come too late.
-    Approval,
-    /// When to stop waiting: `spec.endTime`, or `GRANT_DEADLINE`.
-    GiveUp,
-    /// When too little is left of the window of the policy that admits a waiting request.
-    WindowClosed,
-    /// When to push again.
-    Repush,
-    /// When to look at the instance again.
-    Refresh,
-    /// When to try again what failed.
-    Retry,
-    /// When the last pushed key is no longer readable.
-    KeyWindowClosed,
-    /// When the grant ends.
-    Expiration,
-}
-
 /// Says what to do for this request now.
 ///
 /// Asked again on what it led to, it answers with an empty plan and the same deadline.
@@ -223,6 +123,7 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
     } else {
         draft.pending();
     }
+    draft.call_off();
     draft.into_plan()
 }
 
@@ -264,37 +165,6 @@ pub fn vanished(now: Timestamp, settings: &Settings, request: &InstanceAccess, l
     // At once: whoever makes it again does not wait until the key has faded.
     let entry = draft.entry_owed(whole_second(end_time)).map(|entry| Effect::Enter(Box::new(entry)));
     Plan { before: draft.before, after: entry.into_iter().collect(), look_again: draft.look_again, ..Plan::default() }
-}
-
-impl Plan {
-    /// Whether there is nothing to do but wait.
-    pub fn is_empty(&self) -> bool {
-        self.before.is_empty() && self.status.is_none() && self.after.is_empty()
-    }
-
-    /// Which queue the status takes: nobody's refusal delays another's grant, and no grant delays an end.
-    pub fn lane(&self) -> Lane {
-        if self.before.contains(&Effect::StopPush) {
-            Lane::End
-        } else if self.after.iter().any(|effect| matches!(effect, Effect::Enter(_))) {
-            Lane::Leave
-        } else if self.status.as_ref().is_none_or(|status| status.grant.is_some()) {
-            Lane::Grant
-        } else {
-            Lane::Word
-        }
-    }
-
-    /// Puts the receipt of the newest record that was made durable into the status that is about to be stored; `None`,
-    /// if none was, changes nothing.
-    ///
-    /// An end comes without a pointer: if its record could not be made durable, none is put in, and so the missing
-    /// record is found and made up for later.
-    pub fn point_to(&mut self, receipt: Option<AuditPointer>) {
-        if let (Some(status), Some(receipt)) = (self.status.as_mut(), receipt) {
-            status.audit = Some(receipt);
-        }
-    }
 }
 
 /// Whether so little is heard of the API server since that time that no key may be pushed, nor one that waits leave.
@@ -490,6 +360,34 @@ impl<'a> Draft<'a> {
             self.audit(false, record);
         }
         self.event(false, reason.active().as_str(), message);
+    }
+
+    /// Says in the trail that what it was told does not come about. Whoever reads it back would believe that the request was
+    /// refused, or its access taken back, and end who waits or has it.
+    fn call_off(&mut self) {
+        let Some(told) = self.world.sight.told(self.request).filter(|_| !is_over(self.request)) else { return };
+        let has_grant = self.status.grant.is_some();
+        let (comes, what) = match told {
+            RecordKind::Denied => (has_grant || self.is_terminal(), "the refusal"),
+            RecordKind::EndIntended => (self.status.revocation.is_some() || self.is_terminal(), "the end"),
+            RecordKind::GrantIntended => (has_grant, "the grant"),
+            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended | RecordKind::CalledOff => return,
+        };
+        if comes || self.is_deleted() {
+            return;
+        }
+        // It is worth a wait for the trail, but no end waits.
+        let required = !self.is_terminal();
+        if let (true, Some(again)) = (required, self.audit_retry_time()) {
+            return self.wake(Deadline::Retry, again);
+        }
+        let message = Some(format!("{what} that was on record was called off before its status was stored"));
+        // Of a request that has no status yet, too: whoever reads it back finds what it is about by this.
+        let digest = self.status.spec_digest.clone().unwrap_or_else(|| spec_digest(&self.request.spec));
+        let record = Box::new(Record { message, spec_digest: digest, ..self.record(RecordKind::CalledOff) });
+        // After the call that stops a push, and before any record of what comes instead.
+        let place = usize::from(self.before.first() == Some(&Effect::StopPush));
+        self.before.insert(place, Effect::Audit { record, required });
     }
 
     fn end_record(&self) -> Record {

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::tests::{UID, again, at, request};
@@ -11,13 +12,20 @@ fn record(kind: RecordKind) -> Value {
     let request = request();
     let mut status = request.status.clone().unwrap();
     match kind {
-        RecordKind::Denied => status.grant = None,
+        RecordKind::Denied | RecordKind::CalledOff => status.grant = None,
         RecordKind::EndIntended => status.grant.as_mut().unwrap().expiration_time = Time(at("2026-03-01T08:25:00Z")),
         RecordKind::GrantIntended | RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended => {}
     }
     let mut record = Record::of(kind, &request, &status);
     record.end_time = status.end_time.clone().filter(|_| kind == RecordKind::Ended);
     serde_json::to_value(record).unwrap()
+}
+
+/// An end was called off: the grant lives.
+fn end_called_off() -> Value {
+    let mut record = record(RecordKind::GrantIntended);
+    record["kind"] = json!(RecordKind::CalledOff);
+    record
 }
 
 fn heard(records: &[Value]) -> Memory {
@@ -44,11 +52,11 @@ fn forgotten() -> InstanceAccess {
 
 #[test]
 fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
-    use RecordKind::{Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+    use RecordKind::{CalledOff, Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
     let nine = at("2026-03-01T09:00:00Z");
     let its = Standing::Its { until: nine };
     let over = |time: &str| Standing::Over { end_time: Some(at(time)) };
-    let rows: [(&[RecordKind], Standing); 18] = [
+    let rows: [(&[RecordKind], Standing); 25] = [
         (&[], Standing::Free),
         // Called off, or its write failed: nobody ever had access.
         (&[GrantIntended], Standing::Free),
@@ -70,6 +78,15 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
         (&[Denied], Standing::Closed),
         // It was refused, and that was called off: the world had changed.
         (&[Denied, GrantIntended], Standing::Free),
+        // An operator that went on said so itself.
+        (&[CalledOff], Standing::Free),
+        (&[Denied, CalledOff], Standing::Free),
+        (&[Denied, CalledOff, Denied], Standing::Closed),
+        // Neither a key that was pushed nor an end on record is called off.
+        (&[GrantIntended, PushIntended, CalledOff], its.clone()),
+        (&[GrantIntended, Granted, CalledOff, CalledOff], its.clone()),
+        (&[Ended, CalledOff], over("2026-03-01T08:30:00Z")),
+        (&[PushIntended, EndIntended, Ended, CalledOff], over("2026-03-01T08:30:00Z")),
     ];
     for (kinds, expected) in rows {
         let records: Vec<Value> = kinds.iter().map(|kind| record(*kind)).collect();
@@ -78,7 +95,7 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
         let is_over = matches!(expected, Standing::Over { .. });
         assert_eq!(ledger.is_over(&request()), is_over, "{kinds:?}, restored as live");
         // Made again by another name of the same: who was only refused is judged anew.
-        let had_it = kinds.iter().any(|kind| !matches!(kind, Denied | GrantIntended));
+        let had_it = kinds.iter().any(|kind| !matches!(kind, Denied | GrantIntended | CalledOff));
         assert_eq!(matches!(ledger.standing(&again()), Standing::Consumed { .. }), had_it, "{kinds:?}, made again");
         assert!(!ledger.is_over(&again()), "{kinds:?}: another's end is not one's own");
         for (until, fits) in [(nine, true), (at("2026-03-01T09:00:01Z"), false)] {
@@ -90,6 +107,37 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
             assert_eq!(ledger.admits(&forgotten(), until), admits, "{kinds:?}, until {until}");
         }
     }
+}
+
+#[test]
+fn an_end_that_was_called_off_is_none_and_one_on_record_stays() {
+    use RecordKind::{Denied, EndIntended, Ended, GrantIntended, PushIntended};
+    let its = Standing::Its { until: at("2026-03-01T09:00:00Z") };
+    let over = |time: &str| Standing::Over { end_time: Some(at(time)) };
+    let rows: [(&[RecordKind], &[RecordKind], Standing); 7] = [
+        (&[PushIntended, EndIntended], &[], its.clone()),
+        (&[PushIntended, EndIntended], &[EndIntended], over("2026-03-01T08:25:00Z")),
+        // The trail did not take what was called off.
+        (&[PushIntended], &[], its.clone()),
+        (&[PushIntended, Ended], &[], over("2026-03-01T08:30:00Z")),
+        (&[PushIntended, Ended, EndIntended], &[], over("2026-03-01T08:30:00Z")),
+        (&[PushIntended, EndIntended, Ended], &[], over("2026-03-01T08:30:00Z")),
+        // It takes back no refusal.
+        (&[GrantIntended, Denied], &[], Standing::Closed),
+    ];
+    for (before, after, expected) in rows {
+        for tell in [record, on_connect] {
+            let mut records: Vec<Value> = before.iter().map(|kind| tell(*kind)).collect();
+            records.push(end_called_off());
+            records.extend(after.iter().map(|kind| tell(*kind)));
+            assert_eq!(recalled(&records).standing(&forgotten()), expected, "{before:?}, called off, {after:?}");
+        }
+    }
+    // Where gateways push, that it is called off says that it was granted.
+    let told = [on_connect(GrantIntended), end_called_off()];
+    assert_eq!(recalled(&told).standing(&forgotten()), its);
+    let told = [on_connect(GrantIntended), on_connect(EndIntended), end_called_off()];
+    assert_eq!(recalled(&told).standing(&forgotten()), its);
 }
 
 #[test]
@@ -113,14 +161,68 @@ fn no_later_record_of_a_grant_lengthens_it() {
 
 #[test]
 fn where_gateways_push_the_intention_itself_counts() {
-    let mut intended = record(RecordKind::GrantIntended);
-    assert!(intended.get("keyDelivery").is_none());
-    let mut on_connect = request();
-    on_connect.spec.key_delivery = Some(KeyDelivery::OnConnect);
-    let record = Record::of(RecordKind::GrantIntended, &on_connect, on_connect.status.as_ref().unwrap());
-    intended["keyDelivery"] = serde_json::to_value(record).unwrap()["keyDelivery"].clone();
-    let until = at("2026-03-01T09:00:00Z");
-    assert_eq!(recalled(&[intended]).standing(&forgotten()), Standing::Its { until });
+    use RecordKind::{CalledOff, Denied, EndIntended, Ended, GrantIntended, PushIntended};
+    assert!(record(GrantIntended).get("keyDelivery").is_none());
+    let its = Standing::Its { until: at("2026-03-01T09:00:00Z") };
+    let rows: [(&[RecordKind], Standing); 9] = [
+        (&[GrantIntended], its.clone()),
+        (&[GrantIntended, GrantIntended], its.clone()),
+        (&[GrantIntended, CalledOff], Standing::Free),
+        (&[GrantIntended, GrantIntended, CalledOff], Standing::Free),
+        (&[GrantIntended, CalledOff, GrantIntended], its.clone()),
+        (&[GrantIntended, CalledOff, Denied], Standing::Closed),
+        // It had its grant, or there would be no end of it.
+        (&[GrantIntended, EndIntended, CalledOff], Standing::Over { end_time: Some(at("2026-03-01T08:25:00Z")) }),
+        (&[GrantIntended, PushIntended, CalledOff], its.clone()),
+        (&[GrantIntended, Ended, CalledOff], Standing::Over { end_time: Some(at("2026-03-01T08:30:00Z")) }),
+    ];
+    for (kinds, expected) in rows {
+        let records: Vec<Value> = kinds.iter().map(|kind| on_connect(*kind)).collect();
+        assert_eq!(recalled(&records).standing(&forgotten()), expected, "{kinds:?}");
+    }
+    // What another request of that name called off was its own.
+    let mut others = on_connect(CalledOff);
+    others["request"]["uid"] = json!(again().metadata.uid);
+    assert_eq!(recalled(&[on_connect(GrantIntended), others]).standing(&forgotten()), its);
+}
+
+/// The same, of a request whose key gateways push.
+fn on_connect(kind: RecordKind) -> Value {
+    let mut request = request();
+    request.spec.key_delivery = Some(KeyDelivery::OnConnect);
+    let told = Record::of(kind, &request, request.status.as_ref().unwrap());
+    let mut record = record(kind);
+    record["keyDelivery"] = serde_json::to_value(told).unwrap()["keyDelivery"].clone();
+    record
+}
+
+proptest! {
+    /// Whatever is called off, and whatever else is on record: a grant that ended stays so, and one of which a key is known
+    /// is not given anew.
+    #[test]
+    fn what_is_called_off_opens_nothing_that_was_granted(
+        kinds in prop::collection::vec(prop::option::of(0_usize..7), 0..12),
+        is_on_connect in any::<bool>(),
+    ) {
+        use RecordKind::{CalledOff, Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+        let all = [Denied, GrantIntended, Granted, PushIntended, EndIntended, Ended, CalledOff];
+        let told = |kind: &Option<usize>| match kind {
+            None => end_called_off(),
+            Some(kind) if is_on_connect => on_connect(all[*kind]),
+            Some(kind) => record(all[*kind]),
+        };
+        let ledger = recalled(&kinds.iter().map(told).collect::<Vec<_>>());
+        let kinds: Vec<RecordKind> = kinds.into_iter().map(|kind| kind.map_or(CalledOff, |kind| all[kind])).collect();
+        let standing = ledger.standing(&forgotten());
+        if kinds.contains(&Ended) {
+            prop_assert!(matches!(standing, Standing::Over { .. } | Standing::Closed), "{standing:?} {kinds:?}");
+        }
+        if kinds.iter().any(|kind| matches!(kind, Granted | PushIntended | EndIntended)) {
+            prop_assert!(standing != Standing::Free, "{kinds:?}");
+        }
+        // As far as a grant goes that it may have.
+        prop_assert!(!ledger.admits(&forgotten(), at("2026-03-01T09:00:01Z")) || standing == Standing::Free);
+    }
 }
 
 #[test]

@@ -76,6 +76,8 @@ pub(in super::super) struct Life {
     pub policies_read: bool,
     /// Whether what guards the requests stands, as the shell knows it.
     pub enforcement: Enforcement,
+    /// When the look was begun by which the shell knows it.
+    pub looked_time: Option<Timestamp>,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
     pub nodes: Nodes,
@@ -153,6 +155,7 @@ impl Life {
             unreadable: Vec::new(),
             policies_read: true,
             enforcement: Enforcement::Stands { since_time: at(-7200) },
+            looked_time: Some(at(-1)),
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()), ..Settings::default() },
             nodes: Nodes { seen: true, ..Nodes::default() },
@@ -389,9 +392,8 @@ impl Life {
                 return self.mourn();
             }
             let asked_time = self.now;
-            self.sight.vouch(&self.enforcement);
-            let grant = self.view.as_ref().and_then(|view| view.status.as_ref()?.grant.clone());
-            self.sight.meet(self.now, grant.as_ref());
+            self.sight.meet(self.now, self.view.as_ref().expect("it is there"));
+            self.sight.vouch(&self.enforcement, self.looked_time);
             let plan = self.ask();
             self.plans += 1;
             assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());
@@ -470,7 +472,9 @@ impl Life {
         for effect in std::mem::take(&mut plan.before) {
             match effect {
                 Effect::Audit { record, required } => {
+                    self.sight.tells(&record);
                     if self.audit_works {
+                        self.sight.has_told(record.kind);
                         let name = format!("audit {:?}", record.kind);
                         self.is_bounded(&record);
                         // As the controller does: the same record, told again after a failed write, is one record.

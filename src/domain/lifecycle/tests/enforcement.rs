@@ -1,5 +1,7 @@
 //! While what guards the requests does not stand, and after.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn missing() -> Enforcement {
@@ -184,6 +186,146 @@ fn a_grant_whose_status_was_under_way_when_its_leader_was_lost_goes_on_under_the
     // One that is more than the next would give is nobody's.
     let life = other(|status| status.grant.as_mut().unwrap().expiration_time = Time(at(5000)));
     life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    assert_eq!(life.landed(), 0);
+}
+
+/// We came to lead when the request was made; two seconds later, before anything was decided, its status reads as the leader
+/// before would have written it, but for a change. Decided is at three; the guard was last looked at a second after we led.
+fn landed(change: impl FnOnce(&mut InstanceAccess)) -> Life {
+    landed_at(2, change).until(3)
+}
+
+/// The same, so many seconds after we came to lead; nothing was decided on it yet.
+fn landed_at(second: i64, change: impl FnOnce(&mut InstanceAccess)) -> Life {
+    let theirs = {
+        let mut before = world();
+        before.fate = Fate::Lands { queue: seconds(40), flight: seconds(0) };
+        before.settle();
+        before.shows("Approved=True Active=False/Granting Reconciling=True");
+        before.status()
+    };
+    let mut life = world();
+    life.sight = Sight::found_at_start(at(0), life.object.as_ref());
+    life.policies_read = false;
+    life = life.until(second);
+    let object = life.object.as_mut().unwrap();
+    object.status = Some(theirs);
+    object.metadata.resource_version = Some("1000".into());
+    change(object);
+    life.records.push((life.now, Record::of(RecordKind::GrantIntended, object, &InstanceAccessStatus::default())));
+    life.sync();
+    life.looked_time = Some(at(second - 1));
+    life.policies_read = true;
+    life
+}
+
+proptest! {
+    /// Whatever it says, whenever it lands, and however long the next look at the guard takes: what was written in a gap gets
+    /// no key, and its end comes no later for it.
+    #[test]
+    fn no_status_that_was_forged_in_a_gap_gets_a_key_or_more_time(
+        lands in 0_i64..70,
+        (start, length) in (-80_i64..80, 61_i64..5_000),
+        look in 0_i64..12,
+        is_revoked in any::<bool>(),
+    ) {
+        let mut life = landed_at(lands, |object| {
+            let grant = object.status.as_mut().unwrap().grant.as_mut().unwrap();
+            (grant.start_time, grant.expiration_time) = (Time(at(start)), Time(at(start + length)));
+        });
+        life = life.until(lands + look);
+        // The look finds that the guard was away until it landed at least, and that takes five seconds to settle.
+        life.enforcement = stands(lands + 5);
+        life.looked_time = Some(life.now);
+        if is_revoked {
+            life.revoke();
+        }
+        let life = life.until(lands + 200);
+        prop_assert!(life.landed() == 0 && !life.kinds().contains(&RecordKind::PushIntended), "{}", life.log());
+        let status = life.status();
+        prop_assert!(condition::is_true(&status.conditions, ConditionType::Ended), "{}", life.line());
+        prop_assert!(status.grant.unwrap().expiration_time.0 <= at(start + length));
+    }
+}
+
+#[test]
+fn a_grant_whose_status_lands_before_its_successor_has_decided_goes_on_once_the_guard_was_looked_at() {
+    let life = landed(|_| {});
+    // Nobody knows yet whose it is: it is neither ended nor served.
+    let mut life = life.until(12);
+    life.shows("Approved=True Active=False/Granting Reconciling=True");
+    assert_eq!((life.landed(), life.writes, life.kinds()), (0, 0, vec![RecordKind::GrantIntended]));
+    life.looked_time = Some(at(12));
+    let life = life.until(14);
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    let grant = life.status().grant.unwrap();
+    assert_eq!(
+        (grant.start_time, grant.expiration_time),
+        (Time(at(0)), Time(at(600))),
+        "it is the one that was stored"
+    );
+    assert!(life.landed() > 0);
+    let life = life.until(600);
+    life.shows("Approved=True Active=False/Expired Ended=True/Expired");
+    assert_eq!(life.kinds().iter().filter(|kind| **kind == RecordKind::GrantIntended).count(), 1, "granted once");
+}
+
+#[test]
+fn what_lands_at_a_take_over_and_cannot_be_the_leaders_before_is_ended_without_a_key() {
+    let grant = |object: &mut InstanceAccess, change: fn(&mut Grant)| {
+        change(object.status.as_mut().unwrap().grant.as_mut().unwrap());
+    };
+    let not_ours = "status holds a grant that the operator did not make";
+    let looked = |mut life: Life| {
+        life.looked_time = Some(life.now);
+        life
+    };
+    for (mut life, words) in [
+        // The guard was away when it was written.
+        (landed(|_| {}), "the grant is older than the admission policies or CRDs that stand now"),
+        // It begins after its leader was gone, or long before.
+        (landed(|object| grant(object, |grant| grant.start_time = Time(at(1)))), not_ours),
+        (landed(|object| grant(object, |grant| grant.start_time = Time(at(-61)))), not_ours),
+        // No policy gives as much.
+        (landed(|object| grant(object, |grant| grant.expiration_time = Time(at(5000)))), "developers"),
+    ] {
+        if words.starts_with("the grant is older") {
+            life.enforcement = stands(8);
+        }
+        let life = looked(life).until(200);
+        life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+        life.says(ConditionType::Ended, words);
+        assert_eq!((life.landed(), life.kinds().contains(&RecordKind::PushIntended)), (0, false), "{words}");
+    }
+    // Something else was stored since we listed: whatever the leader before sent is refused.
+    let mut life = world();
+    life.sight = Sight::found_at_start(at(0), life.object.as_ref());
+    life.policies_read = false;
+    life = life.until(1);
+    life.label();
+    life.settle();
+    forge(&mut life, |_| {});
+    life.policies_read = true;
+    life.looked_time = Some(life.now);
+    let life = life.until(200);
+    life.says(ConditionType::Ended, not_ours);
+    assert_eq!(life.landed(), 0);
+}
+
+#[test]
+fn while_nobody_knows_whose_a_grant_is_its_end_comes_all_the_same() {
+    let ends = |act: fn(&mut Life)| {
+        let mut life = landed(|_| {});
+        act(&mut life);
+        let life = life.until(200);
+        assert_eq!((life.landed(), life.kinds().contains(&RecordKind::PushIntended)), (0, false));
+        life
+    };
+    ends(Life::revoke).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    ends(|life| life.change_policies(false, Vec::clear)).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+    assert_eq!(ends(Life::delete).object, None);
+    let life = landed(|_| {}).until(600);
+    life.shows("Approved=True Active=False/Expired Ended=True/Expired");
     assert_eq!(life.landed(), 0);
 }
 

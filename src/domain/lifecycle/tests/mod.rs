@@ -5,6 +5,7 @@
 
 mod again;
 mod before;
+mod called_off;
 mod crash;
 mod delegates;
 mod driver;
@@ -32,8 +33,9 @@ use super::Effect;
 use super::*;
 use crate::api::Effect as PolicyEffect;
 use crate::api::*;
-use crate::domain::cloud::{AccountId, Endpoint, FailureClass, Instance, InstanceId, InstanceState};
+use crate::domain::cloud::{AccountId, Endpoint, FailureClass, Instance, InstanceId, InstanceState, Place};
 use crate::domain::policy::Policy;
+use crate::domain::push::PushPermit;
 
 pub(super) use driver::{Fate, Life};
 
