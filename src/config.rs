@@ -61,6 +61,11 @@ pub struct ControllerArgs {
     /// a durable record.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE", value_name = "PATH", required_unless_present = "audit_stdout")]
     pub audit_file: Option<PathBuf>,
+    /// The size of the audit file, in MiB, at which it is closed, made read-only and given a name of its own beside it, and a
+    /// new one goes on. 0: it is never closed, and grows. Nothing is ever deleted.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE_MAX_MEBIBYTES", value_name = "0..65536", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub audit_file_max_mebibytes: u32,
     /// Write the audit trail to standard output: beside the file as a copy, or alone, and then a record is durable once
     /// it is written there.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_STDOUT")]
@@ -146,6 +151,11 @@ pub struct GatewayArgs {
     /// session is opened without a durable record.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE", value_name = "PATH", required_unless_present = "audit_stdout")]
     pub audit_file: Option<PathBuf>,
+    /// The size of the audit file, in MiB, at which it is closed, made read-only and given a name of its own beside it, and a
+    /// new one goes on. 0: it is never closed, and grows. Nothing is ever deleted.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE_MAX_MEBIBYTES", value_name = "0..65536", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub audit_file_max_mebibytes: u32,
     /// Write the audit trail to standard output: beside the file as a copy, or alone, and then a record is durable once
     /// it is written there.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_STDOUT")]
