@@ -304,7 +304,8 @@ pub enum AuditCommand {
 /// Verify the chain.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The files of one trail, in any order: the controllers' for example, of all replicas, with the older ones.
+    /// The files of one trail, in any order, or folders of them: the controllers' for example, of all replicas, with the
+    /// older ones.
     #[arg(required_unless_present = "trail", value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The files of another trail, a gateway's for example, with commas between; may be given several times. All trails
@@ -314,8 +315,8 @@ pub struct VerifyArgs {
     /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub head: Vec<Receipt>,
-    /// A record that is in none of the files, and that one of them continues: the last one of an older file; may be given
-    /// several times.
+    /// A record that is in none of the files, and that one of them continues: the last one of an older file that was shipped;
+    /// may be given several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub after: Vec<Receipt>,
     /// A record that begins a second branch of the first trail, as a finding prints it, where you know that the Lease was

@@ -70,9 +70,9 @@ impl Chain {
         self
     }
 
-    /// The same, and from now on a file that is full is closed.
+    /// The same, and from now on a file that is full is closed. Standard output never is.
     pub fn closing_files_at(mut self, file_bytes_max: Option<u64>) -> Self {
-        self.file_bytes_max = file_bytes_max;
+        self.file_bytes_max = file_bytes_max.filter(|_| !self.is_output);
         self
     }
 

@@ -178,7 +178,8 @@ async fn a_trail_counts_its_files_and_says_in_which_one_its_head_stands() {
 #[test]
 fn standard_output_is_never_closed_and_keeps_its_name() {
     let store = super::super::store::OutputStore::new(Vec::new());
-    let mut chain = Chain::new(Box::new(store), Receipt::origin(), 0).on_output().closing_files_at(None);
+    let mut chain =
+        Chain::new(Box::new(store), Receipt::origin(), 0).on_output().closing_files_at(Some(FILE_BYTES_MAX));
     for number in 0..50 {
         commit(&mut chain, number);
     }
