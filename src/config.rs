@@ -61,6 +61,11 @@ pub struct ControllerArgs {
     /// a durable record.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE", value_name = "PATH", required_unless_present = "audit_stdout")]
     pub audit_file: Option<PathBuf>,
+    /// The size of the audit file, in MiB, at which it is closed, made read-only and given a name of its own beside it, and a
+    /// new one goes on. 0: it is never closed, and grows. Nothing is ever deleted.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE_MAX_MEBIBYTES", value_name = "0..65536", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub audit_file_max_mebibytes: u32,
     /// Write the audit trail to standard output: beside the file as a copy, or alone, and then a record is durable once
     /// it is written there.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_STDOUT")]
@@ -146,6 +151,11 @@ pub struct GatewayArgs {
     /// session is opened without a durable record.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE", value_name = "PATH", required_unless_present = "audit_stdout")]
     pub audit_file: Option<PathBuf>,
+    /// The size of the audit file, in MiB, at which it is closed, made read-only and given a name of its own beside it, and a
+    /// new one goes on. 0: it is never closed, and grows. Nothing is ever deleted.
+    #[arg(long, env = "INSTANCE_ACCESS_AUDIT_FILE_MAX_MEBIBYTES", value_name = "0..65536", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub audit_file_max_mebibytes: u32,
     /// Write the audit trail to standard output: beside the file as a copy, or alone, and then a record is durable once
     /// it is written there.
     #[arg(long, env = "INSTANCE_ACCESS_AUDIT_STDOUT")]
@@ -294,7 +304,8 @@ pub enum AuditCommand {
 /// Verify the chain.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The files of one trail, in any order: the controllers' for example, of all replicas, with the older ones.
+    /// The files of one trail, in any order, or folders of them: the controllers' for example, of all replicas, with the
+    /// older ones.
     #[arg(required_unless_present = "trail", value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The files of another trail, a gateway's for example, with commas between; may be given several times. All trails
@@ -304,8 +315,8 @@ pub struct VerifyArgs {
     /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub head: Vec<Receipt>,
-    /// A record that is in none of the files, and that one of them continues: the last one of an older file; may be given
-    /// several times.
+    /// A record that is in none of the files, and that one of them continues: the last one of an older file that was shipped;
+    /// may be given several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub after: Vec<Receipt>,
     /// A record that begins a second branch of the first trail, as a finding prints it, where you know that the Lease was

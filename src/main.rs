@@ -63,6 +63,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// A size in bytes; none for 0.
+fn mebibytes(number: u32) -> Option<u64> {
+    (number > 0).then(|| u64::from(number) << 20)
+}
+
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// Spans, if OpenTelemetry's variables ask for them.
@@ -110,6 +115,7 @@ async fn run(args: ControllerArgs) -> Outcome {
 
     let ControllerArgs {
         audit_file,
+        audit_file_max_mebibytes,
         audit_stdout,
         listen,
         pushes_per_second,
@@ -188,9 +194,10 @@ async fn run(args: ControllerArgs) -> Outcome {
         };
         term = Term::next(won, lease_seconds);
     }
+    let bytes_max = mebibytes(audit_file_max_mebibytes);
     let opening = {
         let (records, clock, stop) = (Arc::clone(&records), Arc::clone(&clock), stop.clone());
-        tokio::spawn(async move { records.open(sinks, &term, &clock, &stop).await })
+        tokio::spawn(async move { records.open(sinks, bytes_max, &term, &clock, &stop).await })
     };
     let region = cloud.region();
     if region.is_none() {
@@ -329,6 +336,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
         host_key_file,
         name,
         audit_file,
+        audit_file_max_mebibytes,
         audit_stdout,
         ssh_listen,
         listen,
@@ -363,8 +371,8 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     let (ssh_listen, listen) = (ssh_listener.local_addr()?, listener.local_addr()?);
     // Without a trail nothing is opened, and nothing is open yet: whoever started this hears of it at once.
     let sinks = Sinks { file: audit_file, stdout: audit_stdout };
-    let (trail, opened) =
-        Trail::open(sinks, Limits::default(), Begin { now: clock(), known_head: None, leader: None }).await?;
+    let limits = Limits { file_bytes_max: mebibytes(audit_file_max_mebibytes), ..Limits::default() };
+    let (trail, opened) = Trail::open(sinks, limits, Begin { now: clock(), known_head: None, leader: None }).await?;
     if let Some(torn) = &opened.torn {
         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
     }

@@ -200,7 +200,7 @@ pub fn outcomes_of(pushes: &PushStats) -> [(&'static str, u64); 9] {
 }
 
 /// What an audit trail counts; both pages have it.
-pub fn of_trail(audit: audit::Stats, is_open: bool) -> [Sample; 4] {
+pub fn of_trail(audit: audit::Stats, is_open: bool) -> [Sample; 7] {
     [
         Sample::totals(
             "audit_records",
@@ -214,6 +214,13 @@ pub fn of_trail(audit: audit::Stats, is_open: bool) -> [Sample; 4] {
             audit.copies_dropped,
         ),
         Sample::now("audit_records_queued", "Audit records that wait to be durable", audit.queue_records as u64),
+        Sample::now("audit_file_bytes", "Bytes of the audit file that is open", audit.file_bytes),
+        Sample::total("audit_files_closed", "Audit files that were full, and closed", audit.files_closed),
+        Sample::total(
+            "audit_file_close_failures",
+            "How often a full audit file could not be closed; it grows on",
+            audit.file_close_failures,
+        ),
         Sample::now("audit_open", "Whether the audit trail was opened", is_open.into()),
     ]
 }

@@ -49,9 +49,9 @@ pub enum Finding {
         /// The digest that the line claims.
         found: String,
     },
-    /// Opens a segment, and names another head than the line before.
+    /// Opens a segment or a file, and names another head than the line before.
     #[error(
-        "record {sequence} opens a segment, and its previousHead or segment is not the record before; it was not written by a trail"
+        "record {sequence} opens a segment or a file, and its previousHead, segment or previousFile is not what a trail writes there; it was not written by one"
     )]
     Misjoined {
         /// The line's own number.

@@ -10,6 +10,9 @@
 //! line, in a term whose number may be there already. No file tells that from a forgery, so people do: a fork that they
 //! acknowledge cuts the trail in two there, and each part is judged by itself, as strictly as a whole one.
 //!
+//! Where older files are kept elsewhere, what goes on from them is a part of its own in the same way: one for each record in
+//! them that something here goes on from.
+//!
 //! Pure: the files are read in [`super::verify_files`].
 
 use std::cmp::Ordering;
@@ -45,8 +48,10 @@ pub(super) struct Run {
 /// What a run continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attach {
-    /// Nothing: it is the trail's beginning, or what was said to come before it.
+    /// Nothing: it is the trail's beginning.
     Beginning,
+    /// What was said to come before it and to be elsewhere: which of those that were.
+    After(usize),
     /// A line of a run.
     At(Spot),
     /// A line that is in no file.
@@ -157,21 +162,22 @@ pub(super) fn judge(runs: &[Run], acknowledged: &[Receipt]) -> Result<Judgement,
     no_run_is_there_twice(runs)?;
     let tree = Tree::of(runs, acknowledged)?;
     let (mut tails, mut ends) = (Vec::new(), Vec::new());
-    for part in 0..=tree.cuts.len() {
+    for part in 0..tree.parts() {
         ends.push(walk(&tree, part, &mut tails)?);
     }
     tails.sort_by_key(|tail| (tail.after, tail.term));
     let end_of =
         |part: usize| ends[part].map_or_else(Receipt::origin, |(_, last): (usize, usize)| runs[last].last.clone());
-    let fork = |(cut, run): (usize, &usize)| Fork {
+    let fork = |(run, part): &(usize, usize)| Fork {
         first: runs[*run].first.clone(),
-        head: end_of(cut + 1),
+        head: end_of(*part),
         other: end_of(tree.above(*run)),
     };
-    let mut forks: Vec<Fork> = tree.cuts.iter().enumerate().map(fork).collect();
+    let mut forks: Vec<Fork> = tree.cuts.iter().map(fork).collect();
     forks.sort_by_key(|fork| fork.first.sequence);
+    let first = ends.iter().flatten().map(|(first, _)| *first).min_by_key(|first| runs[*first].first.sequence);
     let last = ends.iter().flatten().map(|(_, last)| *last).max_by_key(|last| runs[*last].last_time);
-    Ok(Judgement { tails, forks, first: ends[0].map(|(first, _)| first), last })
+    Ok(Judgement { tails, forks, first, last })
 }
 
 /// Goes along a part of the trail, from its beginning to its end, and judges what lies beside. Returns its first and its last
@@ -203,10 +209,12 @@ fn no_run_is_there_twice(runs: &[Run]) -> Result<(), (usize, Finding)> {
 struct Tree<'a> {
     runs: &'a [Run],
     /// Of each run: those that continue a line of it, and where. Of one more: those that begin the trail, of which the first
-    /// leader of all may be one that was killed before the lease named anything. Of one more for each cut: the run behind it.
+    /// leader of all may be one that was killed before the lease named anything. Of one more for each part: those that begin it.
     children: Vec<Vec<(usize, Spot)>>,
-    /// The runs that begin a part of their own, since the fork there is acknowledged.
-    cuts: Vec<usize>,
+    /// The runs that begin a part of their own, since the fork there is acknowledged, and which part that is.
+    cuts: Vec<(usize, usize)>,
+    /// The parts that go on from what is elsewhere, each with the number of that.
+    afters: Vec<(usize, usize)>,
     /// Of each run: the record that names its last line as the last one of its file.
     named_by: Vec<Option<i64>>,
     /// Of each run: the latest term in which it, or what continues it, was written; -1 for none.
@@ -221,6 +229,7 @@ impl<'a> Tree<'a> {
             runs,
             children: vec![Vec::new(); runs.len() + 1],
             cuts: Vec::new(),
+            afters: Vec::new(),
             named_by: vec![None; runs.len()],
             latest: Vec::new(),
             terms: Vec::new(),
@@ -231,6 +240,15 @@ impl<'a> Tree<'a> {
             match run.attach {
                 Attach::Beginning => {
                     let root = tree.root(0);
+                    tree.children[root].push((number, Spot { run: root, next_time: None }));
+                }
+                Attach::After(elsewhere) => {
+                    let part = tree.after(elsewhere).unwrap_or_else(|| {
+                        let part = tree.begin_part();
+                        tree.afters.push((elsewhere, part));
+                        part
+                    });
+                    let root = tree.root(part);
                     tree.children[root].push((number, Spot { run: root, next_time: None }));
                 }
                 Attach::At(spot) => tree.children[spot.run].push((number, spot)),
@@ -267,7 +285,7 @@ impl<'a> Tree<'a> {
         order.sort_by_key(|run| std::cmp::Reverse(runs[*run].first.sequence));
         for run in order {
             if let Attach::At(spot) = runs[run].attach
-                && !tree.cuts.contains(&run)
+                && tree.cut_at(run).is_none()
             {
                 tree.latest[spot.run] = tree.latest[spot.run].max(tree.latest[run]);
             }
@@ -280,6 +298,26 @@ impl<'a> Tree<'a> {
         self.runs.len() + part
     }
 
+    fn parts(&self) -> usize {
+        self.children.len() - self.runs.len()
+    }
+
+    /// Adds a part that nothing begins yet.
+    fn begin_part(&mut self) -> usize {
+        self.children.push(Vec::new());
+        self.parts() - 1
+    }
+
+    /// The part that goes on from what is elsewhere, if there is one.
+    fn after(&self, elsewhere: usize) -> Option<usize> {
+        self.afters.iter().find(|(other, _)| *other == elsewhere).map(|(_, part)| *part)
+    }
+
+    /// The part that a run begins, since the fork there is acknowledged.
+    fn cut_at(&self, run: usize) -> Option<usize> {
+        self.cuts.iter().find(|(cut, _)| *cut == run).map(|(_, part)| *part)
+    }
+
     /// Cuts the trail at the forks that were acknowledged.
     fn cut(&mut self, acknowledged: &[Receipt]) -> Result<(), (usize, Finding)> {
         let root = self.root(0);
@@ -287,21 +325,23 @@ impl<'a> Tree<'a> {
         for first in acknowledged {
             let none = || (root, Finding::NoFork { acknowledged: first.clone() });
             let run = self.runs.iter().position(|run| run.first == *first).ok_or_else(none)?;
-            if self.cuts.contains(&run) {
+            if self.cut_at(run).is_some() {
                 continue;
             }
             let (parent, is_amid) = match self.runs[run].attach {
                 Attach::At(spot) => (spot.run, spot.next_time.is_some()),
-                Attach::Beginning | Attach::Nowhere => (root, false),
+                Attach::Beginning | Attach::After(_) | Attach::Nowhere => (self.root(self.above(run)), false),
             };
             // What all of them continue stays whole.
-            let is_last = parent == root && self.children[root].len() == 1;
+            let is_last = parent >= root && self.children[parent].len() == 1;
             if !is_amid && whole[parent] < 2 || is_last {
                 return Err(none());
             }
             self.children[parent].retain(|(child, _)| *child != run);
-            self.children.push(vec![(run, Spot { run: self.children.len(), next_time: None })]);
-            self.cuts.push(run);
+            let part = self.begin_part();
+            let begun = self.root(part);
+            self.children[begun].push((run, Spot { run: begun, next_time: None }));
+            self.cuts.push((run, part));
         }
         Ok(())
     }
@@ -309,12 +349,12 @@ impl<'a> Tree<'a> {
     /// The part in which a run stands.
     fn part(&self, mut run: usize) -> usize {
         loop {
-            if let Some(cut) = self.cuts.iter().position(|cut| *cut == run) {
-                return cut + 1;
+            if let Some(part) = self.cut_at(run) {
+                return part;
             }
             match self.runs[run].attach {
                 Attach::At(spot) => run = spot.run,
-                Attach::Beginning | Attach::Nowhere => return 0,
+                Attach::Beginning | Attach::After(_) | Attach::Nowhere => return self.above(run),
             }
         }
     }
@@ -323,6 +363,7 @@ impl<'a> Tree<'a> {
     fn above(&self, run: usize) -> usize {
         match self.runs[run].attach {
             Attach::At(spot) => self.part(spot.run),
+            Attach::After(elsewhere) => self.after(elsewhere).unwrap_or(0),
             Attach::Beginning | Attach::Nowhere => 0,
         }
     }
@@ -351,7 +392,7 @@ impl<'a> Tree<'a> {
             match (opening, *attach) {
                 (Some(opening), _) => return opening.term,
                 (None, Attach::At(spot)) => run = spot.run,
-                (None, Attach::Beginning | Attach::Nowhere) => return None,
+                (None, Attach::Beginning | Attach::After(_) | Attach::Nowhere) => return None,
             }
         }
     }
@@ -369,7 +410,7 @@ impl<'a> Tree<'a> {
         let first = self.runs[run].first.clone();
         match self.runs[run].attach {
             Attach::Beginning => Finding::SecondBeginning { first },
-            Attach::At(_) | Attach::Nowhere => Finding::Fork { first },
+            Attach::At(_) | Attach::After(_) | Attach::Nowhere => Finding::Fork { first },
         }
     }
 

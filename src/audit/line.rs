@@ -15,8 +15,11 @@ pub(super) const ENVELOPE_BYTES_MAX: usize = 512;
 pub(super) const DEPTH_MAX: usize = 64;
 /// The largest integer that JCS, whose numbers are doubles, writes without loss.
 pub(super) const INTEGER_MAX: i64 = (1 << 53) - 1;
-/// The kind of the one record that a trail writes by itself.
+/// The kinds of the records that a trail writes by itself: one begins a segment, the other a file.
 pub(super) const SEGMENT_OPENED: &str = "SegmentOpened";
+pub(super) const FILE_CONTINUED: &str = "FileContinued";
+/// The kinds that nobody else may write.
+pub(super) const OWN_KINDS: [&str; 2] = [SEGMENT_OPENED, FILE_CONTINUED];
 
 const _: () = assert!(ENVELOPE_BYTES_MAX < LINE_BYTES_MAX && DEPTH_MAX < 127);
 
@@ -38,6 +41,11 @@ impl Draft {
             return Err(format!("{} bytes are more than a line holds", record.len()));
         }
         Ok(Draft { time, record })
+    }
+
+    /// Returns the line's time.
+    pub(super) fn time(&self) -> Timestamp {
+        self.time
     }
 
     /// Returns the bytes that the record takes in a line.
@@ -67,12 +75,20 @@ pub(super) struct Link {
     pub time: Timestamp,
     /// There, if it opens a segment.
     pub opening: Option<Opening>,
+    /// Of a line that goes on from a file that was full: what tells that file from others.
+    continued: Option<String>,
 }
 
 impl Link {
     /// The line that it continues.
     pub fn previous(&self) -> Receipt {
         Receipt { sequence: self.receipt.sequence - 1, digest: self.previous_digest.clone() }
+    }
+
+    /// What tells the file from others that its own goes on from, if it says that of one.
+    pub fn previous_file(&self) -> Option<&str> {
+        let opened = self.opening.as_ref().and_then(|opening| opening.previous_file.as_deref());
+        opened.or(self.continued.as_deref())
     }
 
     /// Whether a leader's term begins with it.
@@ -90,6 +106,8 @@ pub(super) struct Opening {
     pub file_head: Option<Receipt>,
     /// Whether it is written to standard output, where nobody knows what stood before it.
     pub is_output: bool,
+    /// The file of the same writer that its own goes on from, if the segment begins a file beside closed ones.
+    pub previous_file: Option<String>,
 }
 
 /// A leader's term, as far as it matters for what it left.
@@ -127,22 +145,25 @@ pub(super) fn read(line: &[u8]) -> Result<Link, Finding> {
     if receipt.digest != digest {
         return Err(Finding::Edited { sequence, expected: receipt.digest, found: digest });
     }
-    let opening = match record.get("kind").is_some_and(|kind| kind == SEGMENT_OPENED) {
-        true => Some(opening(&record, &previous).ok_or(Finding::Misjoined { sequence })?),
-        false => None,
+    let misjoined = Finding::Misjoined { sequence };
+    let (opening, continued) = match record.get("kind").and_then(Value::as_str) {
+        Some(SEGMENT_OPENED) => (Some(opening(&record, &previous).ok_or(misjoined)?), None),
+        Some(FILE_CONTINUED) => (None, Some(continued(&record, &previous).ok_or(misjoined)?)),
+        Some(_) | None => (None, None),
     };
-    Ok(Link { receipt, previous_digest: previous.digest, time, opening })
+    Ok(Link { receipt, previous_digest: previous.digest, time, opening, continued })
 }
 
 /// Returns the record that opens a segment.
 ///
 /// `segment` is its own number, `previousHead` what it continues, `tornBytes` and `tornDigest` what a crash had left
 /// at the file's end and was set aside. Of a leader `term` and `leaseSeconds`, and `fileHead`, the line that the file ended
-/// with, where that is not what is continued, or `output`, where there is none.
+/// with, where that is not what is continued, or `output`, where there is none. `previousFile` is what tells the file from
+/// others that was closed before this one, where the segment begins a file.
 pub(super) fn segment_opened(
     previous: &Receipt,
     torn: Option<(u64, &str)>,
-    Opening { term, file_head, is_output }: &Opening,
+    Opening { term, file_head, is_output, previous_file }: &Opening,
 ) -> Map<String, Value> {
     let mut record = Map::new();
     record.insert("kind".into(), SEGMENT_OPENED.into());
@@ -162,6 +183,19 @@ pub(super) fn segment_opened(
     if *is_output {
         record.insert("output".into(), true.into());
     }
+    if let Some(file) = previous_file {
+        record.insert("previousFile".into(), file.as_str().into());
+    }
+    record
+}
+
+/// Returns the record that begins a file where the one before was full: what it continues, and what tells that file from
+/// others.
+pub(super) fn file_continued(previous: &Receipt, previous_file: &str) -> Map<String, Value> {
+    let mut record = Map::new();
+    record.insert("kind".into(), FILE_CONTINUED.into());
+    record.insert("previousHead".into(), head_value(previous));
+    record.insert("previousFile".into(), previous_file.into());
     record
 }
 
@@ -198,12 +232,28 @@ fn opening(record: &Map<String, Value>, previous: &Receipt) -> Option<Opening> {
         None => false,
         Some(value) => value.as_bool().filter(|is_output| *is_output)?,
     };
+    let previous_file = match record.get("previousFile") {
+        None => None,
+        Some(value) => Some(value.as_str().filter(|file| is_digest(file))?.to_owned()),
+    };
     // Who is alone continues its file, and standard output has none.
     let is_joint = file_head.is_some() || is_output;
-    if term.is_none() && is_joint || file_head.is_some() && is_output || file_head.as_ref() == Some(previous) {
+    let is_of_file = file_head.is_some() || previous_file.is_some();
+    if term.is_none() && is_joint || is_of_file && is_output || file_head.as_ref() == Some(previous) {
         return None;
     }
-    Some(Opening { term, file_head, is_output })
+    Some(Opening { term, file_head, is_output, previous_file })
+}
+
+/// Reads a record that goes on from another file; none if no trail writes such a one after `previous`.
+fn continued(record: &Map<String, Value>, previous: &Receipt) -> Option<String> {
+    let file = record.get("previousFile")?.as_str().filter(|file| is_digest(file))?;
+    (record == &file_continued(previous, file)).then(|| file.to_owned())
+}
+
+/// Whether this is SHA-256 as a trail spells it.
+pub(super) fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn head_value(head: &Receipt) -> Value {

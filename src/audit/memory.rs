@@ -5,15 +5,17 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::files;
 use super::line::LINE_BYTES_MAX;
+use super::tail::{closed_beside, goes_on_from_another};
 
-/// How much of the end of each file is read: half a million records. Measured with what the controller makes of them: 1.4 to
+/// How much of the end of the trail is read, whatever files it stands in: half a million records. Measured with what the controller makes of them: 1.4 to
 /// 3.6 s, on two cores that had much else to do.
 const READ_BYTES_MAX: u64 = 512 << 20;
 
@@ -22,7 +24,7 @@ const READ_BYTES_MAX: u64 = 512 << 20;
 pub struct ReadBack {
     /// The records that were told.
     pub records: u64,
-    /// Set, if a file has more since that time than is read: when the oldest record is from that was told.
+    /// Set, if there is more since that time than is read: when the oldest record is from that was told.
     pub cut_off: Option<Timestamp>,
 }
 
@@ -33,33 +35,55 @@ struct Line<'a> {
     record: &'a RawValue,
 }
 
-/// Tells the records of these files that were written at that time or later, in their order. Blocks.
+/// Tells the records of this file, and of those beside it that were full, which were written at that time or later, in their
+/// order. Blocks.
 ///
 /// A file that is not there has none. Times that go back a little, by a clock that was set, may cost the records between.
 ///
 /// # Errors
 /// A file that is there and cannot be read.
-pub fn read_back(files: &[PathBuf], since: Timestamp, tell: impl FnMut(Timestamp, &str)) -> io::Result<ReadBack> {
-    read_back_within(files, since, READ_BYTES_MAX, tell)
+pub fn read_back(open: &Path, since: Timestamp, tell: impl FnMut(Timestamp, &str)) -> io::Result<ReadBack> {
+    let closed = closed_beside(open)?;
+    // Whoever ships closed files has taken those before.
+    let is_more_before = match closed.first() {
+        Some(closed) => closed.previous_file.is_some(),
+        None => goes_on_from_another(open)?,
+    };
+    let mut files: Vec<PathBuf> = closed.into_iter().map(|closed| closed.path).collect();
+    files.push(open.to_owned());
+    read_back_within(&files, is_more_before, since, READ_BYTES_MAX, tell)
 }
+
+/// The same of these files, the newest last, and no more than so many bytes of their end.
 
 fn read_back_within(
     files: &[PathBuf],
+    is_more_before: bool,
     since: Timestamp,
     bytes_max: u64,
     mut tell: impl FnMut(Timestamp, &str),
 ) -> io::Result<ReadBack> {
     let mut read = ReadBack::default();
-    for path in files {
+    let lengths = files.iter().map(|path| match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        metadata => Ok(metadata?.len()),
+    });
+    let lengths = lengths.collect::<io::Result<Vec<u64>>>()?;
+    // Whether there is more before what is read, and nothing says yet that it is older than was asked for.
+    let mut is_cut_off = is_more_before;
+    for ((path, bytes), earliest) in files.iter().zip(&lengths).zip(files::windows(&lengths, bytes_max)) {
+        let Some(earliest) = earliest else {
+            is_cut_off |= *bytes > 0;
+            continue;
+        };
         let file = match File::open(path) {
+            // Whoever ships closed files was there.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             opened => opened?,
         };
         let mut reader = BufReader::with_capacity(256 << 10, file);
-        let bytes = reader.seek(SeekFrom::End(0))?;
-        let earliest = bytes.saturating_sub(bytes_max);
-        let begin = first_since(&mut reader, earliest, bytes, since)?;
-        let mut is_cut_off = begin == earliest && earliest > 0;
+        let begin = first_since(&mut reader, earliest, *bytes, since)?;
+        is_cut_off = begin == earliest && (is_cut_off || earliest > 0);
         line_from(&mut reader, begin)?;
         let mut line = Vec::new();
         while next_line(&mut reader, &mut line)? > 0 {
@@ -128,7 +152,7 @@ mod tests {
 
     fn told(files: &[PathBuf], since: i64, bytes_max: u64) -> (Vec<i64>, ReadBack) {
         let mut told = Vec::new();
-        let read = read_back_within(files, at(since), bytes_max, |time, record| {
+        let read = read_back_within(files, false, at(since), bytes_max, |time, record| {
             assert_eq!(record, format!("{{\"n\":{}}}", time.as_second()));
             told.push(time.as_second());
         });
@@ -166,6 +190,32 @@ mod tests {
         assert!(all.len() < 11_000 && all.len() as u64 == read.records);
         let (young, read) = told(&files, 19_000, half);
         assert_eq!((young.len(), read.cut_off), (1_001, None), "what was cut off is older than was asked for");
+    }
+
+    #[test]
+    fn of_several_files_the_end_of_all_together_is_read_and_what_is_missing_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["one", "two", "three"].map(|name| dir.path().join(name));
+        let texts = [1..=1000, 1001..=2000, 2001..=3000].map(|seconds| seconds.map(line).collect::<String>());
+        for (file, text) in files.iter().zip(&texts) {
+            std::fs::write(file, text).unwrap();
+        }
+        let lengths = texts.each_ref().map(|text| text.len() as u64);
+        // (bytes that are read, since, the oldest that is told, whether it says that more was asked for)
+        for (bytes_max, since, oldest, cut_off) in [
+            (u64::MAX, 0, 1, false),
+            (lengths[1] + lengths[2], 0, 1001, true),
+            (lengths[1] + lengths[2], 1001, 1001, true),
+            (lengths[1] + lengths[2], 1002, 1002, false),
+            (lengths[1] + lengths[2], 2500, 2500, false),
+            (lengths[2], 1500, 2001, true),
+            (lengths[2], 2001, 2001, true),
+            (lengths[2], 2002, 2002, false),
+        ] {
+            let (told, read) = told(&files, since, bytes_max);
+            assert_eq!(told, (oldest..=3000).collect::<Vec<_>>(), "{bytes_max} bytes since {since}");
+            assert_eq!(read.cut_off, cut_off.then(|| at(oldest)), "{bytes_max} bytes since {since}");
+        }
     }
 
     #[test]

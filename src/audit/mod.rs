@@ -19,6 +19,13 @@
 //! 4 and 5 of file a are a tail: true, and continued by nobody. Within its file each line names the one before it, and
 //! each segment names the line of any file that it continues.
 //!
+//! A file that is full is closed, and another one follows: within its writer's they are as one.
+//! ```text
+//! audit.0000000000000001-….jsonl   1 ─ … ─ 9 ┐
+//! audit.jsonl                     ┌──────────┘
+//!                                 10 ─ 11 ─ …        10 is `FileContinued`, and names the file before by its first line
+//! ```
+//!
 //! # Guarantees
 //! - A [`Receipt`] is given for a line that is durable, and receipts are given in the order of the lines.
 //! - After a failed write or fsync the trail is taken back to its last durable line before anything else is written.
@@ -31,10 +38,13 @@
 //! - An append that failed, or whose future was dropped, may still be found in the trail: a crash can come between
 //!   the write and the taking back. One that succeeded is always found.
 //! - Without a receipt kept elsewhere, a chain proves nothing against someone who may rewrite the whole file.
-//! - Nothing here rotates the file. One that is renamed or removed under its writer makes appends fail, not vanish.
+//! - A file that somebody else renames or removes under its writer makes appends fail, not vanish. One that cannot be closed
+//!   when it is full grows on.
+//! - Nothing is deleted here.
 //!
 //! What a record means, and who waits for it, is left to others.
 
+mod files;
 mod finding;
 mod join;
 mod line;
@@ -55,7 +65,7 @@ pub use finding::Finding;
 pub use join::{Fork, Tail};
 pub use memory::{ReadBack, read_back};
 pub use open::{Begin, Leader, OpenError, Opened, STANDARD_OUTPUT, Sinks, Torn};
-pub use trail::{AppendError, Class, Limits, Stats, Trail};
+pub use trail::{AppendError, Class, Limits, Place, Stats, Trail};
 pub use verify::{Expectation, Summary, VerifyError, verify, verify_files};
 
 /// Proof that a record is in the trail: its number and its line's digest.
@@ -106,8 +116,6 @@ impl Receipt {
 
     /// Returns whether this is a receipt that a trail could have given, or the origin.
     fn is_plausible(&self) -> bool {
-        (0..=line::INTEGER_MAX).contains(&self.sequence)
-            && self.digest.len() == 64
-            && self.digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        (0..=line::INTEGER_MAX).contains(&self.sequence) && line::is_digest(&self.digest)
     }
 }

@@ -172,6 +172,7 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     if let Some(known) = known_head.as_ref().filter(|known| !known.is_plausible()) {
         return Err(OpenError::NoReceipt { sequence: known.sequence });
     }
+    let mut is_stdout = false;
     let (sink, store, found, copier): (Arc<str>, Box<dyn Store>, Found, _) = match sinks {
         Sinks { file: Some(path), stdout } => {
             let sink: Arc<str> = path.display().to_string().into();
@@ -183,12 +184,12 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
         Sinks { file: None, stdout: true } => {
             let sink: Arc<str> = "standard output".into();
             let output = StandardOutput::new().map_err(failed(&sink, "open it"))?;
-            let found = Found { file: Some(STANDARD_OUTPUT.to_owned()), ..Found::default() };
-            (sink, Box::new(OutputStore::new(output)), found, None)
+            is_stdout = true;
+            (sink, Box::new(OutputStore::new(output)), Found::default(), None)
         }
         Sinks { file: None, stdout: false } => return Err(OpenError::NoSink),
     };
-    let Found { head, bytes, torn, file, is_known, opens } = found;
+    let Found { head, bytes, torn, first, previous_file, is_known, opens } = found;
     // An opening that failed half way, as far as anybody knew, continues the known head already.
     let is_ours = is_known || opens.is_some() && opens == leader.as_ref().map(|it| it.term).zip(known_head.clone());
     let (previous_head, file_head) = match known_head {
@@ -200,10 +201,13 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     };
     let previous_head = previous_head.filter(|head| head.sequence > 0);
     let previous = previous_head.clone().unwrap_or_else(Receipt::origin);
-    let mut chain = Chain::new(store, previous.clone(), bytes);
+    let mut chain = Chain::new(store, previous.clone(), bytes).in_file(first);
+    if is_stdout {
+        chain = chain.on_output();
+    }
     let term = leader.map(|Leader { term, lease_seconds, .. }| line::Term { number: term, lease_seconds });
-    let is_output = term.is_some() && file.as_deref() == Some(STANDARD_OUTPUT);
-    let opening = Opening { term, file_head: file_head.clone(), is_output };
+    let is_output = term.is_some() && is_stdout;
+    let opening = Opening { term, file_head: file_head.clone(), is_output, previous_file };
     let torn_off = torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str()));
     let record = line::segment_opened(&previous, torn_off, &opening);
     let (text, _) = Draft::new(&record, now)
@@ -214,8 +218,7 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
         copier.copy(text); // taken: the queue is still empty
     }
     let head = chain.head().clone();
-    let file = file.unwrap_or_else(|| head.digest.clone());
-    let opened = Opened { head, previous_head, torn, file, file_head };
+    let opened = Opened { head, previous_head, torn, file: chain.place().file, file_head };
     Ok(Ready { chain, copier, sink, opened })
 }
 

@@ -1,13 +1,16 @@
 //! Where the lines go: a file that can be taken back, or an output that cannot.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::Duration;
+
+use super::Receipt;
+use super::files;
 
 /// The few operations that a trail needs, each of which may fail, so that tests can make it fail.
 pub(super) trait Store: Send {
@@ -19,6 +22,8 @@ pub(super) trait Store: Send {
     fn sync(&mut self) -> io::Result<()>;
     /// Takes back what was written after the first `bytes`.
     fn truncate(&mut self, bytes: u64) -> io::Result<()>;
+    /// Closes what begins with this line, and goes on in something new and empty. After an error nothing has changed.
+    fn close(&mut self, first: &Receipt) -> io::Result<()>;
 }
 
 /// A file, and the lock on it, which goes when the file is closed.
@@ -26,9 +31,16 @@ pub(super) trait Store: Send {
 pub(super) struct FileStore {
     pub path: PathBuf,
     pub file: File,
+    /// Whether its name may not be durable yet.
+    is_new: bool,
 }
 
 impl FileStore {
+    /// A file that is open, at this path.
+    pub fn new(path: PathBuf, file: File) -> Self {
+        FileStore { path, file, is_new: false }
+    }
+
     /// Returns whether the path still names the file that is open.
     ///
     /// A file that was removed or renamed takes writes as before, and whoever reads the path never sees them.
@@ -56,7 +68,12 @@ impl Store for FileStore {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync_data()?;
+        if self.is_new {
+            sync_directory(&real(&self.path))?;
+            self.is_new = false;
+        }
+        Ok(())
     }
 
     fn truncate(&mut self, bytes: u64) -> io::Result<()> {
@@ -66,6 +83,56 @@ impl Store for FileStore {
         }
         self.file.set_len(bytes)
     }
+
+    /// Two renames: the open file gets its closed name, and the next one, which is there and locked already, its path.
+    ///
+    /// ```text
+    /// crash before the first   audit.jsonl is the full file, and is closed at the next batch
+    /// between the two          no audit.jsonl: the next opening begins one that goes on from the file closed last
+    /// after the second         audit.jsonl is empty: the same
+    /// ```
+    /// The first is durable before the second is done, so that none leaves the full file without a name. Nothing was
+    /// written into the next file, so nothing of it can be lost. Its lock is held before it has its path, and the full one's
+    /// until then: who comes in between finds one of them locked.
+    fn close(&mut self, first: &Receipt) -> io::Result<()> {
+        let path = real(&self.path);
+        let (closed, next) = (files::closed_path(&path, first), files::next_path(&path));
+        if fs::symlink_metadata(&closed).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a closed file has that name"));
+        }
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {} // of a crash: nobody was told of anything in it
+        }
+        self.file.sync_all()?;
+        let mode = self.file.metadata()?.permissions().mode() & 0o777;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&next)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.try_lock()?;
+        fs::rename(&path, &closed)?;
+        let renamed = sync_directory(&path).and_then(|()| fs::rename(&next, &path));
+        if let Err(error) = renamed {
+            // If this fails, too, the path names nothing, and takes nothing until the file is put back or opened anew.
+            fs::rename(&closed, &path)?;
+            return Err(error);
+        }
+        let full = std::mem::replace(&mut self.file, file);
+        self.is_new = true;
+        // A manner, and no protection: whoever may write the folder may change it back.
+        let _ = full.set_permissions(Permissions::from_mode(mode & !0o222));
+        Ok(())
+    }
+}
+
+/// The file itself, where a path is a link to it: its folder is where the others are.
+pub(super) fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Makes names in the file's directory durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
 }
 
 /// An output such as a pipe: what it took is as durable as it gets, and cannot be taken back.
@@ -103,6 +170,10 @@ impl<W: Write + Send> Store for OutputStore<W> {
             return Ok(());
         }
         Err(io::Error::new(io::ErrorKind::Unsupported, "it broke off, and an output cannot be taken back; restart"))
+    }
+
+    fn close(&mut self, _first: &Receipt) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::line::{self, ENVELOPE_BYTES_MAX, LINE_BYTES_MAX};
+use super::files::{self, Closed};
+use super::line::{self, ENVELOPE_BYTES_MAX, LINE_BYTES_MAX, Link};
 use super::open::{OpenError, Torn, failed};
-use super::store::FileStore;
+use super::store::{FileStore, real, sync_directory};
 use super::trail::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use super::verify::{Joint, compare, follows_in_file};
 use super::{Finding, Receipt};
@@ -27,8 +28,10 @@ pub(super) struct Found {
     pub head: Option<Receipt>,
     pub bytes: u64,
     pub torn: Option<Torn>,
-    /// What tells this file from others; none for a new one, whose first line is not written yet.
-    pub file: Option<String>,
+    /// The first line, which tells this file from others; none for a new one, or where the first line is none.
+    pub first: Option<Receipt>,
+    /// Of a new one beside closed ones: which it goes on from, namely the one that ends with the head.
+    pub previous_file: Option<String>,
     /// Whether the head that is known stands in this file, if it does anywhere.
     pub is_known: bool,
     /// The term that its last line opens, if it does, and what that continues.
@@ -54,7 +57,7 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
         Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path }),
         Err(TryLockError::Error(source)) => return Err(failed(sink, "lock the file")(source)),
     }
-    let store = FileStore { path, file };
+    let store = FileStore::new(path, file);
     // Between opening and locking, the writer before us may have been told to move it.
     match store.is_at_its_path() {
         Ok(true) => Ok(store),
@@ -63,32 +66,119 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
     }
 }
 
+/// The files that were closed beside the open one, in the order in which they were written.
+pub(super) fn closed_beside(open: &Path) -> io::Result<Vec<Closed>> {
+    let open = real(open);
+    let directory = open.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut closed = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        let Some(number) = files::closed_number(&open, &path) else { continue };
+        if !entry.file_type()?.is_file() {
+            continue;
+        }
+        let first = match File::open(&path).and_then(|file| first_line(&file)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // What it says matters only if it is the last one, and then it is opened again.
+            first => first.ok().flatten(),
+        };
+        let previous_file = first.as_ref().and_then(|link| link.previous_file().map(str::to_owned));
+        closed.push(Closed { path, number, file: first.map(|link| link.receipt.digest), previous_file });
+    }
+    Ok(files::in_order(closed))
+}
+
+/// Whether a file, if it is there, begins by naming one before it.
+pub(super) fn goes_on_from_another(path: &Path) -> io::Result<bool> {
+    match File::open(path).and_then(|file| first_line(&file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        first => Ok(first?.is_some_and(|link| link.previous_file().is_some())),
+    }
+}
+
+/// What a crash may have left undone of closing a file: nobody writes to it any more. A manner, and no protection.
+fn close_to_writes(path: &Path) {
+    if let Ok(metadata) = std::fs::metadata(path) {
+        let mut permissions = metadata.permissions();
+        permissions.set_readonly(true);
+        let _ = std::fs::set_permissions(path, permissions);
+    }
+}
+
+/// Reads the end of a closed file, which whoever closed it had left whole.
+fn end_of_closed(path: &Path, known: Option<&Receipt>, sink: &Arc<str>) -> Result<Tail, OpenError> {
+    let file = File::open(path).map_err(failed(sink, "open the file closed last"))?;
+    // Its writer lets go of it when the next file has its place.
+    match file.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => return Err(failed(sink, "lock the file closed last")(source)),
+    }
+    let broken = |offset, finding| OpenError::Broken { path: path.to_owned(), offset, finding };
+    let (start, text) = end(&file).map_err(failed(sink, "read the file closed last"))?;
+    let found = tail(&text, start > 0, known).map_err(|(at, finding)| broken(start + at as u64, finding))?;
+    if found.head.is_none() || found.whole < text.len() || found.newline_missing {
+        return Err(broken(start + found.whole as u64, Finding::Torn));
+    }
+    match (known, &found.head) {
+        (Some(known), Some(head)) if head.sequence < known.sequence => {
+            Err(OpenError::Behind { path: path.to_owned(), found: head.sequence, known: known.sequence })
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Reads the end of a file, and says where it begins.
+fn end(file: &File) -> io::Result<(u64, Vec<u8>)> {
+    let bytes = file.metadata()?.len();
+    let start = bytes.saturating_sub(TAIL_BYTES_MAX);
+    let mut text = vec![0; usize::try_from(bytes - start).unwrap_or(0)]; // at most TAIL_BYTES_MAX
+    file.read_exact_at(&mut text, start)?;
+    Ok((start, text))
+}
+
 /// Finds the head of a file that is locked, and leaves whole durable lines only.
 ///
-/// In an order in which a crash loses nothing: the torn end is copied and the copy synced before it is cut off.
+/// In an order in which a crash loses nothing: the torn end is copied and the copy synced before it is cut off. A file without
+/// a line, beside closed ones, goes on from the one that was closed last: a crash came between two files.
 pub(super) fn mend(
     store: &FileStore,
     known: Option<&Receipt>,
     head_file: Option<&str>,
     sink: &Arc<str>,
 ) -> Result<Found, OpenError> {
-    let FileStore { path, file } = store;
-    let bytes = file.metadata().map_err(failed(sink, "look at the file"))?.len();
-    let name = name(file).map_err(failed(sink, "read the file's beginning"))?;
-    let is_known = head_file.is_none() || head_file == name.as_deref();
-    // What stands in another's file says nothing of this one.
-    let known = known.filter(|_| is_known);
-    let start = bytes.saturating_sub(TAIL_BYTES_MAX);
-    let mut text = vec![0; usize::try_from(bytes - start).unwrap_or(0)]; // at most TAIL_BYTES_MAX
-    file.read_exact_at(&mut text, start).map_err(failed(sink, "read the file's end"))?;
-    let Tail { head, whole, newline_missing, opens } = tail(&text, start > 0, known)
+    let FileStore { path, file, .. } = store;
+    let closed = closed_beside(path).map_err(failed(sink, "look for closed files beside it"))?;
+    let first = first_line(file).map_err(failed(sink, "read the file's beginning"))?;
+    let name = first.as_ref().map(|link| link.receipt.digest.as_str());
+    // A lease that was renewed before a file was full names that one.
+    let closed_known = closed.iter().find(|it| it.file.is_some() && it.file.as_deref() == head_file);
+    let goes_on = first.as_ref().and_then(|link| link.previous_file());
+    let is_in_open = head_file.is_none() || head_file == name;
+    let is_known = is_in_open || closed_known.is_some() || head_file == goes_on;
+    if let Some(closed) = closed_known {
+        end_of_closed(&closed.path, known, sink)?;
+    }
+    // What stands in another file says nothing of this one.
+    let known = known.filter(|_| is_in_open);
+    let (start, text) = end(file).map_err(failed(sink, "read the file's end"))?;
+    let Tail { mut head, whole, newline_missing, mut opens } = tail(&text, start > 0, known)
         .map_err(|(at, finding)| OpenError::Broken { path: path.clone(), offset: start + at as u64, finding })?;
-    if head.is_some() && name.is_none() && head_file.is_some() {
+    let mut previous_file = None;
+    if let Some(last) = closed.last() {
+        close_to_writes(&last.path);
+    }
+    if let (None, Some(last)) = (&head, closed.last()) {
+        let Tail { head: closed_head, opens: closed_opens, .. } = end_of_closed(&last.path, known, sink)?;
+        (head, opens, previous_file) = (closed_head, closed_opens, last.file.clone());
+    }
+    if head.is_some() && name.is_none() && previous_file.is_none() && head_file.is_some() {
         // Whose file it is cannot be told, nor whether it lacks the head that is known.
         let finding = Finding::Unreadable { reason: "the first line is none".to_owned() };
         return Err(OpenError::Broken { path: path.clone(), offset: 0, finding });
     }
-    if let Some(known) = known.filter(|_| bytes > 0) {
+    if let Some(known) = known.filter(|_| !text.is_empty()) {
         let found = head.as_ref().map_or(0, |head| head.sequence);
         if found < known.sequence {
             return Err(OpenError::Behind { path: path.clone(), found, known: known.sequence });
@@ -105,17 +195,18 @@ pub(super) fn mend(
     // Also what the writer before us left unsynced: we build on it.
     file.sync_all().map_err(failed(sink, "sync the file"))?;
     sync_directory(path).map_err(failed(sink, "sync the file's directory"))?;
-    Ok(Found { file: name.filter(|_| head.is_some()), head, bytes, torn, is_known, opens })
+    let first = first.filter(|_| head.is_some() && previous_file.is_none()).map(|link| link.receipt);
+    Ok(Found { first, previous_file, head, bytes, torn, is_known, opens })
 }
 
-/// What tells a file from others: the digest of its first line, if that is whole.
-fn name(file: &File) -> io::Result<Option<String>> {
+/// The first line of a file, if that is whole: its digest tells the file from others.
+fn first_line(file: &File) -> io::Result<Option<Link>> {
     let mut text = Vec::new();
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(0))?;
     reader.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut text)?;
     text.pop_if(|last| *last == b'\n');
-    Ok(line::read(&text).ok().map(|link| link.receipt.digest))
+    Ok(line::read(&text).ok())
 }
 
 #[derive(Debug)]
@@ -201,10 +292,4 @@ fn set_aside(path: &Path, text: &[u8], sink: &Arc<str>) -> Result<Torn, OpenErro
         return Ok(Torn { path: aside, bytes: text.len() as u64, digest: line::sha256(text) });
     }
     Err(OpenError::TooTorn { path: path.to_owned() })
-}
-
-/// Makes names in the file's directory durable.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
 }

@@ -30,6 +30,9 @@ pub struct Limits {
     pub queue_bytes_max: usize,
     /// Bytes of one record in its canonical form. Default 64 KiB; no more than fits a line of 1 MiB.
     pub record_bytes_max: usize,
+    /// Bytes of a file: before it would grow beyond, it is closed, and the trail goes on in a new one. One batch always
+    /// fits. Default none: one file takes all.
+    pub file_bytes_max: Option<u64>,
 }
 
 /// The largest batch. `open` looks for a torn one within a larger piece of the file.
@@ -39,7 +42,12 @@ pub(super) const BATCH_RECORDS_MAX: usize = 8192;
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { queue_records_max: 4096, queue_bytes_max: BATCH_BYTES_MAX, record_bytes_max: 64 << 10 }
+        Limits {
+            queue_records_max: 4096,
+            queue_bytes_max: BATCH_BYTES_MAX,
+            record_bytes_max: 64 << 10,
+            file_bytes_max: None,
+        }
     }
 }
 
@@ -51,6 +59,7 @@ impl Limits {
             queue_records_max: self.queue_records_max.clamp(1, BATCH_RECORDS_MAX),
             queue_bytes_max: self.queue_bytes_max.clamp(record_bytes_max, BATCH_BYTES_MAX),
             record_bytes_max,
+            file_bytes_max: self.file_bytes_max,
         }
     }
 }
@@ -72,6 +81,12 @@ pub struct Stats {
     pub commit_micros_last: u64,
     /// Records that standard output, beside a file, did not take in time.
     pub copies_dropped: u64,
+    /// Bytes of the file that is open.
+    pub file_bytes: u64,
+    /// Files that were full, and closed.
+    pub files_closed: u64,
+    /// How often one that was full could not be closed: then it grows on.
+    pub file_close_failures: u64,
 }
 
 /// Who must act, and when to try again.
@@ -146,7 +161,8 @@ impl Trail {
             .spawn(move || match open::open(sinks, begin) {
                 Err(error) => drop(answer.send(Err(error))),
                 Ok(open::Ready { chain, copier, sink, opened }) => {
-                    let (trail, queue) = Trail::new(limits, chain.head());
+                    let chain = chain.closing_files_at(limits.file_bytes_max);
+                    let (trail, queue) = Trail::new(limits, &chain);
                     let shared = trail.shared.clone();
                     // If nobody waits for it any more, the handle goes, and `run` ends at once.
                     drop(answer.send(Ok((trail, opened))));
@@ -157,17 +173,18 @@ impl Trail {
         opened.await.unwrap_or_else(|_| Err(OpenError::Thread(std::io::Error::other("it ended"))))
     }
 
-    fn new(limits: Limits, head: &Receipt) -> (Trail, mpsc::Receiver<Message>) {
+    fn new(limits: Limits, chain: &writer::Chain) -> (Trail, mpsc::Receiver<Message>) {
         let limits = limits.clamped();
         // Twice: `Shared` bounds the appends, and a `Close` always finds room.
         let (queue, messages) = mpsc::channel(limits.queue_records_max * 2);
-        (Trail { queue, shared: Arc::new(Shared::new(limits, head.clone())) }, messages)
+        (Trail { queue, shared: Arc::new(Shared::new(limits, chain)) }, messages)
     }
 
     /// Runs a trail on any chain.
     #[cfg(test)]
     pub(super) fn on(chain: writer::Chain, copier: Option<super::store::Copier>, limits: Limits) -> Trail {
-        let (trail, queue) = Trail::new(limits, chain.head());
+        let chain = chain.closing_files_at(limits.file_bytes_max);
+        let (trail, queue) = Trail::new(limits, &chain);
         let shared = trail.shared.clone();
         std::thread::spawn(move || writer::run(chain, queue, copier, &shared, &Arc::from("test")));
         trail
@@ -176,7 +193,7 @@ impl Trail {
     /// Appends a record and returns once it is durable. Waits for the disk, and never blocks the thread.
     ///
     /// The record is an object of at most `record_bytes_max` bytes, nested at most 64 deep, with no other numbers than
-    /// integers within ±(2^53 − 1), and not of the kind `SegmentOpened`. `time` is written as it is.
+    /// integers within ±(2^53 − 1), and of no kind that is the trail's own. `time` is written as it is.
     ///
     /// # Errors
     /// See [`AppendError`]. After `Unavailable` the trail heals by itself: the next append begins anew.
@@ -197,8 +214,9 @@ impl Trail {
         let Value::Object(members) = record else {
             return Err(invalid("not an object".to_owned()));
         };
-        if members.get("kind").is_some_and(|kind| kind == line::SEGMENT_OPENED) {
-            return Err(invalid(format!("the kind {} is the trail's own", line::SEGMENT_OPENED)));
+        let own = members.get("kind").and_then(|kind| line::OWN_KINDS.into_iter().find(|own| kind == own));
+        if let Some(own) = own {
+            return Err(invalid(format!("the kind {own} is the trail's own")));
         }
         let draft = Draft::new(members, time).map_err(invalid)?;
         let (bytes, bytes_max) = (draft.bytes(), self.shared.limits.record_bytes_max);
@@ -210,7 +228,12 @@ impl Trail {
 
     /// Returns the last durable line's receipt: what to keep outside of the trail.
     pub fn head(&self) -> Receipt {
-        self.shared.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.place().head
+    }
+
+    /// Returns the last durable line's receipt with the file that it stands in.
+    pub fn place(&self) -> Place {
+        self.shared.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns what was done so far. The numbers are read one by one, not at one instant.
@@ -224,6 +247,9 @@ impl Trail {
             commits: shared.commits.load(Ordering::Relaxed),
             commit_micros_last: shared.commit_micros_last.load(Ordering::Relaxed),
             copies_dropped: shared.copies_dropped.load(Ordering::Relaxed),
+            file_bytes: shared.file_bytes.load(Ordering::Relaxed),
+            files_closed: shared.files_closed.load(Ordering::Relaxed),
+            file_close_failures: shared.file_close_failures.load(Ordering::Relaxed),
         }
     }
 
@@ -236,6 +262,15 @@ impl Trail {
     }
 }
 
+/// A trail's end, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The last durable line.
+    pub head: Receipt,
+    /// What tells its file from others: as [`Opened::file`], and another one after each file that was full.
+    pub file: String,
+}
+
 /// What handles and the writer's thread both see.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -245,14 +280,17 @@ pub(super) struct Shared {
     pub commits: AtomicU64,
     pub commit_micros_last: AtomicU64,
     pub copies_dropped: AtomicU64,
+    file_bytes: AtomicU64,
+    files_closed: AtomicU64,
+    file_close_failures: AtomicU64,
     refused: AtomicU64,
     queue_records: AtomicUsize,
     queue_bytes: AtomicUsize,
-    head: Mutex<Receipt>,
+    place: Mutex<Place>,
 }
 
 impl Shared {
-    fn new(limits: Limits, head: Receipt) -> Self {
+    fn new(limits: Limits, chain: &writer::Chain) -> Self {
         Shared {
             limits,
             appended: AtomicU64::new(0),
@@ -260,10 +298,13 @@ impl Shared {
             commits: AtomicU64::new(0),
             commit_micros_last: AtomicU64::new(0),
             copies_dropped: AtomicU64::new(0),
+            file_bytes: AtomicU64::new(chain.bytes()),
+            files_closed: AtomicU64::new(0),
+            file_close_failures: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             queue_records: AtomicUsize::new(0),
             queue_bytes: AtomicUsize::new(0),
-            head: Mutex::new(head),
+            place: Mutex::new(chain.place()),
         }
     }
 
@@ -283,7 +324,12 @@ impl Shared {
         self.queue_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub fn set_head(&self, head: &Receipt) {
-        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone_from(head);
+    /// Tells where the chain is now.
+    pub fn note(&self, chain: &writer::Chain) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = chain.place();
+        let (closed, failed) = chain.closings();
+        self.file_bytes.store(chain.bytes(), Ordering::Relaxed);
+        self.files_closed.store(closed, Ordering::Relaxed);
+        self.file_close_failures.store(failed, Ordering::Relaxed);
     }
 }

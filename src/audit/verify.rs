@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -77,43 +78,112 @@ pub struct VerifyError {
 /// The first finding. A cut end, and a chain that was computed anew, are found only through `expect.heads`.
 pub fn verify(reader: impl BufRead, expect: Expectation) -> Result<Summary, VerifyError> {
     let mut verifier = Verifier::new(expect, None, true);
-    verifier.read(None, reader)?;
+    verifier.read(None, None, reader)?;
     verifier.finish()
 }
 
-/// Reads the files of one trail, in whichever order: of replicas, or pieces of one file. See [`verify()`].
+/// Reads the files of one trail, in whichever order: of replicas, pieces of one file, and those that were full. Of a folder all
+/// of its files. See [`verify()`].
 ///
-/// Each is read twice: for what its segments continue, and then for all. Memory grows with segments, not with records.
+/// Each is read twice: for what its segments continue and which file it goes on from, and then for all. Files that go on from
+/// one another are read as if they were one. Memory grows with segments and files, not with records.
 ///
 /// # Errors
 /// The first finding within a file, else the first that is wrong between them; or the first file that cannot be opened.
 pub fn verify_files(paths: &[PathBuf], expect: Expectation) -> Result<Summary, VerifyError> {
-    let open = |path: &PathBuf| {
-        let file = File::open(path).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
-        Ok(BufReader::with_capacity(READ_BYTES, file))
-    };
     let mut wanted = Vec::new();
-    for path in paths {
-        look_for_segments(open(path)?, &mut wanted).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
+    let mut files = Vec::new();
+    for path in files_of(paths)? {
+        let seen = open(&path).and_then(|(reader, id)| Ok((id, look_for_segments(reader, &mut wanted)?)));
+        let (id, first) = seen.map_err(|source| wrong(Some(&path), 0, Finding::Read(source)))?;
+        files.push(Seen { path, id, first });
     }
-    let mut verifier = Verifier::new(expect, Some(wanted), paths.len() == 1);
-    for path in paths {
-        verifier.read(Some(path), open(path)?)?;
+    let mut names = HashMap::new();
+    for Seen { path, id: _, first } in &files {
+        if let Some(first) = first
+            && names.insert(first.receipt.digest.as_str(), path).is_some()
+        {
+            return Err(wrong(Some(path), 1, Finding::Copied { sequence: first.receipt.sequence }));
+        }
+    }
+    let links: Vec<_> = files.iter().map(|file| (file.name(), file.previous_file())).collect();
+    let rows = super::files::in_rows(&links);
+    let mut verifier = Verifier::new(expect, Some(wanted), rows.len() == 1);
+    for row in &rows {
+        let mut previous = None;
+        for Seen { path, id, first: _ } in row.iter().map(|file| &files[*file]) {
+            let (reader, found) = open(path).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
+            // One that was full was closed meanwhile, and another stands at its path.
+            if found != *id {
+                return Err(wrong(Some(path), 1, Finding::Changed));
+            }
+            previous = verifier.read(Some(path), previous, reader)?;
+        }
     }
     verifier.finish()
+}
+
+/// A file that was read once.
+struct Seen {
+    path: PathBuf,
+    /// The device and the number by which the system knows it.
+    id: (u64, u64),
+    first: Option<Link>,
+}
+
+impl Seen {
+    fn name(&self) -> Option<&str> {
+        self.first.as_ref().map(|first| first.receipt.digest.as_str())
+    }
+
+    fn previous_file(&self) -> Option<&str> {
+        self.first.as_ref().and_then(Link::previous_file)
+    }
+}
+
+/// The files that are meant: of a folder those in it, but for hidden ones and what crashes had torn off.
+fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let list = || {
+            let mut found = Vec::new();
+            for entry in fs::read_dir(path)? {
+                let path = entry?.path();
+                if super::files::is_of_a_trail(&path) && !path.is_dir() {
+                    found.push(path);
+                }
+            }
+            // An empty folder is one that was not mounted, and no trail that verifies.
+            if found.is_empty() { Err(io::Error::other("no file of a trail is in this folder")) } else { Ok(found) }
+        };
+        let mut found = list().map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
+        found.sort();
+        files.extend(found);
+    }
+    Ok(files)
+}
+
+fn open(path: &Path) -> io::Result<(BufReader<File>, (u64, u64))> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    Ok((BufReader::with_capacity(READ_BYTES, file), (metadata.dev(), metadata.ino())))
 }
 
 /// How much is read at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// Notes what the segments of a file continue. What is wrong with a line is for the verifier to say.
-fn look_for_segments(mut reader: impl BufRead, wanted: &mut Vec<Receipt>) -> io::Result<()> {
+/// Notes what the segments of a file continue, and returns its first line. What is wrong with a line is for the verifier to say.
+fn look_for_segments(mut reader: impl BufRead, wanted: &mut Vec<Receipt>) -> io::Result<Option<Link>> {
     let opens = format!("\"kind\":\"{}\"", line::SEGMENT_OPENED);
-    let (mut line, mut is_first) = (Vec::new(), true);
+    let (mut line, mut is_first, mut first) = (Vec::new(), true, None);
     loop {
         line.clear();
         if reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
+            return Ok(first);
         }
         line.pop_if(|last| *last == b'\n');
         let may_open = line.windows(opens.len()).any(|part| part == opens.as_bytes());
@@ -121,7 +191,10 @@ fn look_for_segments(mut reader: impl BufRead, wanted: &mut Vec<Receipt>) -> io:
             && let Ok(link) = line::read(&line)
         {
             wanted.push(link.previous());
-            wanted.extend(link.opening.and_then(|opening| opening.file_head));
+            wanted.extend(link.opening.as_ref().and_then(|opening| opening.file_head.clone()));
+            if is_first {
+                first = Some(link);
+            }
         }
         is_first = false;
     }
@@ -196,17 +269,25 @@ impl Verifier {
         }
     }
 
-    /// Reads all lines of one file.
-    fn read(&mut self, file: Option<&Path>, mut reader: impl BufRead) -> Result<(), VerifyError> {
-        let (mut line, mut previous) = (Vec::new(), None);
+    /// Reads all lines of one file. `previous` is the last line of the file that it goes on from, if that was read just before.
+    /// Returns the last line.
+    fn read(
+        &mut self,
+        file: Option<&Path>,
+        mut previous: Option<Receipt>,
+        mut reader: impl BufRead,
+    ) -> Result<Option<Receipt>, VerifyError> {
+        let mut line = Vec::new();
         self.end = (file.map(Path::to_path_buf), 0);
-        self.passed = None;
+        if previous.is_none() {
+            self.passed = None;
+        }
         loop {
             self.end.1 += 1;
             line.clear();
             let found = match reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line) {
                 Err(source) => Err(Finding::Read(source)),
-                Ok(0) => return Ok(()),
+                Ok(0) => return Ok(previous),
                 Ok(_) if line.pop_if(|last| *last == b'\n').is_some() => self.next(previous.as_ref(), &line),
                 Ok(_) if line.len() > LINE_BYTES_MAX => Err(Finding::TooLong),
                 Ok(_) => Err(Finding::Torn),
@@ -215,7 +296,7 @@ impl Verifier {
         }
     }
 
-    /// Takes in one line. `previous` is the one before it in the same file.
+    /// Takes in one line. `previous` is the one before it in the same file, or in the one that its file goes on from.
     fn next(&mut self, previous: Option<&Receipt>, line: &[u8]) -> Result<Receipt, Finding> {
         let link = line::read(line)?;
         let joint = match previous {
@@ -304,9 +385,12 @@ impl Verifier {
     fn attach(&self, parent: &Receipt) -> Result<Attach, Finding> {
         match self.find(parent).map(|wanted| wanted.spot) {
             Some(Some(spot)) => Ok(Attach::At(spot)),
-            _ if *parent == Receipt::origin() || self.after.contains(parent) => Ok(Attach::Beginning),
-            None if self.is_prepared => Err(Finding::Changed),
-            Some(None) | None => Ok(Attach::Nowhere),
+            _ if *parent == Receipt::origin() => Ok(Attach::Beginning),
+            found => match self.after.iter().position(|after| after == parent) {
+                Some(elsewhere) => Ok(Attach::After(elsewhere)),
+                None if found.is_none() && self.is_prepared => Err(Finding::Changed),
+                None => Ok(Attach::Nowhere),
+            },
         }
     }
 
@@ -350,7 +434,8 @@ impl Verifier {
     }
 
     fn look_for_heads(&self, runs: &[Run]) -> Result<(), VerifyError> {
-        let first = runs.iter().zip(&self.begun).find(|(run, _)| run.attach == Attach::Beginning);
+        let is_beginning = |run: &Run| matches!(run.attach, Attach::Beginning | Attach::After(_));
+        let first = runs.iter().zip(&self.begun).find(|(run, _)| is_beginning(run));
         for head in &self.heads {
             let found = self.find(head);
             if self.after.contains(head) || found.is_some_and(|found| found.spot.is_some()) {

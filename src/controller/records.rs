@@ -18,7 +18,9 @@ use tokio::sync::{oneshot, watch as signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
-use crate::audit::{AppendError, Begin, Leader, Limits, OpenError, ReadBack, Receipt, Sinks, Stats, Trail, read_back};
+use crate::audit::{
+    AppendError, Begin, Leader, Limits, OpenError, Place, ReadBack, Receipt, Sinks, Stats, Trail, read_back,
+};
 use crate::clock::Clock;
 use crate::domain::lease::TrailHead;
 use crate::domain::ledger::memory::{KEPT, Memory};
@@ -71,7 +73,7 @@ impl Term {
 /// The trail, once it is open.
 #[derive(Debug, Default)]
 pub struct Records {
-    trail: OnceLock<(Trail, String)>,
+    trail: OnceLock<Trail>,
     memory: signal::Sender<Recall>,
     heard: Mutex<Memory>,
 }
@@ -92,25 +94,25 @@ impl Records {
     /// Appends a record; `Closed` while the trail is not open.
     pub async fn append(&self, record: serde_json::Value, time: Timestamp) -> Result<Receipt, AppendError> {
         match self.trail.get() {
-            Some((trail, _)) => trail.append(record, time).await,
+            Some(trail) => trail.append(record, time).await,
             None => Err(AppendError::Closed),
         }
     }
 
     /// The last durable record and its file, for the lease; none while the trail is not open.
     pub fn head(&self) -> Option<TrailHead> {
-        let (trail, file) = self.trail.get()?;
-        Some(TrailHead { receipt: trail.head().to_string(), file: Some(file.clone()) })
+        let Place { head, file } = self.trail.get()?.place();
+        Some(TrailHead { receipt: head.to_string(), file: Some(file) })
     }
 
     /// What the trail counted; nothing while it is not open.
     pub fn stats(&self) -> Stats {
-        self.trail.get().map(|(trail, _)| trail.stats()).unwrap_or_default()
+        self.trail.get().map(Trail::stats).unwrap_or_default()
     }
 
     /// Closes the trail, if it was opened.
     pub async fn close(&self) {
-        if let Some((trail, _)) = self.trail.get() {
+        if let Some(trail) = self.trail.get() {
             trail.clone().close().await;
         }
     }
@@ -166,7 +168,8 @@ impl Records {
         })
     }
 
-    /// Opens the trail, and tries again for as long as somebody may mend what is in the way.
+    /// Opens the trail, and tries again for as long as somebody may mend what is in the way. A file of so many bytes is full,
+    /// and another one follows.
     ///
     /// # Errors
     /// Returns at once what no waiting mends: no sink, a path that is no file, another process that writes to it, a trail that
@@ -175,6 +178,7 @@ impl Records {
     pub async fn open(
         &self,
         sinks: Sinks,
+        file_bytes_max: Option<u64>,
         term: &Term,
         clock: &Clock,
         stop: &CancellationToken,
@@ -193,9 +197,8 @@ impl Records {
                 }
             };
             let begin = Begin { now: clock(), known_head, leader };
-            match Trail::open(sinks.clone(), Limits { record_bytes_max: RECORD_BYTES_MAX, ..Limits::default() }, begin)
-                .await
-            {
+            let limits = Limits { record_bytes_max: RECORD_BYTES_MAX, file_bytes_max, ..Limits::default() };
+            match Trail::open(sinks.clone(), limits, begin).await {
                 Ok((trail, opened)) => {
                     if let Some(torn) = &opened.torn {
                         tracing::warn!(path = %torn.path.display(), bytes = torn.bytes, "set aside the torn end of the audit trail");
@@ -226,7 +229,7 @@ impl Records {
                             }
                         }
                     }
-                    if self.trail.set((trail, opened.file)).is_err() {
+                    if self.trail.set(trail).is_err() {
                         tracing::error!("the audit trail was opened twice");
                     }
                     return Ok(());
@@ -273,7 +276,7 @@ async fn read(file: PathBuf, since: Timestamp) -> std::io::Result<Memory> {
     let (tell, told) = oneshot::channel();
     let reading = move || {
         let mut memory = Memory::default();
-        let read = read_back(&[file], since, |time, record| memory.hear(time, record));
+        let read = read_back(&file, since, |time, record| memory.hear(time, record));
         // Whoever asked may be gone.
         let _ = tell.send(read.map(|read| (memory, read)));
     };

@@ -1,5 +1,6 @@
 //! The audit trail's disk is full, or somebody else has the file: no new grants, and running ones end on time.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -7,13 +8,15 @@ use instance_access::api::InstanceAccess;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Disk, Outcome, Special, Stand, is, reason, shared, shown};
+use crate::long_trail::{files, lengthen};
+use crate::stand::{Ask, Day, Disk, Outcome, Special, Stand, is, reason, shared, shown, tell};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
         a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room,
         a_controller_that_starts_on_a_full_disk_ends_what_runs_and_heals_when_there_is_room,
         a_second_controller_on_the_same_audit_file_is_refused_in_clear_words,
+        a_full_audit_file_is_closed_under_live_grants_and_the_trail_goes_on_over_kills,
     ]
 }
 
@@ -162,5 +165,48 @@ async fn a_second_controller_on_the_same_audit_file_is_refused_in_clear_words() 
     stand.ask(Ask::new("beside-another").instance(&id)).await?;
     let object = stand.until_granted("beside-another").await?;
     stand.controller.verify(&[&object]).await?;
+    Ok(())
+}
+
+async fn a_full_audit_file_is_closed_under_live_grants_and_the_trail_goes_on_over_kills() -> Outcome {
+    let env = vec![("INSTANCE_ACCESS_AUDIT_FILE_MAX_MEBIBYTES", "1".to_owned())];
+    let stand = Stand::own(Special { env, ..Special::default() }).await?;
+    let audit = stand.controller.audit();
+    let mut objects = Vec::new();
+    let ids = [stand.running(), stand.running(), stand.running()];
+    for (number, id) in ids.iter().enumerate() {
+        let name = format!("file-{number}");
+        stand.ask(Ask::new(&name).instance(id).ends_in(150)).await?;
+        objects.push(stand.until_granted(&name).await?);
+        if number < 2 {
+            stand.controller.kill();
+            lengthen(&audit).await?;
+            stand.controller.start()?;
+            stand.controller.until_ready().await?;
+        }
+    }
+    anyhow::ensure!(stand.controller.metric("instance_access_audit_files_closed_total").await? == 1.0);
+    // Those of the first files are known and end, and nothing is granted twice.
+    for (number, id) in ids.iter().enumerate() {
+        objects.push(stand.ended_well(&format!("file-{number}"), id).await?);
+    }
+    let files = files(&audit)?;
+    anyhow::ensure!(files.len() == 3, "{files:?}");
+    let mut arguments = vec!["audit".to_owned(), "verify".to_owned()];
+    for object in &objects {
+        let pointer = object.status.as_ref().and_then(|status| status.audit.as_ref()).context("status.audit")?;
+        arguments.push(format!("--head={}:{}", pointer.sequence, pointer.digest));
+    }
+    let verified = async |files: &[PathBuf]| {
+        let files = files.iter().map(|path| path.display().to_string());
+        let arguments: Vec<String> = arguments.iter().cloned().chain(files).collect();
+        tell(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
+    };
+    verified(&files).await?;
+    for missing in 0..files.len() {
+        let mut rest = files.clone();
+        let missing = rest.remove(missing);
+        anyhow::ensure!(verified(&rest).await.is_err(), "{} is not missed", missing.display());
+    }
     Ok(())
 }

@@ -35,6 +35,8 @@ mod upgrade;
 
 #[path = "../common/collector.rs"]
 mod collector;
+#[path = "../common/long_trail.rs"]
+mod long_trail;
 
 use libtest_mimic::{Arguments, Trial};
 

@@ -17,9 +17,10 @@ const DERIVED: [(&str, &str); 3] =
     [("hostKeyFile", "gateway.hostKey"), ("lease", "settings.lease, the controllers'"), ("name", "the pod's name")];
 
 /// For each setting a value that is not its default, and what the gateway gets.
-const SAMPLES: [(&str, &str, &str); 20] = [
+const SAMPLES: [(&str, &str, &str); 21] = [
     ("apiSilenceSeconds", "30", "30"),
     ("auditFile", "/srv/trail/sessions.jsonl", "/srv/trail/sessions.jsonl"),
+    ("auditFileMaxMebibytes", "0", "0"),
     ("auditStdout", "true", "true"),
     ("connectionsMax", "2000", "2000"),
     ("connectionsPerKeyMax", "7", "7"),

@@ -25,8 +25,9 @@ pub fn camel(name: &str) -> String {
 }
 
 /// A value for each setting that is not its default.
-const SAMPLES: [(&str, &str); 10] = [
+const SAMPLES: [(&str, &str); 11] = [
     ("auditFile", "/srv/trail/audit.jsonl"),
+    ("auditFileMaxMebibytes", "64"),
     ("auditStdout", "true"),
     ("gatewayAddress", "gateway.example.com:2222"),
     ("gatewayServiceAccount", "instance-access/gateway"),

@@ -34,7 +34,10 @@ mod tunnel;
 #[path = "../common/collector.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad days, which use all of it")]
 mod collector;
+#[path = "../common/long_trail.rs"]
+mod long_trail;
 
+mod audit_files;
 mod client;
 mod clients;
 mod endpoint;
@@ -59,6 +62,9 @@ fn main() -> std::process::ExitCode {
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing was installed before");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let trials = trials! { runtime:
+        audit_files {
+            a_full_file_is_closed_under_a_session_and_the_trail_goes_on_over_a_kill,
+        }
         clients {
             ssh_leads_in_by_every_name_of_the_instance_and_leaves_a_record,
             a_node_leads_in_by_its_name,

@@ -127,7 +127,7 @@ fn taking_back_never_fills_up_a_file_that_someone_else_cut() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
-    let mut store = FileStore { path: path.clone(), file };
+    let mut store = FileStore::new(path.clone(), file);
     assert_eq!(store.write_at(b"12345", 0).unwrap(), 5);
     assert!(store.truncate(6).is_err());
     store.truncate(4).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,9 +11,11 @@ use serde_json::{Value, json};
 
 use super::super::line::{Draft, Opening, Term, segment_opened};
 use super::super::open::{self, Ready};
+use super::super::tail::closed_beside;
 use super::super::writer::Chain;
 use super::super::{
-    Begin, Expectation, Finding, Leader, OpenError, Opened, Receipt, Sinks, Summary, VerifyError, verify, verify_files,
+    Begin, Expectation, Finding, Leader, OpenError, Opened, Place, Receipt, Sinks, Summary, VerifyError, verify,
+    verify_files,
 };
 use super::{heads, now, record};
 
@@ -28,6 +31,8 @@ struct World {
     written: Vec<Receipt>,
     /// A leader that stands still, and what it has yet to write.
     frozen: Option<(Chain, Vec<Draft>)>,
+    /// At which size files are closed.
+    file_bytes_max: Option<u64>,
 }
 
 /// How a term goes.
@@ -44,7 +49,7 @@ struct Fate {
 
 fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
-    World { dir, lease: None, term: 0, now: now(), written: Vec::new(), frozen: None }
+    World { dir, lease: None, term: 0, now: now(), written: Vec::new(), frozen: None, file_bytes_max: None }
 }
 
 fn steps_down(replica: usize, records: usize) -> Fate {
@@ -61,7 +66,15 @@ impl World {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        (0..3).map(|replica| self.file(replica)).filter(|path| path.exists()).collect()
+        (0..3).flat_map(|replica| self.files_of(replica)).collect()
+    }
+
+    /// A replica's files, those that were full first.
+    fn files_of(&self, replica: usize) -> Vec<PathBuf> {
+        let open = self.file(replica);
+        let mut files: Vec<PathBuf> = closed_beside(&open).unwrap().into_iter().map(|closed| closed.path).collect();
+        files.extend(open.exists().then_some(open));
+        files
     }
 
     fn begin(&mut self) -> Begin {
@@ -89,7 +102,8 @@ impl World {
     fn open(&mut self, replica: usize) -> Result<(Chain, Opened), OpenError> {
         let sinks = Sinks { file: Some(self.file(replica)), stdout: false };
         let begin = self.begin();
-        open::open(sinks, begin).map(|Ready { chain, opened, .. }| (chain, opened))
+        let bytes_max = self.file_bytes_max;
+        open::open(sinks, begin).map(|Ready { chain, opened, .. }| (chain.closing_files_at(bytes_max), opened))
     }
 
     fn term(&mut self, Fate { replica, named, unnamed, late }: Fate) -> Opened {
@@ -113,7 +127,8 @@ impl World {
         if let Some(named) = named {
             let drafts = self.drafts(named);
             self.write(&mut chain, &drafts);
-            self.lease = Some((chain.head().clone(), opened.file.clone()));
+            let Place { head, file } = chain.place();
+            self.lease = Some((head, file));
         }
         let drafts = self.drafts(unnamed);
         self.write(&mut chain, &drafts);
@@ -126,7 +141,8 @@ impl World {
 
     /// Whether a chain is written to that replica's file.
     fn is_of(&self, chain: &Chain, replica: usize) -> bool {
-        fs::read_to_string(self.file(replica)).is_ok_and(|text| text.contains(&chain.head().digest))
+        let is_there = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(&chain.head().digest));
+        self.files_of(replica).iter().any(is_there)
     }
 
     #[track_caller]
@@ -394,6 +410,37 @@ fn older_files_may_be_elsewhere_if_their_last_records_are_known() {
 }
 
 #[test]
+fn what_stands_between_files_that_are_elsewhere_is_a_part_of_its_own() {
+    let mut world = world();
+    world.term(steps_down(0, 2));
+    world.term(steps_down(1, 3));
+    world.pass(3600);
+    world.term(steps_down(0, 3));
+    world.term(steps_down(1, 1));
+    // The first one's records 1 to 3, 8 and 9 were shipped. The second one's 4 to 7 stand between them.
+    world.edit(0, |lines| drop(lines.drain(..5)));
+    let (first, second) = (world.written[2].clone(), world.written[8].clone());
+    assert_eq!((first.sequence, second.sequence), (3, 9));
+    let after = |receipts: &[&Receipt]| Expectation {
+        after: receipts.iter().map(|it| (*it).clone()).collect(),
+        heads: world.written[3..7].iter().chain(&world.written[9..]).cloned().collect(),
+        ..Expectation::default()
+    };
+    let summary = verify_files(&world.files(), after(&[&first, &second])).unwrap();
+    assert_eq!((summary.records, summary.tails.len()), (8, 0));
+    assert_eq!((summary.first.as_ref(), summary.head.as_ref()), (Some(&world.written[3]), world.written.last()));
+    world.finds(after(&[&second]), "goes on from record 3, which is in none of the files");
+    world.finds(after(&[&first]), "goes on from record 9, which is in none of the files");
+    // Nothing else is excused by it: no second one that goes on from the same record, and no gap within a part.
+    forge(&world, Some(Term { number: 9, lease_seconds: 9 }), &second, now() + SignedDuration::from_secs(20), 1);
+    let error = world.finds(after(&[&first, &second]), "");
+    assert!(matches!(error.finding, Finding::Fork { .. } | Finding::LongTail { .. }), "{error}");
+    fs::remove_file(world.file(2)).unwrap();
+    world.edit(1, |lines| drop(lines.remove(2)));
+    world.finds(after(&[&first, &second]), "expected record 6, found 7");
+}
+
+#[test]
 fn standard_output_of_several_lives_verifies_in_one_file_and_in_several() {
     let lives = |ends: &[(usize, usize)]| {
         let (mut texts, mut lease, mut at) = (Vec::new(), Receipt::origin(), now());
@@ -569,6 +616,13 @@ fn references(line: &str) -> Vec<(i64, String)> {
     before.into_iter().chain(receipt(&named["sequence"], &named["digest"], 0)).collect()
 }
 
+/// Whoever meddles may do that, too.
+fn make_writable(files: &[PathBuf]) {
+    for path in files {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
 fn all_lines(files: &[PathBuf]) -> Vec<(PathBuf, Vec<String>)> {
     let lines = |path: &Path| fs::read_to_string(path).unwrap().split_inclusive('\n').map(str::to_owned).collect();
     files.iter().map(|path| (path.clone(), lines(path))).collect()
@@ -588,8 +642,9 @@ proptest! {
         fates in prop::collection::vec(fate(), 1..7),
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
+        file_bytes_max in prop_oneof![1 => Just(None), 2 => (1..3000_u64).prop_map(Some)],
     ) {
-        let mut world = world();
+        let mut world = World { file_bytes_max, ..world() };
         for fate in fates {
             world.term(fate);
         }
@@ -598,7 +653,12 @@ proptest! {
             world.write(&mut chain, &drafts);
         }
         let summary = world.verified();
-        prop_assert_eq!(summary.records, world.written.len() as u64);
+        let lines: usize = all_lines(&world.files()).iter().map(|(_, lines)| lines.len()).sum();
+        prop_assert_eq!(summary.records, lines as u64);
+        // Of what begins a file that goes on from a full one, nobody is told.
+        prop_assert!(lines == world.written.len() || file_bytes_max.is_some() && lines > world.written.len());
+        let folder = [world.dir.path().to_owned()];
+        prop_assert_eq!(&verify_files(&folder, heads(&world.written)).unwrap(), &summary);
         let mut backwards = world.files();
         backwards.reverse();
         prop_assert_eq!(&verify_files(&backwards, Expectation::default()).unwrap(), &summary);
@@ -612,12 +672,18 @@ proptest! {
         let head = summary.head.as_ref().unwrap().digest.as_str();
         let on_the_way = std::iter::successors(Some(head), |digest| parents.get(*digest).map(String::as_str)).count() - 1;
         let tails: i64 = summary.tails.iter().map(|tail| tail.records).sum();
-        prop_assert_eq!(on_the_way + usize::try_from(tails).unwrap(), world.written.len());
+        prop_assert_eq!(on_the_way + usize::try_from(tails).unwrap(), lines);
 
         let places: Vec<(usize, usize)> =
             (0..files.len()).flat_map(|file| (0..files[file].1.len()).map(move |line| (file, line))).collect();
         let (file, line) = places[at.index(places.len())];
         let (path, lines) = &files[file];
+        let mut without: Vec<PathBuf> = world.files();
+        without.retain(|other| other != path);
+        if !without.is_empty() {
+            prop_assert!(verify_files(&without, heads(&world.written)).is_err(), "{path:?} is missing");
+        }
+        make_writable(&world.files());
         let tampered = |change: &dyn Fn(&mut Vec<String>)| {
             let mut changed = lines.clone();
             change(&mut changed);
@@ -667,8 +733,9 @@ proptest! {
         before in prop::collection::vec(fate(), 1..5),
         after in prop::collection::vec(fate(), 1..4),
         at in any::<prop::sample::Index>(),
+        file_bytes_max in prop_oneof![1 => Just(None), 2 => (1..3000_u64).prop_map(Some)],
     ) {
-        let mut world = world();
+        let mut world = World { file_bytes_max, ..world() };
         let thaw = |world: &mut World| if let Some((mut chain, drafts)) = world.frozen.take() {
             world.write(&mut chain, &drafts);
         };
@@ -696,7 +763,8 @@ proptest! {
                 }
             }
         };
-        prop_assert_eq!((summary.records, summary.forks.len()), (world.written.len() as u64, forks.len()));
+        let lines: usize = all_lines(&world.files()).iter().map(|(_, lines)| lines.len()).sum();
+        prop_assert_eq!((summary.records, summary.forks.len()), (lines as u64, forks.len()));
         let all = || Expectation { heads: world.written.clone(), ..acknowledged(&forks) };
         prop_assert!(verify_files(&world.files(), all()).is_ok());
 
@@ -705,6 +773,7 @@ proptest! {
             (0..files.len()).flat_map(|file| (0..files[file].1.len()).map(move |line| (file, line))).collect();
         let (file, line) = places[at.index(places.len())];
         let (path, lines) = &files[file];
+        make_writable(&world.files());
         let is_found = |change: &dyn Fn(&mut Vec<String>), expect| {
             let mut changed = lines.clone();
             change(&mut changed);

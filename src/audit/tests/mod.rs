@@ -4,6 +4,7 @@ mod crash;
 mod faults;
 mod joins;
 mod order;
+mod rotation;
 mod spelling;
 mod tamper;
 
@@ -93,6 +94,8 @@ struct Platter {
     /// How many of the next syncs, and truncations, fail.
     syncs_to_fail: usize,
     truncates_to_fail: usize,
+    closes_to_fail: usize,
+    closed: Vec<Vec<u8>>,
     /// A sync waits for this, once.
     gate: Option<mpsc::Receiver<()>>,
 }
@@ -156,6 +159,14 @@ impl Store for Disk {
         let mut platter = self.platter();
         fail(&mut platter.truncates_to_fail)?;
         platter.written.truncate(usize::try_from(bytes).unwrap());
+        Ok(())
+    }
+
+    fn close(&mut self, _first: &Receipt) -> io::Result<()> {
+        let mut platter = self.platter();
+        fail(&mut platter.closes_to_fail)?;
+        let full = std::mem::take(&mut platter.written);
+        platter.closed.push(full);
         Ok(())
     }
 }
