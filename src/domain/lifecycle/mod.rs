@@ -18,6 +18,7 @@ mod nodes;
 mod on_connect;
 mod pending;
 mod people;
+mod settled;
 mod words;
 
 use std::time::Duration;
@@ -48,6 +49,7 @@ use super::time::{due, is_fresh, minus, plus, whole_second};
 
 pub use again::Ground;
 pub use on_connect::STORE_TIME_MAX;
+pub use settled::is_settled;
 use words::failure_words;
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:
