@@ -214,8 +214,7 @@ impl KeptSight {
         // Of a live one that was hardly looked at, most of what others have is missing: after a restart that is the first.
         let is_telling = alike.is_over || sight.instances.seen().is_some();
         let alike = Alike { had_grant: alike.had_grant && is_telling, ..alike };
-        if let Some(packed) = Packed::new(&**sight, |plain| samples.of(alike, |pair| &pair.sight, plain))
-        {
+        if let Some(packed) = Packed::new(&**sight, |plain| samples.of(alike, |pair| &pair.sight, plain)) {
             *self = Self::Packed(packed);
         }
     }
