@@ -56,9 +56,9 @@ pub async fn measure(
     let empty = controller.memory()?;
     // Its last key fades while the others come.
     let model = one_that_is_revoked(stand, eyes).await?;
-    let wishes = wishes(stand, "live", live, None);
+    let all = wishes(stand, "live", live, None);
     let requester = stand.requester.clone();
-    let created = plain::all(wishes, CREATORS, move |wish| {
+    let created = plain::all(all, CREATORS, move |wish| {
         let requester = requester.clone();
         async move { plain::create(&requester, OURS, &wish).await.map(drop) }
     });
