@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::{BoxStream, Stream, StreamExt, unfold};
+use kube::api::ListParams;
 use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use kube::{Api, Client, Config, Resource};
@@ -24,6 +25,24 @@ pub const PAGE_SIZE: u32 = 50;
 /// not look like a quiet cluster for ever.
 pub fn watch_config() -> watcher::Config {
     watcher::Config::default().page_size(PAGE_SIZE).timeout(240)
+}
+
+/// The pages of a list, one at a time; ends with the first that fails. Each is asked for when it is wanted.
+pub fn pages<K>(api: Api<K>, params: ListParams) -> impl Stream<Item = kube::Result<Vec<K>>> + use<K>
+where
+    K: Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let first = Some(params.limit(PAGE_SIZE));
+    unfold((api, first), async |(api, params)| {
+        let params = params?;
+        match api.list(&params).await {
+            Ok(list) => {
+                let next = list.metadata.continue_.filter(|token| !token.is_empty());
+                Some((Ok(list.items), (api, next.map(|token| params.continue_token(&token)))))
+            }
+            Err(error) => Some((Err(error), (api, None))),
+        }
+    })
 }
 
 /// Makes a client as kubectl would: from KUBECONFIG, ~/.kube/config, or the pod's service account.

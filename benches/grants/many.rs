@@ -7,6 +7,7 @@ use anyhow::Context;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use instance_access::domain::digest::{grant_id, spec_digest};
+use jiff::{SignedDuration, Timestamp};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ use super::eyes::Eyes;
 use super::objects::{self, NAMESPACE, OURS, Wish};
 use super::report::Report;
 use super::stand::{Controller, Stand};
-use super::{CREATORS, PHASE_BOUND, plain, round, wishes};
+use super::{CREATORS, PHASE_BOUND, lateness, plain, round, soon, wishes};
 
 /// A re-push and a refresh of each, and the allocator's second thoughts.
 const SETTLE: Duration = Duration::from_secs(65);
@@ -25,6 +26,13 @@ const LIVE_AIM: f64 = 60.0;
 const ENDED_AIM: f64 = 250.0;
 /// The aim of a restart with 10,000 live grants, until every timer stands.
 const RESTART_AIM: Duration = Duration::from_secs(2);
+/// A grant that ends while all of them are read: how long it has, and how long before its end the process goes.
+const LAST: Duration = Duration::from_secs(150);
+const LAST_MOMENTS: Duration = Duration::from_secs(6);
+/// The aim of its end in status, in milliseconds behind the promise.
+const LAST_AIM: f64 = 1000.0;
+/// Pages of the plain client's list: as the controller asks for them, and as clients do by default.
+const PAGES: [u32; 2] = [50, 500];
 
 /// Measures: many live grants as they come in, the same after a restart, and again with many ended requests.
 pub async fn measure(
@@ -48,9 +56,9 @@ pub async fn measure(
     let empty = controller.memory()?;
     // Its last key fades while the others come.
     let model = one_that_is_revoked(stand, eyes).await?;
-    let wishes = wishes(stand, "live", live, None);
+    let all = wishes(stand, "live", live, None);
     let requester = stand.requester.clone();
-    let created = plain::all(wishes, CREATORS, move |wish| {
+    let created = plain::all(all, CREATORS, move |wish| {
         let requester = requester.clone();
         async move { plain::create(&requester, OURS, &wish).await.map(drop) }
     });
@@ -96,19 +104,35 @@ pub async fn measure(
     put(stand, &model, ended).await?;
     until(&controller, "instance_access_requests ", live + ended).await?;
     let came = controller.memory()?;
+    // By its name the last of all.
+    let end_time = soon(LAST);
+    let last = wishes(stand, "z-last", 1, Some(end_time)).remove(0);
+    plain::create(&stand.requester, OURS, &last).await?;
+    eyes.active_one(&last.name, PHASE_BOUND).await?;
     tokio::time::sleep(SETTLE).await;
     let settled = controller.memory()?;
+    let lists = lists(stand).await?;
+    let remaining = end_time.duration_since(Timestamp::now()) - SignedDuration::try_from(LAST_MOMENTS)?;
+    tokio::time::sleep(remaining.try_into().context("the lists took too long for the grant that is to end")?).await;
     controller.stop().await?;
     let (controller, restart) = restarted(stand, live).await?;
+    let loaded = controller.memory()?;
+    let cpu = controller.cpu();
+    eyes.ended("z-last", 1, PHASE_BOUND).await?;
+    let late = lateness(eyes, "z-last");
     tokio::time::sleep(SETTLE).await;
     let after = controller.memory()?;
+    report.detail("lists_by_a_plain_client_s", lists);
+    report.detail("restart_cpu_s", json!(round(cpu)));
     report.detail(
         "memory_with_ended_mib",
         json!({
             "when_all_had_come": round(came.now),
             "settled": round(settled.now),
             "most": round(settled.most),
+            "when_all_were_read": round(loaded.now),
             "restarted": round(after.now),
+            "restarted_anonymous": round(after.anonymous),
             "restarted_most": round(after.most),
         }),
     );
@@ -122,7 +146,51 @@ pub async fn measure(
         Some(worse <= ENDED_AIM),
     );
     report_restart(report, &format!("restart with {live} live grants and {ended} ended requests"), restart, None);
+    let late = late.first().copied().context("nobody heard of the end")?;
+    report.row(
+        "an end within that restart, of the last by name",
+        format!("{late:.0} ms"),
+        "-".to_owned(),
+        "-".to_owned(),
+        &format!("< {LAST_AIM:.0} ms"),
+        Some(late < LAST_AIM),
+    );
     controller.stop().await
+}
+
+/// How long a client takes that lists all requests and looks at none: what of a restart is the API server's.
+async fn lists(stand: &Stand) -> anyhow::Result<Value> {
+    #[derive(serde::Deserialize)]
+    struct Page {
+        metadata: PageMeta,
+        items: Vec<serde::de::IgnoredAny>,
+    }
+    #[derive(serde::Deserialize)]
+    struct PageMeta {
+        #[serde(rename = "continue")]
+        next: Option<String>,
+    }
+    let list = async |limit: u32, selector: &str| {
+        let (start, mut count, mut next) = (Instant::now(), 0, String::new());
+        loop {
+            let uri = format!("{}?limit={limit}{selector}&continue={next}", OURS.requests());
+            let page: Page = stand.operator.request(http::Request::get(uri).body(Vec::new())?).await?;
+            count += page.items.len();
+            next = page.metadata.next.unwrap_or_default();
+            if next.is_empty() {
+                return anyhow::Ok(json!({"requests": count, "seconds": round(start.elapsed().as_secs_f64())}));
+            }
+        }
+    };
+    let mut told = serde_json::Map::new();
+    for limit in PAGES {
+        told.insert(format!("pages_of_{limit}"), list(limit, "").await?);
+    }
+    let selector = "&fieldSelector=status.grant.id!%3D,status.endTime%3D";
+    // An older build's CRD does not know these fields.
+    let live = list(PAGES[0], selector).await.unwrap_or_else(|error| json!(format!("{error:#}")));
+    told.insert(format!("live_pages_of_{}", PAGES[0]), live);
+    Ok(Value::Object(told))
 }
 
 /// How long a fresh process took: to be ready, and until as many timers stand as grants live.
@@ -132,13 +200,26 @@ struct Restart {
     timers: Duration,
 }
 
-/// Starts a controller over what there is.
+/// Starts a controller over what there is; returns when it is ready and the timers stand.
 async fn restarted(stand: &Stand, live: usize) -> anyhow::Result<(Controller, Restart)> {
     let start = Instant::now();
-    let controller = stand.controller(&PACE).await?;
-    let ready = start.elapsed();
-    until(&controller, "instance_access_timers ", live).await?;
-    Ok((controller, Restart { ready, timers: start.elapsed() }))
+    let mut controller = stand.spawn(&PACE)?;
+    let (mut ready, mut timers) = (None, None);
+    loop {
+        if ready.is_none() && controller.is_ready().await? {
+            ready = Some(start.elapsed());
+        }
+        // It answers before it is ready, but not before it is there.
+        let standing = controller.metrics().await.map_or(0.0, |metrics| metrics.sum("instance_access_timers "));
+        if timers.is_none() && standing >= live as f64 {
+            timers = Some(start.elapsed());
+        }
+        if let (Some(ready), Some(timers)) = (ready, timers) {
+            return Ok((controller, Restart { ready, timers }));
+        }
+        anyhow::ensure!(start.elapsed() < PHASE_BOUND, "{standing} timers after {PHASE_BOUND:?}, ready {ready:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn report_restart(report: &mut Report, what: &str, restart: Restart, aim: Option<Duration>) {

@@ -138,6 +138,17 @@ impl Stand {
 
     /// Starts the controller; returns when it is ready.
     pub async fn controller(&self, args: &[&str]) -> anyhow::Result<Controller> {
+        let mut controller = self.spawn(args)?;
+        let start = Instant::now();
+        while !controller.is_ready().await? {
+            anyhow::ensure!(start.elapsed() < START_BOUND, "the controller was not ready within {START_BOUND:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(controller)
+    }
+
+    /// Starts the controller; returns at once.
+    pub fn spawn(&self, args: &[&str]) -> anyhow::Result<Controller> {
         // Freed just now, and asked for again at once: another process would have to be very quick.
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let listen = format!("127.0.0.1:{port}");
@@ -153,17 +164,7 @@ impl Stand {
         command.env(lab::proc::MARK, dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         let child = command.spawn().context("starting the controller")?;
-        let mut controller = Controller { child, listen };
-        let start = Instant::now();
-        while !controller.ask("/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            if let Some(status) = controller.child.try_wait()? {
-                let log = std::fs::read_to_string(self.lab.log("controller")).unwrap_or_default();
-                anyhow::bail!("the controller ended with {status}: {}", log.lines().last().unwrap_or_default());
-            }
-            anyhow::ensure!(start.elapsed() < START_BOUND, "the controller was not ready within {START_BOUND:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(controller)
+        Ok(Controller { child, listen, log: self.lab.log("controller") })
     }
 
     /// Revokes a request, as an administrator.
@@ -186,6 +187,7 @@ impl Stand {
 pub struct Controller {
     child: Child,
     listen: String,
+    log: PathBuf,
 }
 
 /// Resident memory, in MiB.
@@ -227,6 +229,18 @@ impl Controller {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok(answer)
+    }
+
+    /// Whether it can do its work.
+    ///
+    /// # Errors
+    /// If it ended.
+    pub async fn is_ready(&mut self) -> anyhow::Result<bool> {
+        if let Some(status) = self.child.try_wait()? {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            anyhow::bail!("the controller ended with {status}: {}", log.lines().last().unwrap_or_default());
+        }
+        Ok(self.ask("/readyz").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
     }
 
     /// Its metrics.

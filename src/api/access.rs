@@ -14,6 +14,9 @@ mod status;
 
 pub use status::*;
 
+/// Selects the requests whose grant lives: a field that is absent compares as empty.
+pub const LIVE: &str = "status.grant.id!=,status.endTime=";
+
 /// A request for time-boxed SSH access to one EC2 instance. Immutable, except that spec.revoke may be added once.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -85,7 +88,10 @@ pub use status::*;
         json_path = ".spec.reason",
         priority = 1,
         description = "Why access is asked for"
-    )
+    ),
+    // Which grants live can be asked for by themselves: see `LIVE`.
+    selectable = ".status.grant.id",
+    selectable = ".status.endTime"
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.startTime) || !has(self.endTime) || self.startTime < self.endTime").message("must be later than spec.startTime").field_path(".endTime").reason(Reason::FieldValueForbidden))]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::InstanceAccess;
-use crate::domain::lifecycle::is_over;
+use crate::domain::lifecycle::{is_over, is_settled};
 use crate::domain::sight::Sight;
 
 /// The longest sample, in bytes: LZ4 looks back 64 KiB, and what is packed should fit in that too.
@@ -36,7 +36,7 @@ enum Form {
 #[derive(Debug)]
 pub struct Packed {
     bytes: Box<[u8]>,
-    sample: Arc<[u8]>,
+    sample: Option<Arc<[u8]>>,
 }
 
 /// What is asked of a request without opening it.
@@ -45,7 +45,8 @@ struct Facts {
     version: Option<u64>,
     generation: Option<i64>,
     is_deleted: bool,
-    is_over: bool,
+    is_settled: bool,
+    alike: Alike,
     /// Of one whose grant lives, the policy that made it.
     live: Option<Box<str>>,
 }
@@ -59,15 +60,31 @@ pub enum KeptSight {
     Packed(Packed),
 }
 
-/// What others are packed against: the first of a request whose grant lived, chosen once.
+/// What others are packed against: the first of a request that had its grant, chosen once. Whoever is not granted is no
+/// sample: anybody can make one.
 #[derive(Debug, Default)]
-pub struct Sample(OnceLock<Arc<[u8]>>);
+struct Sample(OnceLock<Arc<[u8]>>);
 
-/// The samples of both kinds.
+/// The samples of one age: of a request, and of what was seen of it.
 #[derive(Debug, Default)]
-pub struct Samples {
+struct Pair {
     request: Sample,
     sight: Sample,
+}
+
+/// The samples. One that is over says other things than one that lives; and after a restart they come in the order of
+/// their names, so that neither may wait for the first of the other.
+#[derive(Debug, Default)]
+pub struct Samples {
+    live: Pair,
+    over: Pair,
+}
+
+/// With what others it is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alike {
+    is_over: bool,
+    had_grant: bool,
 }
 
 impl Kept {
@@ -119,7 +136,7 @@ impl Kept {
         let form = std::mem::replace(&mut self.form, Form::Open(Arc::clone(&object)));
         let packed = match form {
             Form::Packed(packed) | Form::Both(_, packed) => Some(packed),
-            Form::Open(_) => Packed::new(&*object, samples.request.get(self.is_live())),
+            Form::Open(_) => Packed::new(&*object, |plain| samples.of(self.alike(), |pair| &pair.request, plain)),
         };
         if let Some(packed) = packed {
             self.form = Form::Packed(packed);
@@ -150,7 +167,17 @@ impl Kept {
 
     /// Whether nothing is judged of it any more.
     pub fn is_over(&self) -> bool {
-        self.facts.is_over
+        self.facts.alike.is_over
+    }
+
+    /// Whether nothing is left to do for it, whatever happens, until there is another version of it, or none.
+    pub fn is_settled(&self) -> bool {
+        self.facts.is_settled
+    }
+
+    /// With what others it is packed.
+    pub fn alike(&self) -> Alike {
+        self.facts.alike
     }
 
     /// Whether it has a grant that has not ended.
@@ -182,10 +209,12 @@ impl KeptSight {
     }
 
     /// Packs it, unless it changed by that.
-    pub fn close(&mut self, samples: &Samples, is_live: bool) {
-        if let Self::Open(sight) = self
-            && let Some(packed) = Packed::new(&**sight, samples.sight.get(is_live))
-        {
+    pub fn close(&mut self, samples: &Samples, alike: Alike) {
+        let Self::Open(sight) = self else { return };
+        // Of a live one that was hardly looked at, most of what others have is missing: after a restart that is the first.
+        let is_telling = alike.is_over || sight.instances.seen().is_some();
+        let alike = Alike { had_grant: alike.had_grant && is_telling, ..alike };
+        if let Some(packed) = Packed::new(&**sight, |plain| samples.of(alike, |pair| &pair.sight, plain)) {
             *self = Self::Packed(packed);
         }
     }
@@ -198,30 +227,33 @@ impl Packed {
     /// Packs; none if it would not open to the same again.
     fn new<T: Serialize + DeserializeOwned + PartialEq>(
         value: &T,
-        sample: impl FnOnce(&[u8]) -> Arc<[u8]>,
+        sample: impl FnOnce(&[u8]) -> Option<Arc<[u8]>>,
     ) -> Option<Self> {
         let plain = serde_json::to_vec(value).ok()?;
         let sample = sample(&plain);
-        let bytes = lz4_flex::block::compress_prepend_size_with_dict(&plain, &sample).into_boxed_slice();
+        let against = sample.as_deref().unwrap_or_default();
+        let bytes = lz4_flex::block::compress_prepend_size_with_dict(&plain, against).into_boxed_slice();
         let packed = Self { bytes, sample };
         (packed.open().as_ref() == Some(value)).then_some(packed)
     }
 
     fn open<T: DeserializeOwned>(&self) -> Option<T> {
-        let plain = lz4_flex::block::decompress_size_prepended_with_dict(&self.bytes, &self.sample).ok()?;
+        let against = self.sample.as_deref().unwrap_or_default();
+        let plain = lz4_flex::block::decompress_size_prepended_with_dict(&self.bytes, against).ok()?;
         serde_json::from_slice(&plain).ok()
     }
 }
 
-impl Sample {
-    /// The sample; what is packed becomes it, if there is none yet and it may. Until then it is packed against nothing.
-    fn get(&self, may_be_it: bool) -> impl FnOnce(&[u8]) -> Arc<[u8]> {
-        move |plain| {
-            if may_be_it && plain.len() <= SAMPLE_BYTES_MAX {
-                return Arc::clone(self.0.get_or_init(|| plain.into()));
-            }
-            self.0.get().map_or_else(|| Arc::from([]), Arc::clone)
+impl Samples {
+    /// What to pack against: the sample of its age, which it becomes if there is none yet and it may; until there is one,
+    /// the other age's; else nothing.
+    fn of(&self, alike: Alike, which: impl Fn(&Pair) -> &Sample, plain: &[u8]) -> Option<Arc<[u8]>> {
+        let (own, other) = if alike.is_over { (&self.over, &self.live) } else { (&self.live, &self.over) };
+        let own = &which(own).0;
+        if alike.had_grant && plain.len() <= SAMPLE_BYTES_MAX {
+            return Some(Arc::clone(own.get_or_init(|| plain.into())));
         }
+        own.get().or_else(|| which(other).0.get()).map(Arc::clone)
     }
 }
 
@@ -236,7 +268,11 @@ impl Facts {
             version: version(metadata),
             generation: metadata.generation,
             is_deleted: metadata.deletion_timestamp.is_some(),
-            is_over: is_over(object),
+            is_settled: is_settled(object),
+            alike: Alike {
+                is_over: is_over(object),
+                had_grant: object.status.as_ref().is_some_and(|status| status.grant.is_some()),
+            },
             live: live.map(policy),
         }
     }
@@ -291,6 +327,28 @@ mod tests {
         serde_json::from_value(object).unwrap()
     }
 
+    const LIVE: Alike = Alike { is_over: false, had_grant: true };
+
+    /// Over, as a request is that had its grant, or was refused.
+    fn over(number: u32, granted: bool) -> InstanceAccess {
+        let mut over = object(number, granted);
+        let time = "2026-03-01T09:00:00Z";
+        let ended = json!({
+            "type": "Ended", "status": "True", "reason": "Expired", "observedGeneration": 1, "lastTransitionTime": time,
+            "message": "the grant's time was over; no key is readable by the host, and no new login is possible",
+        });
+        let status = over.status.get_or_insert_default();
+        status.conditions = vec![serde_json::from_value(ended).unwrap()];
+        status.observed_generation = Some(1);
+        status.spec_digest = Some(format!("{number:064x}"));
+        if granted {
+            status.end_time = Some(Time(time.parse().unwrap()));
+            status.audit =
+                Some(serde_json::from_value(json!({"sequence": number, "digest": format!("{number:064x}")})).unwrap());
+        }
+        over
+    }
+
     fn is_packed(kept: &Kept) -> bool {
         matches!(kept.form, Form::Packed(_))
     }
@@ -322,17 +380,17 @@ mod tests {
         sight.push.landed(at("2026-03-01T08:00:01.987654321Z"), "a request".to_owned());
         let mut kept = KeptSight::new(sight.clone());
         for _ in 0..2 {
-            kept.close(&samples, true);
+            kept.close(&samples, LIVE);
             assert!(matches!(kept, KeptSight::Packed(_)));
             assert_eq!(*kept.open(), sight);
         }
         let grant = object(1, true).status.unwrap().grant.unwrap();
         kept.open().stores(None, Some(&grant));
-        kept.close(&samples, true);
+        kept.close(&samples, LIVE);
         assert!(matches!(kept, KeptSight::Packed(_)), "with a grant of its own");
 
         kept.open().push.started(at("2026-03-01T08:00:02Z"));
-        kept.close(&samples, true);
+        kept.close(&samples, LIVE);
         assert!(kept.open().push.is_under_way(), "and a change of it is kept");
     }
 
@@ -353,16 +411,51 @@ mod tests {
         let samples = Samples::default();
         let mut before = Kept::new(object(1, false));
         before.close(&samples);
-        assert!(samples.request.0.get().is_none(), "whoever is not granted is no sample: anybody can make one");
+        assert!(samples.live.request.0.get().is_none(), "whoever is not granted is no sample: anybody can make one");
         let mut first = Kept::new(object(2, true));
         first.close(&samples);
-        let chosen = samples.request.0.get().cloned();
+        let chosen = samples.live.request.0.get().cloned();
         let mut second = Kept::new(object(3, true));
         second.close(&samples);
-        assert_eq!(samples.request.0.get().cloned(), chosen);
+        assert_eq!(samples.live.request.0.get().cloned(), chosen);
         for (kept, number, granted) in [(&mut before, 1, false), (&mut first, 2, true), (&mut second, 3, true)] {
             assert_eq!(*kept.open(), object(number, granted));
         }
+    }
+
+    #[test]
+    fn those_that_are_over_wait_for_no_live_one_to_be_packed_small() {
+        // As after a restart: whoever comes first by name is over.
+        let samples = Samples::default();
+        let bytes = |kept: &Kept| match &kept.form {
+            Form::Packed(packed) => packed.bytes.len(),
+            Form::Open(_) | Form::Both(..) => panic!("it is packed"),
+        };
+        let closed = |object: InstanceAccess| {
+            let mut kept = Kept::new(object);
+            kept.close(&samples);
+            kept
+        };
+        let refused = closed(over(0, false));
+        assert!(refused.is_settled() && samples.over.request.0.get().is_none(), "anybody can make one");
+        let first = closed(over(1, true));
+        let chosen = samples.over.request.0.get().cloned();
+        let second = closed(over(2, true));
+        let plain = serde_json::to_vec(&over(2, true)).unwrap().len();
+        assert!(bytes(&second) * 3 < plain, "{} of {plain} bytes", bytes(&second));
+        assert!(bytes(&closed(over(3, false))) < bytes(&refused), "one that was refused is packed against it, too");
+        let live = closed(object(4, true));
+        assert_ne!(samples.live.request.0.get().cloned(), chosen, "a live one is packed against its own kind");
+        let sight = |number: i64| Sight::new(jiff::Timestamp::from_second(number).unwrap());
+        let mut seen = KeptSight::new(sight(1));
+        seen.close(&samples, second.alike());
+        assert!(samples.over.sight.0.get().is_some() && samples.live.sight.0.get().is_none());
+        for (mut kept, object) in
+            [(refused, over(0, false)), (first, over(1, true)), (second, over(2, true)), (live, object(4, true))]
+        {
+            assert_eq!(*kept.open(), object);
+        }
+        assert_eq!(*seen.open(), sight(1));
     }
 
     #[test]
@@ -372,7 +465,7 @@ mod tests {
         long.spec.reason = Some("x".repeat(SAMPLE_BYTES_MAX));
         let mut kept = Kept::new(long.clone());
         kept.close(&samples);
-        assert!(is_packed(&kept) && samples.request.0.get().is_none());
+        assert!(is_packed(&kept) && samples.live.request.0.get().is_none());
         assert_eq!(*kept.open(), long);
     }
 

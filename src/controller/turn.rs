@@ -90,7 +90,8 @@ enum Step {
     Gone,
 }
 
-/// Lets a request have its turn; if it has one already, that one looks again. After the word to stop, nobody has.
+/// Lets a request have its turn; if it has one already, that one looks again. After the word to stop, nobody has. One for
+/// which nothing is left to do needs none, and is packed: of those there are ten for each that lives.
 pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
     if shared.is_stopping() {
         return;
@@ -100,6 +101,12 @@ pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
         if state.running {
             state.dirty = true;
             slot.nudged.notify_one();
+            return;
+        }
+        if state.is_settled() {
+            state.cause = None;
+            shared.slots.close(&mut state);
+            shared.timers.set(&slot.uid, None);
             return;
         }
         state.running = true;
@@ -402,7 +409,7 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool, w
     let mut hasher = DefaultHasher::new();
     value.to_string().hash(&mut hasher);
     let hash = hasher.finish();
-    if let Some((last, receipt)) = &slot.lock().last_record
+    if let Some((last, receipt)) = slot.lock().last_record.as_deref()
         && *last == hash
     {
         return Ok(receipt.clone());
@@ -418,7 +425,7 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool, w
     match outcome {
         Ok(Ok(receipt)) => {
             let mut state = slot.lock();
-            state.last_record = Some((hash, receipt.clone()));
+            state.last_record = Some(Box::new((hash, receipt.clone())));
             state.sight.open().has_told(record.kind);
             drop(state);
             span.set("instance_access.audit.sequence", receipt.sequence);

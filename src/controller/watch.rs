@@ -1,15 +1,26 @@
 //! The watch over requests.
+//!
+//! ```text
+//! at start: the list, by name, a page at a time ─────────────────────────────▶ see
+//!             └ takes long? the grants that live, by themselves, meanwhile ──▶ see
+//! ```
+//! Nothing but its own status is needed to end a grant, so each has its timer as soon as it is seen. A hundred thousand
+//! requests that are over, with names that come first, must not put that off.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt};
 use kube::Api;
+use kube::api::ListParams;
 use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::InstanceAccess;
+use crate::api::{InstanceAccess, LIVE};
 use crate::domain::sight::Sight;
+use crate::kubernetes::pages;
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -22,26 +33,46 @@ use super::watched::Watched;
 /// How all watches are made.
 pub use crate::kubernetes::watch_config as config;
 
+/// How long the first list may take before the grants that live are asked for by themselves: ten thousand requests come in
+/// less, and the API server would do that work twice.
+const LONG_LIST: Duration = Duration::from_secs(1);
+
+/// Pages of requests whose grant lives.
+type Live = BoxStream<'static, kube::Result<Vec<Watched<InstanceAccess>>>>;
+
 /// Takes in what happens to requests, until it is stopped.
 pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     let api: Api<Watched<InstanceAccess>> = Api::all(shared.client.clone());
     let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: Option<HashSet<Uid>> = None;
+    // Only beside the first list, and no longer than that lasts: what is read here later than its first page is in that
+    // list, or the watch that follows tells of it.
+    let (mut live, mut is_asked): (Live, bool) = (stream::empty().boxed(), true);
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
             event = stream.next() => event,
+            Some(page) = live.next() => {
+                see_live(&shared, page, listed.as_mut());
+                continue;
+            }
         };
         match event {
-            Some(Ok(Event::Init)) => listed = Some(HashSet::new()),
+            Some(Ok(Event::Init)) => {
+                listed = Some(HashSet::new());
+                live = stream::empty().boxed();
+                // Later on each has its timer.
+                is_asked = *shared.health.requests_listed.borrow();
+            }
             Some(Ok(Event::InitApply(object))) => {
-                if let (Some(listed), Some(uid)) = (listed.as_mut(), uid_of(&object)) {
-                    listed.insert(uid);
+                if !std::mem::replace(&mut is_asked, true) {
+                    live = live_later(&shared);
                 }
-                see(&shared, object, true);
+                see_listed(&shared, object, listed.as_mut());
             }
             Some(Ok(Event::InitDone)) => {
+                live = stream::empty().boxed();
                 shared.contact.watch_heard(Watch::Requests);
                 if let Some(listed) = listed.take() {
                     for slot in shared.slots.all() {
@@ -66,12 +97,46 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                 }
             }
             Some(Err(error)) => {
+                live = stream::empty().boxed();
                 shared.contact.watch_failed(Watch::Requests, (shared.clock)());
                 shared.metrics.count_watch_error("instanceaccesses");
                 tracing::warn!(error = chain(&error), "the watch over requests broke, trying again");
             }
             None => return,
         }
+    }
+}
+
+/// The grants that live, in a while.
+fn live_later(shared: &Shared) -> Live {
+    let api: Api<Watched<InstanceAccess>> = Api::all(shared.client.clone());
+    let pages = pages(api, ListParams::default().fields(LIVE));
+    tokio::time::sleep(LONG_LIST).map(|()| pages).flatten_stream().fuse().boxed()
+}
+
+fn see_live(
+    shared: &Arc<Shared>,
+    page: kube::Result<Vec<Watched<InstanceAccess>>>,
+    mut listed: Option<&mut HashSet<Uid>>,
+) {
+    match page {
+        Ok(page) => page.into_iter().for_each(|object| see_listed(shared, object, listed.as_deref_mut())),
+        // The list goes on, and has them all.
+        Err(error) => tracing::warn!(
+            error = chain(&error),
+            "live grants cannot be read before all else; with many requests, those that come last by name may end late in status; is the CRD of an older version?"
+        ),
+    }
+}
+
+/// Takes in what a list has, and notes that it is there.
+fn see_listed(shared: &Arc<Shared>, object: Watched<InstanceAccess>, listed: Option<&mut HashSet<Uid>>) {
+    let uid = uid_of(&object);
+    see(shared, object, true);
+    // By the name that its slot has already; one that has none cannot vanish.
+    let slot = uid.and_then(|uid| shared.slots.find(&uid));
+    if let (Some(listed), Some(slot)) = (listed, slot) {
+        listed.insert(Arc::clone(&slot.uid));
     }
 }
 
@@ -143,3 +208,6 @@ fn gone(shared: &Arc<Shared>, uid: &str) {
         wake(shared, &slot);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,10 +43,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Stands for a name, so that none is kept: half of its SHA-256, of which nobody makes two alike.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Mark([u8; 16]);
+pub(super) struct Mark([u8; 16]);
 
 impl Mark {
-    fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
+    pub(super) fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
         let mut hash = Sha256::new();
         for part in parts {
             // With its length, or "ab", "c" would be "a", "bc".

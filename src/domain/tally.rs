@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::census::Mark;
 use super::condition::{ActiveReason, find};
 use super::time::since;
 use crate::api::{ConditionType, InstanceAccess};
@@ -14,7 +15,7 @@ use crate::api::{ConditionType, InstanceAccess};
 /// The grants that have not ended, by their requests' uids. As many as the API server holds.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    live: HashMap<Box<str>, Live>,
+    live: HashMap<Mark, Live>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,14 +47,14 @@ impl Tally {
             })
         });
         match live {
-            Some(live) => drop(self.live.insert(uid.into(), live)),
+            Some(live) => drop(self.live.insert(Mark::of([uid]), live)),
             None => self.forget(uid),
         }
     }
 
     /// The request is gone, and its end is settled.
     pub fn forget(&mut self, uid: &str) {
-        self.live.remove(uid);
+        self.live.remove(&Mark::of([uid]));
     }
 
     /// How they stand now.

@@ -1,5 +1,6 @@
 //! Status is the operator's word, and grants live there.
 
+use instance_access::api::LIVE;
 use serde_json::{Value, json};
 
 use super::world::{World, refused, world};
@@ -160,4 +161,19 @@ async fn a_list_of_conditions_has_one_of_each_type() {
     let unknown = json!([condition("Ready!", "True", "Granted")]);
     let words = "status.conditions[0].type: Unsupported value: \"Ready!\"";
     refused(world.operator.patch_status(&object, &json!({"status": {"conditions": unknown}})).await, words);
+}
+
+#[tokio::test]
+async fn the_grants_that_live_can_be_asked_for_by_themselves() {
+    let world = world().await;
+    world.alice.create(&request("pending")).await.unwrap();
+    with_grant(&world, "lives").await;
+    let over = request("over");
+    world.alice.create(&over).await.unwrap();
+    let mut ended = granted();
+    ended["endTime"] = json!("2026-03-01T08:30:00Z");
+    world.operator.replace_status(&over.with("/status", ended)).await.unwrap();
+    let select = ["get", "instanceaccesses", "-n", &world.namespace, "--field-selector", LIVE, "-o", "name"];
+    let found = crate::common::kubectl(world.lab, "admin", &select).await.unwrap();
+    assert_eq!(found.trim(), "instanceaccess.instanceaccess.dev/lives");
 }

@@ -19,6 +19,7 @@ mod on_connect;
 mod pending;
 mod people;
 mod plan;
+mod settled;
 mod words;
 
 use std::time::Duration;
@@ -49,6 +50,7 @@ use super::time::{due, is_fresh, minus, plus, whole_second};
 pub use again::Ground;
 pub use on_connect::STORE_TIME_MAX;
 pub use plan::{Deadline, Effect, Lane, Plan};
+pub use settled::is_settled;
 use words::failure_words;
 
 /// Longest time that a request may wait for its instance, for AWS or for the audit trail, from its creation or start:

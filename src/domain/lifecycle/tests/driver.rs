@@ -226,7 +226,11 @@ impl Life {
         }
         let ledger = if book.is_read { &book.known } else { &Ledger::default() };
         let world = World { settings, policies, decisions, nodes, enforcement, census: &census, ledger, sight };
-        next(self.now, self.view.as_ref().expect("something to ask about"), world)
+        let request = self.view.as_ref().expect("something to ask about");
+        let plan = next(self.now, request, world);
+        let is_idle = plan.is_empty() && plan.look_again.is_none();
+        assert!(!is_settled(request) || is_idle, "it is settled, and {plan:?}\n{}", self.log());
+        plan
     }
 
     fn decisions(&self) -> Decisions {

@@ -21,6 +21,7 @@ mod on_connect;
 mod over;
 mod people;
 mod session;
+mod settled;
 mod unseen;
 mod windows;
 
