@@ -158,7 +158,7 @@ async fn a_private_instance_without_an_endpoint_has_no_route_until_there_is_one(
         ..lab::standin::Endpoint::default()
     });
     // Endpoints are remembered for half a minute, and looked for again as seldom.
-    let bound = std::time::Duration::from_secs(120);
+    let bound = SOON + SOON;
     let object =
         stand.until_within("no-route", "Granted", bound, |object| crate::stand::is(object, "Active", "True")).await?;
     let connection = object.status.and_then(|status| status.connection).expect("it is granted");

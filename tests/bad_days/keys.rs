@@ -181,7 +181,7 @@ async fn a_private_key_in_disguise_is_refused_and_repeated_nowhere() -> Outcome 
             Err(error) => Err(format!("{error:#}")),
         }
     };
-    lab::poll::until("the event of the refusal", Duration::from_secs(30), events).await?;
+    lab::poll::until("the event of the refusal", SOON, events).await?;
     let found = repeated(&stand, &secrets).await?;
     anyhow::ensure!(found.is_empty(), "a private key was repeated in {found:?}");
     anyhow::ensure!(stand.pushes(&id).is_empty(), "something was pushed");

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 /// How long anything may take until it is as it should be.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(120);
 /// Who `kubectl` and clients are when they manage fields.
 const FIELD_MANAGER: &str = "test";
 /// A key that anybody may see.
@@ -83,7 +83,7 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     }
     all.push(WIDER_RIGHTS.to_owned());
     kubectl_with(lab, "admin", &["apply", "--server-side", "-f", "-"], &all.join("---\n")).await?;
-    let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
+    let established = ["wait", "--for=condition=Established", "--timeout=150s", "crd", "--all"];
     kubectl(lab, "admin", &established).await?;
 
     let admin = Person::of(lab, "admin", "default").await?;

@@ -26,7 +26,7 @@ use crate::pod::{PROGRAM, Pod, credentials, kubelet};
 use crate::watch::Watch;
 
 /// How long anything may take that takes moments on an idle machine.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(120);
 /// Where the chart is installed.
 pub const NAMESPACE: &str = "instance-access";
 /// Where people ask.
@@ -177,7 +177,7 @@ async fn install(lab: &Lab) -> anyhow::Result<Vec<Value>> {
     objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_null());
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
     kubectl_with(lab, "admin", &["apply", "--server-side", "--validate=strict", "-f", "-"], &list).await?;
-    kubectl(lab, "admin", &["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).await?;
+    kubectl(lab, "admin", &["wait", "--for=condition=Established", "--timeout=150s", "crd", "--all"]).await?;
     Ok(objects)
 }
 

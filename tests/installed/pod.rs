@@ -459,7 +459,7 @@ pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String
         stream.read_to_string(&mut answer).await?;
         anyhow::Ok(answer)
     };
-    let answer = tokio::time::timeout(Duration::from_secs(5), ask).await??;
+    let answer = tokio::time::timeout(BOUND, ask).await??;
     let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).context("an HTTP answer")?;
     Ok((status, answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())))
 }

@@ -153,7 +153,7 @@ impl Controller {
             stream.read_to_string(&mut text).await?;
             anyhow::Ok(text)
         };
-        let text = tokio::time::timeout(Duration::from_secs(10), read).await??;
+        let text = tokio::time::timeout(SOON, read).await??;
         let status = text.split_whitespace().nth(1).and_then(|code| code.parse().ok()).context("an HTTP answer")?;
         Ok((status, text.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())))
     }

@@ -33,7 +33,7 @@ pub const OS_USERS: [&str; 2] = ["ec2-user", "ops"];
 /// The uid of the first of [`OS_USERS`] when the lab is root's: no person, and no service of systemd's, has it.
 const UID_BASE: u32 = 61_000;
 /// How long sshd may take to listen, and its sessions to be gone: milliseconds, unless the machine is starved.
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// An instance, as one made it.
 #[derive(Clone, Debug)]

@@ -12,8 +12,11 @@ use tokio::process::Command;
 
 use crate::proc;
 
-/// How long a command on an instance may take before it counts as hung. A login takes 0.2 s on an idle machine.
-const COMMAND_BOUND: Duration = Duration::from_secs(60);
+/// How long a command may take before it counts as hung. A login takes 0.2 s on an idle machine; AWS's command line took more
+/// than a minute on two cores with twelve at work.
+const COMMAND_BOUND: Duration = Duration::from_secs(180);
+/// How long `ssh` waits for the other side's banner, which a jump host sends once it has let its client in.
+const CONNECT_SECONDS: u32 = 120;
 
 /// A key pair in files, as `ssh-keygen` makes it.
 #[derive(Clone, Debug)]
@@ -46,7 +49,7 @@ impl Output {
 /// Runs a command to its end and keeps all it says.
 ///
 /// # Errors
-/// If it cannot be started, or has not ended after a minute: then it is killed.
+/// If it cannot be started, or has not ended after three minutes: then it is killed.
 pub async fn run(command: &mut Command) -> anyhow::Result<Output> {
     let shown = format!("{:?}", command.as_std());
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
@@ -75,7 +78,7 @@ pub(crate) fn config(key: &KeyPair, known_hosts: &Path, more: &str) -> String {
     format!(
         "{more}\nHost *\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  BatchMode yes\n  \
          UserKnownHostsFile {}\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  \
-         ConnectTimeout 10\n  LogLevel ERROR\n",
+         ConnectTimeout {CONNECT_SECONDS}\n  LogLevel ERROR\n",
         key.private.display(),
         known_hosts.display(),
     )
