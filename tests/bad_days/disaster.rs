@@ -22,14 +22,6 @@ pub fn days() -> Vec<(&'static str, Day)> {
     ]
 }
 
-/// With a lease, as several replicas have it.
-fn with_lease() -> Special {
-    let env = vec![("INSTANCE_ACCESS_LEASE", "instance-access/controller".to_owned())];
-    let rbac: fn(&str) -> String =
-        |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
-    Special { env, rbac: Some(rbac), ..Special::default() }
-}
-
 async fn kubectl(stand: &Stand, arguments: &[&str]) -> anyhow::Result<String> {
     let done = lab::ssh::run(stand.lab.kubectl("admin")?.args(arguments)).await?;
     anyhow::ensure!(done.success(), "kubectl {arguments:?}: {}{}", done.stdout, done.stderr);
@@ -65,11 +57,11 @@ async fn an_etcd_that_is_restored_under_a_running_operator_gives_nothing_twice_a
 }
 
 async fn an_operator_that_starts_on_a_restored_etcd_gives_nothing_twice_by_its_trail() -> Outcome {
-    restored(Stand::own(with_lease()).await?, 1_000_000_000, Survivor::Restarted).await
+    restored(Stand::own(Special::with_lease()).await?, 1_000_000_000, Survivor::Restarted).await
 }
 
 async fn a_replica_that_stood_by_and_leads_after_a_restore_gives_nothing_twice_by_what_it_heard() -> Outcome {
-    restored(Stand::own(with_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
+    restored(Stand::own(Special::with_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
 }
 
 /// Who is there after a restore.
@@ -202,7 +194,7 @@ fn silence() -> Duration {
 }
 
 async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_on() -> Outcome {
-    let stand = Stand::own(with_lease()).await?;
+    let stand = Stand::own(Special::with_lease()).await?;
     let other = stand.controller.beside("other")?;
     other.start()?;
     let (over, revoked, living) = (stand.running(), stand.running(), stand.running());

@@ -5,7 +5,7 @@ use lab::standin::Api;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, shared};
+use crate::stand::{Ask, Day, Outcome, SOON, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![

@@ -1,13 +1,12 @@
 //! Keys that cannot be delivered, and the one that must not be seen: a private key, pasted by mistake.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, NAMESPACE, Outcome, Stand, shared};
+use crate::stand::{Ask, Day, NAMESPACE, Outcome, SOON, Stand, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![

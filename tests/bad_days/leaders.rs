@@ -24,17 +24,12 @@ pub fn days() -> Vec<(&'static str, Day)> {
     ]
 }
 
-const LEASE: &str = "instance-access/controller";
-
 async fn two() -> anyhow::Result<(Stand, Controller)> {
     two_of(Controller::beside).await
 }
 
 async fn two_of(second: fn(&Controller, &str) -> anyhow::Result<Controller>) -> anyhow::Result<(Stand, Controller)> {
-    let env = vec![("INSTANCE_ACCESS_LEASE", LEASE.to_owned())];
-    let rbac: fn(&str) -> String =
-        |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
-    let stand = Stand::own(Special { env, rbac: Some(rbac), ..Special::default() }).await?;
+    let stand = Stand::own(Special::with_lease()).await?;
     leads(&stand.controller).await?;
     let other = second(&stand.controller, "other")?;
     other.start()?;

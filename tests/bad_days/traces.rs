@@ -32,11 +32,10 @@ async fn a_grant_is_one_trace_and_a_collector_that_hangs_delays_neither_end_nor_
         ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "16".to_owned()),
         ("OTEL_SERVICE_NAME", "of-ours".to_owned()),
-        ("INSTANCE_ACCESS_LEASE", "instance-access/controller".to_owned()),
     ];
-    let rbac: fn(&str) -> String =
-        |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
-    let stand = Stand::own(Special { env, rbac: Some(rbac), ..Special::default() }).await?;
+    let mut special = Special::with_lease();
+    special.env.extend(env);
+    let stand = Stand::own(special).await?;
     let id = stand.running();
     stand.ask(Ask::new("traced").instance(&id)).await?;
     let granted = stand.until_granted("traced").await?;

@@ -30,6 +30,8 @@ mod cluster;
 mod findings;
 #[path = "../common/helm.rs"]
 mod helm;
+#[path = "../common/http.rs"]
+mod http;
 mod link;
 #[path = "../common/objects.rs"]
 mod objects;

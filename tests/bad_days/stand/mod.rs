@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +21,6 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use lab::standin::{Api, Entry, Instance};
 use lab::{Lab, Options};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use ask::Ask;
@@ -37,6 +35,8 @@ pub type Day = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// Whom the controller is.
 const OPERATOR: (&str, &str) = ("instance-access", "operator");
+/// The lease of a [`Special::with_lease`].
+const LEASE: &str = "instance-access/controller";
 /// Where people ask.
 pub const NAMESPACE: &str = "team";
 /// How long something may take that takes moments on a machine of its own.
@@ -65,6 +65,15 @@ pub struct Special {
     pub env: Vec<(&'static str, String)>,
     /// The operator's rights are changed so before they are applied.
     pub rbac: Option<fn(&str) -> String>,
+}
+
+impl Special {
+    /// With a lease, as several replicas have it.
+    pub fn with_lease() -> Self {
+        let rbac: fn(&str) -> String =
+            |rights| format!("{rights}\n---\n{}", include_str!("../../../examples/lease-rbac.yaml"));
+        Self { env: vec![("INSTANCE_ACCESS_LEASE", LEASE.to_owned())], rbac: Some(rbac), disk: None }
+    }
 }
 
 static SHARED: tokio::sync::Mutex<Option<Arc<Stand>>> = tokio::sync::Mutex::const_new(None);
@@ -230,26 +239,21 @@ pub async fn tell(arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 async fn succeed(mut command: tokio::process::Command) -> anyhow::Result<String> {
-    let output = lab::ssh::run(&mut command).await?;
-    anyhow::ensure!(output.success(), "{command:?}: {}{}", output.stdout, output.stderr);
-    Ok(output.stdout)
+    let done = lab::ssh::run(&mut command).await?;
+    printed(&command, done)
 }
 
 /// `kubectl apply`, as the administrator.
 pub async fn apply(lab: &Lab, yaml: &str) -> anyhow::Result<()> {
     let mut kubectl = lab.kubectl("admin")?;
-    kubectl
-        .args(["apply", "--server-side", "--force-conflicts", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = kubectl.kill_on_drop(true).spawn()?;
-    let mut stdin = child.stdin.take().context("a piped stdin")?;
-    stdin.write_all(yaml.as_bytes()).await?;
-    drop(stdin);
-    let output = child.wait_with_output().await?;
-    anyhow::ensure!(output.status.success(), "kubectl apply: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    kubectl.args(["apply", "--server-side", "--force-conflicts", "-f", "-"]);
+    let done = lab::ssh::run_with(&mut kubectl, yaml).await?;
+    printed(&kubectl, done).map(drop)
+}
+
+fn printed(command: &tokio::process::Command, done: lab::ssh::Output) -> anyhow::Result<String> {
+    anyhow::ensure!(done.success(), "{:?}: {}{}", command.as_std(), done.stdout, done.stderr);
+    Ok(done.stdout)
 }
 
 /// What people may do: the door is open, policy decides.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::proc;
@@ -51,10 +52,29 @@ impl Output {
 /// # Errors
 /// If it cannot be started, or has not ended after three minutes: then it is killed.
 pub async fn run(command: &mut Command) -> anyhow::Result<Output> {
+    until_it_ends(command.stdin(Stdio::null()), None).await
+}
+
+/// Runs a command as [`run`] does, with a text on its standard input.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(command: &mut Command, input: &str) -> anyhow::Result<Output> {
+    until_it_ends(command.stdin(Stdio::piped()), Some(input)).await
+}
+
+async fn until_it_ends(command: &mut Command, input: Option<&str>) -> anyhow::Result<Output> {
     let shown = format!("{:?}", command.as_std());
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
-    let child = child.with_context(|| format!("starting {shown}"))?;
-    let ended = tokio::time::timeout(COMMAND_BOUND, child.wait_with_output()).await;
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let mut child = child.with_context(|| format!("starting {shown}"))?;
+    let stdin = child.stdin.take();
+    let all = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let ended = tokio::time::timeout(COMMAND_BOUND, all).await;
     let ended = ended.with_context(|| format!("{shown} did not end within {COMMAND_BOUND:?}"))??;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Output { status: ended.status.code(), stdout: text(&ended.stdout), stderr: text(&ended.stderr) })
