@@ -15,9 +15,11 @@ use crate::jump::{Jump, both};
 use crate::request::EXPIRATION;
 use crate::stand::{BOUND, END_BOUND, Stand, policy};
 
-/// Within so many seconds of its end a session is cut, at the machine's pace; and of the moment at which a watch told of a
-/// revocation. Whoever looked now and then would be later than that.
+/// Within so many seconds of its end a session is cut, at the machine's pace.
 const CUT_SECONDS_MAX: f64 = 1.0;
+/// Within so many seconds of the moment at which a watch told of a revocation: another one may be told a little later. Whoever
+/// looked now and then would be later still.
+const REVOKE_SECONDS_MAX: f64 = 2.0;
 
 /// The moment was that of the end: not before it, and hardly after.
 pub async fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
@@ -26,7 +28,7 @@ pub async fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
 
 /// The moment was that of a revocation, as a watch beside the gateway's told of it.
 pub async fn is_soon(cut_time: Timestamp, revoked_time: Timestamp) {
-    pace::soon("the cut", revoked_time, cut_time, CUT_SECONDS_MAX).await.unwrap();
+    pace::soon("the cut", revoked_time, cut_time, REVOKE_SECONDS_MAX).await.unwrap();
 }
 
 pub async fn a_session_is_cut_at_the_end_of_its_grant_and_told_why() {
@@ -186,7 +188,9 @@ pub async fn a_session_with_an_instance_that_stands_still_is_cut_all_the_same() 
     let said = tokio::time::timeout(BOUND, child.wait_with_output()).await.expect("it was not cut").unwrap();
     is_soon(Timestamp::now(), revoked_time).await;
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert!(said.contains("the grant of frozen.team has ended: it was revoked"), "{said}");
+    // Its connection goes with its last session, and it was busy sending: which of both it tells is its own affair.
+    let told = ["the grant of frozen.team has ended: it was revoked", "no grant of your key is live any more"];
+    assert!(told.iter().any(|words| said.contains(words)), "{said}");
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
     stand.lab.thaw_instance("frozen").unwrap();
     is_empty(stand, &instance).await;

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 
 /// Rest between two pieces of work: as finely as a pause is seen.
-const REST: Duration = Duration::from_millis(50);
-/// A piece of work: two milliseconds or so. Longer than the scheduler gives at once where many wait, or it would not see them;
+const REST: Duration = Duration::from_millis(150);
+/// A piece of work: six milliseconds or so. Longer than the scheduler gives at once where many wait, or it would not see them;
 /// and four hundredths of one core, so that it makes nobody late itself.
-const ROUNDS: u32 = 100_000;
+const ROUNDS: u32 = 1_000_000;
 
 /// One rest, and one piece of work.
 #[derive(Clone, Copy, Debug)]
@@ -151,23 +151,23 @@ mod tests {
 
     #[test]
     fn a_second_counts_as_much_as_one_got_of_it() {
-        let idle = [(50, 2); 100];
-        check(&idle, (0, 5200), 5.2);
+        let idle = [(150, 6); 100];
+        check(&idle, (0, 15_600), 15.6);
         check(&idle, (1234, 2234), 1.0);
         check(&idle, (2000, 1000), -1.0);
         // What nobody measured is taken for idle, before and after.
-        check(&idle, (-1000, 6200), 7.2);
+        check(&idle, (-1000, 16_600), 17.6);
         check(&[], (0, 1000), 1.0);
         // Ten seconds of nothing, at rest or at work, count as one beat at most.
         let pause = |beat| [&idle[..10], &[beat], &idle[..10]].concat();
-        check(&pause((10_050, 2)), (520, 10_572), 0.05);
-        check(&pause((10_050, 2)), (500, 10_600), 0.098);
-        check(&pause((50, 10_002)), (520, 10_572), 0.002);
+        check(&pause((10_150, 6)), (1560, 11_716), 0.15);
+        check(&pause((10_150, 6)), (1500, 11_800), 0.06 + 0.15 + 0.084);
+        check(&pause((150, 10_006)), (1560, 11_716), 0.006);
         // Of a pause only what lies within.
-        check(&pause((10_050, 2)), (0, 1000), 0.522);
+        check(&pause((10_150, 6)), (0, 2000), 1.5665);
         // Six at work for one core.
-        let busy = [&idle[..1], &[(50, 12); 100]].concat();
-        check(&busy, (52, 6252), 6.2 / 6.0);
+        let busy = [&idle[..1], &[(150, 36); 100]].concat();
+        check(&busy, (156, 18_756), 18.6 / 6.0);
     }
 
     #[tokio::test]
