@@ -69,7 +69,7 @@ async fn a_login_that_only_aws_refuses_is_told_and_asked_once() -> Outcome {
         status: 400,
     };
     stand.lab.standin().set_fault(lab::standin::Fault::new(refusal).on(Api::Eic).instance(&id));
-    stand.ask(Ask::new("login-refused").instance(&id).ends_in(90)).await?;
+    stand.ask(Ask::new("login-refused").instance(&id).ends_in(110)).await?;
     let words = ["InvalidArgsException", "instanceOSUser is not one that we like", "make a new request"];
     stand.until("login-refused", "PushRefused", &words).await?;
     let object = stand.ended_well("login-refused", &id).await?;

@@ -89,7 +89,7 @@ async fn a_grant_whose_first_push_never_succeeds_ends_on_time() -> Outcome {
         let name = format!("never-{fault}");
         let id = stand.running();
         stand.lab.standin().set_fault(Fault::new(kind).on(Api::Eic).instance(&id));
-        stand.ask(Ask::new(&name).instance(&id).ends_in(92)).await?;
+        stand.ask(Ask::new(&name).instance(&id).ends_in(110)).await?;
         asked.push((name, id));
     }
     let stand = &stand;
@@ -104,8 +104,9 @@ async fn a_grant_whose_first_push_never_succeeds_ends_on_time() -> Outcome {
             return Err(format!("{name}: records {records:?}"));
         }
         let pushes = stand.pushes(id).len();
-        if pushes > 8 {
-            return Err(format!("{name} was hammered: {pushes} pushes in 22 s"));
+        // As above, over the 40 s in which one may leave.
+        if pushes > 10 {
+            return Err(format!("{name} was hammered: {pushes} pushes in 40 s"));
         }
         Ok(())
     });

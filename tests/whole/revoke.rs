@@ -28,7 +28,7 @@ pub async fn a_revoked_grant_is_pushed_no_more_and_ends_once_the_last_key_has_fa
     // the process before it.
     let last = pushes.last().unwrap();
     let wait = seconds(last.time + KEY_WINDOW, closed);
-    let on_its_way = seconds(last.time, granted_time) - pace::seconds(last.time, granted_time).await;
+    let on_its_way = pace::stolen(last.time, granted_time).await;
     assert!((0.0..12.0 + on_its_way).contains(&wait), "the end is {wait} s after the last key fades");
 
     let ended = request.ends("Revoked").await;

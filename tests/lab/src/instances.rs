@@ -312,7 +312,7 @@ impl Fleet {
         Ok(format!(
             "Port {port}\n{listen}HostKey {host_key}\nPidFile none\n\
              # The source address tells the metadata service which instance asks.\n\
-             AuthorizedKeysCommand {curl} -sf -m 2 --interface {address} {keys}\n\
+             AuthorizedKeysCommand {curl} -sf -m 30 --interface {address} {keys}\n\
              AuthorizedKeysCommandUser {asker}\nAuthorizedKeysFile none\n\
              PubkeyAuthentication yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              UsePAM no\nUseDNS no\nLogLevel VERBOSE\nPrintMotd no\nPrintLastLog no\n\

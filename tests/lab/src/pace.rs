@@ -82,6 +82,11 @@ pub async fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     }
 }
 
+/// How much of a time the machine kept for others, or stood still, in seconds.
+pub async fn stolen(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64() - seconds(from, to).await
+}
+
 /// Whether something that was due came in time: not before, and less than so many seconds after, at the machine's pace.
 /// Returns how late it was by the clock, in seconds.
 ///
