@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::days;
 use crate::long_trail::{files, lengthen};
-use crate::stand::{Ask, Day, Disk, Outcome, Special, Stand, is, reason, shared, shown, tell};
+use crate::stand::{Ask, Day, Disk, Outcome, SOON, Special, Stand, is, reason, shared, shown, tell};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -38,9 +38,8 @@ async fn until_full(stand: &Stand, prefix: &str) -> anyhow::Result<(String, Stri
     for number in 0..20 {
         let (name, id) = (format!("{prefix}-{number}"), stand.running());
         stand.ask(Ask::new(&name).instance(&id).with("ttlSeconds", json!(3600))).await?;
-        let bound = Duration::from_secs(30);
         let object = stand
-            .until_within(&name, "granted, or told of the disk", bound, |object| match reason(object) {
+            .until_within(&name, "granted, or told of the disk", SOON, |object| match reason(object) {
                 "AuditUnavailable" | "Granted" => Ok(object.clone()),
                 _ => Err(shown(object)),
             })
@@ -58,7 +57,7 @@ async fn until_made_up(stand: &Stand, name: &str) -> anyhow::Result<InstanceAcce
         Some(_) => Ok(object.clone()),
         None => Err("status.audit is missing".to_owned()),
     };
-    let object = stand.until_within(name, "on record", Duration::from_secs(60), pointed).await?;
+    let object = stand.until_within(name, "on record", SOON, pointed).await?;
     let ends = stand.controller.recorded(&object, "Ended");
     anyhow::ensure!(ends == 1, "{name} has {ends} records of its end");
     Ok(object)
@@ -106,11 +105,9 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     stand.until_granted(&held).await?;
     let short = until_made_up(&stand, "short").await?;
     let revoked = until_made_up(&stand, "revoked").await?;
-    lab::poll::until("the deleted request to be gone", Duration::from_secs(60), async || {
-        match stand.get("deleted").await {
-            Ok(object) => Err(shown(&object)),
-            Err(_) => Ok(()),
-        }
+    lab::poll::until("the deleted request to be gone", SOON, async || match stand.get("deleted").await {
+        Ok(object) => Err(shown(&object)),
+        Err(_) => Ok(()),
     })
     .await?;
     anyhow::ensure!(stand.controller.recorded(&released, "Ended") == 1, "the end of what was deleted is not on record");

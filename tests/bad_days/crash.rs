@@ -37,7 +37,7 @@ async fn a_controller_that_slept_over_an_end_tells_it_when_it_wakes_and_pushes_n
     let end = expiration(&stand.until_granted("slept").await?)?;
     // As a suspended machine: from before the second push to after the end.
     stand.controller.signal("-STOP").await?;
-    let rest = Duration::try_from(end.duration_since(Timestamp::now()))?;
+    let rest = Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default();
     tokio::time::sleep(rest + Duration::from_secs(1)).await;
     stand.controller.signal("-CONT").await?;
     let object = stand.until("slept", "Expired", &["the grant's time was over"]).await?;
@@ -85,7 +85,7 @@ async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outc
             Some(object) => Err(format!("{:?}: {}", object.metadata.name, shown(object))),
         }
     };
-    let objects = lab::poll::until("all fifty to be granted", SOON, all).await?;
+    let objects = lab::poll::while_it_moves("all fifty to be granted", SOON, all).await?;
 
     let mut grants: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (uid, grant) in records(&stand, "GrantIntended") {
@@ -126,7 +126,7 @@ async fn five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over
         let uids: BTreeSet<String> = granted.filter_map(|object| object.metadata.uid.clone()).collect();
         if uids.len() == DELETED { Ok(uids) } else { Err(format!("{} are granted", uids.len())) }
     };
-    let uids = lab::poll::until("all to be granted", SOON + SOON, uids).await?;
+    let uids = lab::poll::while_it_moves("all to be granted", SOON, uids).await?;
     let entered = async || -> anyhow::Result<BTreeSet<String>> {
         let list: Value = serde_json::from_str(&stand.read(LEDGER).await?)?;
         let items = list["items"].as_array().context("items")?;
@@ -134,14 +134,14 @@ async fn five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over
     };
     stand.delete_all("alice").await?;
     // All of them wait for their last key to fade, and then come at once.
-    lab::poll::until("a hundred entries", SOON + SOON, async || match entered().await {
+    lab::poll::while_it_moves("a hundred entries", SOON, async || match entered().await {
         Ok(some) if some.len() >= 100 => Ok(()),
         other => Err(format!("{:?}", other.map(|some| some.len()))),
     })
     .await?;
     stand.controller.kill();
     stand.controller.start()?;
-    lab::poll::until("all to go", SOON + SOON, async || match stand.list().await {
+    lab::poll::while_it_moves("all to go", SOON, async || match stand.list().await {
         Ok(left) if left.is_empty() => Ok(()),
         other => Err(format!("{:?}", other.map(|left| left.len()))),
     })
@@ -177,14 +177,14 @@ async fn sixty_that_come_and_go_while_its_metrics_are_read_all_the_time_leave_it
         for number in 0..WATCHED {
             stand.ask(Ask::new(&format!("watched-{number}")).instance(&id)).await?;
         }
-        lab::poll::until("all to be granted", SOON, async || match stand.list().await {
+        lab::poll::while_it_moves("all to be granted", SOON, async || match stand.list().await {
             Ok(all) if all.iter().all(|object| is(object, "Active", "True").is_ok()) => Ok(()),
             other => Err(format!("{:?}", other.map(|all| all.iter().map(shown).collect::<Vec<_>>()))),
         })
         .await?;
         stand.delete_all("alice").await?;
         // Their last keys fade first.
-        lab::poll::until("all to go", SOON + SOON, async || match stand.list().await {
+        lab::poll::while_it_moves("all to go", SOON, async || match stand.list().await {
             Ok(left) if left.is_empty() => Ok(()),
             other => Err(format!("{:?}", other.map(|left| left.len()))),
         })

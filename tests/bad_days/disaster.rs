@@ -22,14 +22,6 @@ pub fn days() -> Vec<(&'static str, Day)> {
     ]
 }
 
-/// With a lease, as several replicas have it.
-fn with_lease() -> Special {
-    let env = vec![("INSTANCE_ACCESS_LEASE", "instance-access/controller".to_owned())];
-    let rbac: fn(&str) -> String =
-        |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
-    Special { env, rbac: Some(rbac), ..Special::default() }
-}
-
 async fn kubectl(stand: &Stand, arguments: &[&str]) -> anyhow::Result<String> {
     let done = lab::ssh::run(stand.lab.kubectl("admin")?.args(arguments)).await?;
     anyhow::ensure!(done.success(), "kubectl {arguments:?}: {}{}", done.stdout, done.stderr);
@@ -47,7 +39,7 @@ async fn until_taken_back(stand: &Stand, name: &str) -> anyhow::Result<InstanceA
 }
 
 async fn until_ended(stand: &Stand, name: &str) -> anyhow::Result<InstanceAccess> {
-    stand.until_within(name, "ended", Duration::from_secs(120), |object| is(object, "Ended", "True")).await
+    stand.until_within(name, "ended", SOON + SOON, |object| is(object, "Ended", "True")).await
 }
 
 async fn until_gone(stand: &Stand, name: &str, bound: Duration) -> Outcome {
@@ -65,11 +57,11 @@ async fn an_etcd_that_is_restored_under_a_running_operator_gives_nothing_twice_a
 }
 
 async fn an_operator_that_starts_on_a_restored_etcd_gives_nothing_twice_by_its_trail() -> Outcome {
-    restored(Stand::own(with_lease()).await?, 1_000_000_000, Survivor::Restarted).await
+    restored(Stand::own(Special::with_lease()).await?, 1_000_000_000, Survivor::Restarted).await
 }
 
 async fn a_replica_that_stood_by_and_leads_after_a_restore_gives_nothing_twice_by_what_it_heard() -> Outcome {
-    restored(Stand::own(with_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
+    restored(Stand::own(Special::with_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
 }
 
 /// Who is there after a restore.
@@ -129,7 +121,7 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     let (first, second, third) = tokio::join!(
         until_ended(&stand, ended.0),
         until_ended(&stand, revoked.0),
-        until_gone(&stand, deleted.0, Duration::from_secs(120)),
+        until_gone(&stand, deleted.0, SOON + SOON),
     );
     let over = [first?, second?];
     third?;
@@ -162,7 +154,7 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     // Who is hears: a grant that lived goes on, a new one is made, a revocation counts.
     stand.ask(Ask::new("fresh").instance(&stand.running())).await?;
     stand.until_granted("fresh").await?;
-    lab::poll::until_ok("a key that is renewed", Duration::from_secs(100), || {
+    lab::poll::until_ok("a key that is renewed", SOON + SOON, || {
         let renewed = stand.pushes(&kept.1).iter().any(|push| push.time > back);
         if renewed { Ok(()) } else { Err("no push since") }
     })
@@ -202,11 +194,11 @@ fn silence() -> Duration {
 }
 
 async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_on() -> Outcome {
-    let stand = Stand::own(with_lease()).await?;
+    let stand = Stand::own(Special::with_lease()).await?;
     let other = stand.controller.beside("other")?;
     other.start()?;
     let (over, revoked, living) = (stand.running(), stand.running(), stand.running());
-    let ends_in = 90;
+    let ends_in = 100;
     stand.ask(Ask::new("over").instance(&over).ends_in(ends_in)).await?;
     let length = json!(2 * silence().as_secs() + 600);
     stand.ask(Ask::new("living").instance(&living).with("ttlSeconds", length.clone())).await?;
@@ -242,8 +234,7 @@ async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_o
     let back = tokio::time::Instant::now();
     stand.lab.start_api_server().await?;
     let told = async {
-        let over =
-            stand.until_within("over", "told", Duration::from_secs(90), |object| is(object, "Ended", "True")).await?;
+        let over = stand.until_within("over", "told", SOON, |object| is(object, "Ended", "True")).await?;
         let taken = until_ended(&stand, "revoked").await?;
         stand.until_granted("living").await?;
         lab::poll::until_ok("a key again", SOON, || if keys(&living) > 0 { Ok(()) } else { Err("none") }).await?;
@@ -356,7 +347,7 @@ async fn is_let_go(stand: &Stand) -> Outcome {
         anyhow::ensure!(refused.contains("first delete ValidatingAdmissionPolicyBinding"), "{who} is told {refused}");
     }
     let keys = || [&one, &two].map(|id| stand.lab.standin().active_keys(id, "ec2-user").len());
-    lab::poll::until_ok("the keys to fade", Duration::from_secs(90), || match keys() {
+    lab::poll::until_ok("the keys to fade", SOON, || match keys() {
         [0, 0] => Ok(()),
         keys => Err(format!("{keys:?}")),
     })
@@ -376,7 +367,7 @@ async fn is_let_go(stand: &Stand) -> Outcome {
 /// Removed, and installed again under the same name.
 async fn is_taken_over(stand: &Stand) -> Outcome {
     let [over, living, gone] = [stand.running(), stand.running(), stand.running()];
-    stand.ask(Ask::new("over").instance(&over).ends_in(80)).await?;
+    stand.ask(Ask::new("over").instance(&over).ends_in(100)).await?;
     for (name, id) in [("living", &living), ("gone", &gone)] {
         stand.ask(Ask::new(name).instance(id).with("ttlSeconds", json!(3600))).await?;
     }
@@ -389,9 +380,13 @@ async fn is_taken_over(stand: &Stand) -> Outcome {
     let policies = "validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings";
     kubectl(stand, &["delete", policies, "--selector=app.kubernetes.io/part-of=instance-access"]).await?;
     stand.delete("alice", "gone").await?;
-    lab::poll::until_ok("the end to pass", Duration::from_secs(120), || {
-        if Timestamp::now() > end { Ok(()) } else { Err("not yet") }
-    })
+    lab::poll::until_ok(
+        "the end to pass",
+        SOON + SOON,
+        || {
+            if Timestamp::now() > end { Ok(()) } else { Err("not yet") }
+        },
+    )
     .await?;
     let pushes = stand.pushes(&living).len();
     apply(
@@ -407,7 +402,7 @@ async fn is_taken_over(stand: &Stand) -> Outcome {
     // Nobody guarded status meanwhile: what it says may be anybody's word.
     let living_now = until_taken_back(stand, "living").await?;
     anyhow::ensure!(shown(&living_now).contains("older than the admission policies"), "{}", shown(&living_now));
-    until_gone(stand, "gone", Duration::from_secs(120)).await?;
+    until_gone(stand, "gone", SOON + SOON).await?;
     anyhow::ensure!(stand.pushes(&living).len() == pushes, "a key was pushed on a status that nobody guarded");
     stand.ask(Ask::new("new").instance(&living)).await?;
     stand.until_granted("new").await?;

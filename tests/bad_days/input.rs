@@ -5,7 +5,7 @@ use lab::standin::Api;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, shared};
+use crate::stand::{Ask, Day, Outcome, SOON, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -69,7 +69,7 @@ async fn a_login_that_only_aws_refuses_is_told_and_asked_once() -> Outcome {
         status: 400,
     };
     stand.lab.standin().set_fault(lab::standin::Fault::new(refusal).on(Api::Eic).instance(&id));
-    stand.ask(Ask::new("login-refused").instance(&id).ends_in(90)).await?;
+    stand.ask(Ask::new("login-refused").instance(&id).ends_in(110)).await?;
     let words = ["InvalidArgsException", "instanceOSUser is not one that we like", "make a new request"];
     stand.until("login-refused", "PushRefused", &words).await?;
     let object = stand.ended_well("login-refused", &id).await?;
@@ -158,7 +158,7 @@ async fn a_private_instance_without_an_endpoint_has_no_route_until_there_is_one(
         ..lab::standin::Endpoint::default()
     });
     // Endpoints are remembered for half a minute, and looked for again as seldom.
-    let bound = std::time::Duration::from_secs(120);
+    let bound = SOON + SOON;
     let object =
         stand.until_within("no-route", "Granted", bound, |object| crate::stand::is(object, "Active", "True")).await?;
     let connection = object.status.and_then(|status| status.connection).expect("it is granted");

@@ -1,13 +1,12 @@
 //! Keys that cannot be delivered, and the one that must not be seen: a private key, pasted by mistake.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, NAMESPACE, Outcome, Stand, shared};
+use crate::stand::{Ask, Day, NAMESPACE, Outcome, SOON, Stand, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -181,7 +180,7 @@ async fn a_private_key_in_disguise_is_refused_and_repeated_nowhere() -> Outcome 
             Err(error) => Err(format!("{error:#}")),
         }
     };
-    lab::poll::until("the event of the refusal", Duration::from_secs(30), events).await?;
+    lab::poll::until("the event of the refusal", SOON, events).await?;
     let found = repeated(&stand, &secrets).await?;
     anyhow::ensure!(found.is_empty(), "a private key was repeated in {found:?}");
     anyhow::ensure!(stand.pushes(&id).is_empty(), "something was pushed");

@@ -54,6 +54,7 @@ pub(crate) use days;
 fn main() {
     // Two crates would otherwise each pick a provider of TLS.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    lab::pace::begin();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime starts");

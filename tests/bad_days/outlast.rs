@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lab::standin::{Api, Fault, FaultKind};
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, expiration, is, reason, shared, shown};
+use crate::stand::{Ask, Day, Outcome, SOON, expiration, is, reason, shared, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -89,15 +89,13 @@ async fn a_grant_whose_first_push_never_succeeds_ends_on_time() -> Outcome {
         let name = format!("never-{fault}");
         let id = stand.running();
         stand.lab.standin().set_fault(Fault::new(kind).on(Api::Eic).instance(&id));
-        stand.ask(Ask::new(&name).instance(&id).ends_in(85)).await?;
+        stand.ask(Ask::new(&name).instance(&id).ends_in(110)).await?;
         asked.push((name, id));
     }
     let stand = &stand;
     let ends = asked.iter().map(|(name, id)| async move {
         stand
-            .until_within(name, "granted or held", crate::stand::SOON, |object| {
-                expiration(object).map_err(|e| e.to_string())
-            })
+            .until_within(name, "granted or held", SOON, |object| expiration(object).map_err(|e| e.to_string()))
             .await
             .map_err(|error| format!("{name}: {error:#}"))?;
         let object = stand.ended_well(name, id).await.map_err(|error| format!("{name}: {error:#}"))?;
@@ -106,8 +104,9 @@ async fn a_grant_whose_first_push_never_succeeds_ends_on_time() -> Outcome {
             return Err(format!("{name}: records {records:?}"));
         }
         let pushes = stand.pushes(id).len();
-        if pushes > 8 {
-            return Err(format!("{name} was hammered: {pushes} pushes in 15 s"));
+        // As above, over the 40 s in which one may leave.
+        if pushes > 10 {
+            return Err(format!("{name} was hammered: {pushes} pushes in 40 s"));
         }
         Ok(())
     });
@@ -124,11 +123,10 @@ async fn a_push_that_fails_later_leaves_access_until_the_key_fades_and_then_says
     stand.until_granted("fades").await?;
     let landed = stand.pushes(&id)[0].time;
     // While the key is there, people get in: a word against it would be a lie.
-    let faded = stand
-        .until_within("fades", "no longer Active", Duration::from_secs(90), |object| is(object, "Active", "False"))
-        .await?;
-    let after = Timestamp::now().duration_since(landed).as_secs();
-    anyhow::ensure!((60..75).contains(&after), "access was called over {after} s after the push");
+    let faded =
+        stand.until_within("fades", "no longer Active", SOON + SOON, |object| is(object, "Active", "False")).await?;
+    let faded_time = landed + SignedDuration::from_secs(60);
+    lab::pace::in_time("the word that access is over", faded_time, Timestamp::now(), 15.0).await?;
     anyhow::ensure!(reason(&faded) == "Throttled", "{}", shown(&faded));
     anyhow::ensure!(stand.pushes(&id).len() > 1, "nobody tried again");
     let object = stand.ended_well("fades", &id).await?;
@@ -145,8 +143,7 @@ async fn an_instance_that_stops_during_the_grant_is_told_and_gets_no_key() -> Ou
         instance.id = id.clone();
         instance.state = "stopped".to_owned();
     });
-    let bound = Duration::from_secs(90);
-    let told = stand.until_within("stops", "told", bound, |object| is(object, "Active", "False")).await?;
+    let told = stand.until_within("stops", "told", SOON + SOON, |object| is(object, "Active", "False")).await?;
     anyhow::ensure!(reason(&told) == "InstanceNotRunning", "{}", shown(&told));
     let pushes = stand.pushes(&id).len();
     let object = stand.ended_well("stops", &id).await?;

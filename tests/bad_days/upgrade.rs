@@ -35,10 +35,7 @@ const REQUESTS: &str = "instanceaccesses.instanceaccess.dev";
 const KEYLESS_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 async fn stand() -> anyhow::Result<(Stand, Controller)> {
-    let env = vec![("INSTANCE_ACCESS_LEASE", "instance-access/controller".to_owned())];
-    let rbac: fn(&str) -> String =
-        |rights| format!("{rights}\n---\n{}", include_str!("../../examples/lease-rbac.yaml"));
-    let stand = Stand::own(Special { env, rbac: Some(rbac), ..Special::default() }).await?;
+    let stand = Stand::own(Special::with_lease()).await?;
     let newer = stand.controller.beside("newer")?;
     newer.set_env("INSTANCE_ACCESS_GATEWAY_SERVICE_ACCOUNT", "instance-access/gateway");
     Ok((stand, newer))

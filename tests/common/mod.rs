@@ -4,7 +4,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
@@ -22,10 +21,9 @@ use kube::{
 };
 use lab::{Lab, poll, ssh};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 
 /// How long anything may take until it is as it should be.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(120);
 /// Who `kubectl` and clients are when they manage fields.
 const FIELD_MANAGER: &str = "test";
 /// A key that anybody may see.
@@ -83,7 +81,7 @@ pub async fn install(lab: &Lab, mutating: bool) -> anyhow::Result<()> {
     }
     all.push(WIDER_RIGHTS.to_owned());
     kubectl_with(lab, "admin", &["apply", "--server-side", "-f", "-"], &all.join("---\n")).await?;
-    let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
+    let established = ["wait", "--for=condition=Established", "--timeout=150s", "crd", "--all"];
     kubectl(lab, "admin", &established).await?;
 
     let admin = Person::of(lab, "admin", "default").await?;
@@ -144,16 +142,9 @@ pub async fn kubectl(lab: &Lab, user: &str, args: &[&str]) -> anyhow::Result<Str
 
 /// Runs `kubectl` as somebody, with a manifest on its standard input; fails if it does.
 pub async fn kubectl_with(lab: &Lab, user: &str, args: &[&str], manifest: &str) -> anyhow::Result<String> {
-    let mut kubectl = lab.kubectl(user)?;
-    kubectl.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = kubectl.spawn()?;
-    let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
-    stdin.write_all(manifest.as_bytes()).await?;
-    drop(stdin);
-    let output = tokio::time::timeout(BOUND, child.wait_with_output()).await??;
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    anyhow::ensure!(output.status.success(), "kubectl {}: {out}{err}", args.join(" "));
-    Ok(out.into_owned())
+    let output = ssh::run_with(lab.kubectl(user)?.args(args), manifest).await?;
+    anyhow::ensure!(output.success(), "kubectl {}: {output:?}", args.join(" "));
+    Ok(output.stdout)
 }
 
 /// An object as JSON, to be bent.

@@ -5,9 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lab::Instance;
-use lab::poll;
 use lab::ssh::{self, Output};
+use lab::{Instance, pace, poll};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -56,7 +55,14 @@ impl<'a> Client<'a> {
     pub async fn gets_in(&self, arguments: &[&str]) {
         let mut all = arguments.to_vec();
         all.push("id -un");
-        let shell = self.typed(&all).await;
+        let mut shell;
+        loop {
+            let begin = Timestamp::now();
+            shell = self.typed(&all).await;
+            if shell.success() || !is_worth_another_try(begin, &shell.stderr).await {
+                break;
+            }
+        }
         assert!(shell.success(), "{arguments:?}: {shell:?}");
         assert_eq!(shell.stdout.trim(), "ec2-user");
     }
@@ -71,22 +77,31 @@ impl<'a> Client<'a> {
 
     /// Logs in, and stays until it is cut; returns when the shell answers.
     pub async fn stays(&self, host: &str) -> Live {
-        let mut command = self.ssh();
-        command.arg(host).arg("echo in; cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        // Apart: to wait for a child closes what it still holds of it.
-        let stdin = child.stdin.take().expect("it is piped");
-        let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut line = String::new();
-        tokio::time::timeout(BOUND, out.read_line(&mut line)).await.expect("a shell in time").unwrap();
-        if line != "in\n" {
+        loop {
+            let begin = Timestamp::now();
+            let mut command = self.ssh();
+            command.arg(host).arg("echo in; cat");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // Apart: to wait for a child closes what it still holds of it.
+            let stdin = child.stdin.take().expect("it is piped");
+            let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+            let mut line = String::new();
+            tokio::time::timeout(BOUND, out.read_line(&mut line)).await.expect("a shell in time").unwrap();
+            if line == "in\n" {
+                return Live { child, stdin, out };
+            }
             let mut said = String::new();
             child.stderr.take().expect("it is piped").read_to_string(&mut said).await.unwrap();
-            panic!("{host}: no shell: {line:?} {said}");
+            assert!(is_worth_another_try(begin, &said).await, "{host}: no shell: {line:?} {said}");
         }
-        Live { child, stdin, out }
     }
+}
+
+/// Whether the gateway says to try again, after a machine that took seconds away from it: so long it waits for no answer of
+/// the API server's. On a machine that did not, it must let in who comes.
+async fn is_worth_another_try(begin: Timestamp, said: &str) -> bool {
+    said.contains("try again") && pace::stolen(begin, Timestamp::now()).await > 2.0
 }
 
 /// A shell that is open, and echoes.

@@ -154,7 +154,7 @@ pub async fn an_agent_with_twenty_keys_is_let_in_by_the_last_of_them() {
     let config = jump.config(&stand.lab, &offers, "");
     let known_hosts = stand.lab.known_hosts();
     let common =
-        "  BatchMode yes\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  ConnectTimeout 30\n";
+        "  BatchMode yes\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  ConnectTimeout 120\n";
     let inner = format!(
         "Host i-*\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile {}\n",
         request.key.private.display(),
@@ -197,7 +197,7 @@ pub async fn an_agent_alone_leads_in_and_is_forwarded_to_the_instance_only() {
     // No private key in any file that ssh would find: the agent signs for both logins.
     let config = format!(
         "{}\nHost *\n  IdentityAgent {}\n  IdentityFile {}/none\n  UserKnownHostsFile {}\n  \
-         GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  BatchMode yes\n  ConnectTimeout 30\n",
+         GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  BatchMode yes\n  ConnectTimeout 120\n",
         jump.config(&stand.lab, "  ForwardAgent yes", "  ForwardAgent yes"),
         socket.display(),
         dir.display(),

@@ -2,10 +2,9 @@
 
 use std::fs::File;
 use std::process::Stdio;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use lab::{poll, ssh};
+use lab::{pace, poll, ssh};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -13,19 +12,23 @@ use tokio::process::Command;
 use crate::client::{Client, is_empty};
 use crate::history::time;
 use crate::jump::{Jump, both};
-use crate::request::{EXPIRATION, seconds};
+use crate::request::EXPIRATION;
 use crate::stand::{BOUND, END_BOUND, Stand, policy};
 
-/// Within so many seconds of its end a session is cut.
+/// Within so many seconds of its end a session is cut, at the machine's pace.
 const CUT_SECONDS_MAX: f64 = 1.0;
-/// Within so many seconds of kubectl's return a revocation has cut: that second, and the API server's way to the watch.
+/// Within so many seconds of the moment at which a watch told of a revocation: another one may be told a little later. Whoever
+/// looked now and then would be later still.
 const REVOKE_SECONDS_MAX: f64 = 2.0;
 
 /// The moment was that of the end: not before it, and hardly after.
-#[track_caller]
-pub fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
-    let late = seconds(expiration_time, cut_time);
-    assert!((0.0..CUT_SECONDS_MAX).contains(&late), "cut {late} s after its end");
+pub async fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
+    pace::in_time("the cut", expiration_time, cut_time, CUT_SECONDS_MAX).await.unwrap();
+}
+
+/// The moment was that of a revocation, as a watch beside the gateway's told of it.
+pub async fn is_soon(cut_time: Timestamp, revoked_time: Timestamp) {
+    pace::soon("the cut", revoked_time, cut_time, REVOKE_SECONDS_MAX).await.unwrap();
 }
 
 pub async fn a_session_is_cut_at_the_end_of_its_grant_and_told_why() {
@@ -39,7 +42,7 @@ pub async fn a_session_is_cut_at_the_end_of_its_grant_and_told_why() {
     live.echoes().await;
     assert!(stand.lab.sessions_alive("expires") > 0);
     let (cut_time, said) = live.is_cut(END_BOUND).await;
-    is_on_time(cut_time, expiration);
+    is_on_time(cut_time, expiration).await;
     assert!(said.contains("the grant of expires.team has ended: its time is over"), "{said}");
     is_empty(stand, &instance).await;
     let ended = jump.ended(&request.uid).await;
@@ -60,10 +63,9 @@ pub async fn a_session_is_cut_when_its_grant_is_revoked() {
     let client = Client::of(&request, jump);
     let mut live = client.stays(&instance.id).await;
     live.echoes().await;
-    request.revoke("done").await;
-    let revoked_time = Timestamp::now();
+    let revoked_time = request.revoke("done").await;
     let (cut_time, said) = live.is_cut(BOUND).await;
-    assert!(seconds(revoked_time, cut_time) < REVOKE_SECONDS_MAX, "cut {} s late", seconds(revoked_time, cut_time));
+    is_soon(cut_time, revoked_time).await;
     assert!(said.contains("the grant of revoked.team has ended: it was revoked"), "{said}");
     is_empty(stand, &instance).await;
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
@@ -105,10 +107,9 @@ pub async fn a_session_is_cut_when_its_request_is_deleted() {
     request.becomes("Granted").await;
     let mut live = Client::of(&request, jump).stays(&instance.id).await;
     live.echoes().await;
-    request.delete().await;
-    let deleted_time = Timestamp::now();
+    let deleted_time = request.delete().await;
     let (cut_time, said) = live.is_cut(BOUND).await;
-    assert!(seconds(deleted_time, cut_time) < REVOKE_SECONDS_MAX, "cut {} s late", seconds(deleted_time, cut_time));
+    is_soon(cut_time, deleted_time).await;
     assert!(said.contains("the grant of deleted.team has ended: the request was deleted"), "{said}");
     is_empty(stand, &instance).await;
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Released");
@@ -158,11 +159,9 @@ pub async fn a_client_that_stands_still_is_cut_all_the_same() {
         assert!(sent.success(), "{sent:?}");
     };
     signal("-STOP").await;
-    request.revoke("done").await;
-    let revoked_time = Timestamp::now();
+    let revoked_time = request.revoke("done").await;
     is_empty(stand, &instance).await;
-    let late = seconds(revoked_time, Timestamp::now());
-    assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+    is_soon(Timestamp::now(), revoked_time).await;
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
     signal("-CONT").await;
     signal("-KILL").await;
@@ -185,13 +184,13 @@ pub async fn a_session_with_an_instance_that_stands_still_is_cut_all_the_same() 
     });
     alive.await.unwrap();
     stand.lab.freeze_instance("frozen").unwrap();
-    request.revoke("done").await;
-    let revoked_time = Timestamp::now();
+    let revoked_time = request.revoke("done").await;
     let said = tokio::time::timeout(BOUND, child.wait_with_output()).await.expect("it was not cut").unwrap();
-    let late = seconds(revoked_time, Timestamp::now());
-    assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+    is_soon(Timestamp::now(), revoked_time).await;
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert!(said.contains("the grant of frozen.team has ended: it was revoked"), "{said}");
+    // Its connection goes with its last session, and it was busy sending: which of both it tells is its own affair.
+    let told = ["the grant of frozen.team has ended: it was revoked", "no grant of your key is live any more"];
+    assert!(told.iter().any(|words| said.contains(words)), "{said}");
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Revoked");
     stand.lab.thaw_instance("frozen").unwrap();
     is_empty(stand, &instance).await;
@@ -199,7 +198,7 @@ pub async fn a_session_with_an_instance_that_stands_still_is_cut_all_the_same() 
 
 pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_comes_on_time() {
     let stand = Stand::start("gateway-alone").await;
-    let jump = Jump::start(&stand, "gateway-alone", &["--api-silence-seconds", "5"]).await;
+    let jump = Jump::start(&stand, "gateway-alone", &["--api-silence-seconds", "20"]).await;
     let instance = stand.lab.instance("web-1");
     let request = stand.request("alice", "alone").applied().await;
     let granted = request.becomes("Granted").await;
@@ -216,10 +215,9 @@ pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_c
     stand.kill_controller().await;
     // Nobody is there to act on it but the gateway.
     revoked.echoes().await;
-    other.revoke("done").await;
-    let revoked_time = Timestamp::now();
+    let revoked_time = other.revoke("done").await;
     let (cut_time, said) = revoked.is_cut(BOUND).await;
-    assert!(seconds(revoked_time, cut_time) < REVOKE_SECONDS_MAX, "cut {} s late", seconds(revoked_time, cut_time));
+    is_soon(cut_time, revoked_time).await;
     assert!(said.contains("the grant of killed.team has ended: it was revoked"), "{said}");
     stand.lab.stop_api_server();
     // The silence is short yet, and what was read before is not enough for a key.
@@ -236,10 +234,10 @@ pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_c
     assert!(refused.contains("has not heard the API server since"), "{refused}");
     live.echoes().await;
     let (cut_time, said) = live.is_cut(END_BOUND).await;
-    is_on_time(cut_time, expiration);
+    is_on_time(cut_time, expiration).await;
     assert!(said.contains("its time is over"), "{said}");
     is_empty(&stand, &instance).await;
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "Expired");
     jump.verifies();
-    tokio::time::timeout(Duration::from_secs(60), stand.lab.start_api_server()).await.unwrap().unwrap();
+    stand.lab.start_api_server().await.unwrap();
 }

@@ -60,6 +60,7 @@ use libtest_mimic::Arguments;
 fn main() -> std::process::ExitCode {
     // The tests' own Kubernetes client speaks TLS; two crates would otherwise each pick a provider.
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing was installed before");
+    lab::pace::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let trials = trials! { runtime:
         audit_files {

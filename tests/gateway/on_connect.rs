@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
-use lab::poll;
 use lab::ssh;
 use lab::standin::{Api, Fault, FaultKind};
+use lab::{pace, poll};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -81,37 +81,62 @@ pub async fn the_first_who_connects_has_the_key_delivered_and_the_next_rely_on_i
     let all = join_all((0..10).map(|_| typed_as_told(&request, &client))).await;
     assert!(all.iter().all(|shell| shell.success() && shell.stdout.trim() == "ec2-user"), "{all:?}");
     client.gets_in(&[&instance.id]).await;
-    // One is enough for all of them; on a machine that takes half a minute for that, one each half minute.
-    let times: Vec<_> = request.pushes().iter().map(|push| push.time).collect();
-    let first = times.len();
-    let gaps = times.windows(2).map(|pair| pair[1].duration_since(pair[0]));
-    assert!(first > 0 && gaps.into_iter().all(|gap| gap >= KEY_REUSE), "pushed at {times:?}");
+    // One is enough for all of them; on a machine that takes half a minute for that, one each half minute. By the gateway's
+    // own clock: when a push arrives, says as much of the way there.
+    let intended = || -> Vec<Timestamp> {
+        jump.records(&request.uid, "KeyPushIntended").iter().map(|line| time(line, "/time").unwrap()).collect()
+    };
+    let are_apart = |times: &[Timestamp]| times.windows(2).all(|pair| pair[1].duration_since(pair[0]) >= KEY_REUSE);
+    let times = intended();
+    assert!(!times.is_empty() && are_apart(&times), "pushed at {times:?}");
+    let first = request.pushes().len();
+    assert_eq!(first, times.len());
     // Half a minute later it is pushed anew: whoever types a passphrase needs time.
     until_time(Timestamp::now() + SignedDuration::from_secs(31)).await;
+    let later = Timestamp::now();
     client.gets_in(&[&instance.id]).await;
-    assert_eq!(request.pushes().len(), first + 1);
-    assert!(jump.metric("instance_access_gateway_pushes_total{outcome=\"reused\"}").await >= 10.0);
+    assert_eq!(request.pushes().iter().filter(|push| push.time >= later).count(), 1);
     let live = client.stays(&instance.id).await;
+    let (pushes, times) = (request.pushes().len(), intended());
+    assert!(times.len() == pushes && are_apart(&times), "{pushes} pushes at {times:?}");
+    // Whoever did not push relied on one that was.
+    let opened = jump.records(&request.uid, "SessionOpened").len();
+    assert_eq!(opened, 13, "ten, one, another one, and who stays");
+    let reused = jump.metric("instance_access_gateway_pushes_total{outcome=\"reused\"}").await;
+    let others = u32::try_from(opened - pushes).unwrap();
+    assert!(reused >= f64::from(others), "{reused} of {opened} relied on {pushes} pushes");
     request.revoke("done").await;
     live.is_cut(BOUND).await;
     is_empty(stand, &instance).await;
     let refused = client.typed(&[&instance.id, "id"]).await;
     assert!(refused.stderr.contains("Permission denied (publickey)"), "{refused:?}");
     // The end is not said before the key that the gateway pushed has faded.
-    let pending = request.until("is taken back", Duration::from_secs(20), |it| stage(it) == "RevocationPending").await;
+    let pending = request.becomes("RevocationPending").await;
     let last = request.pushes().pop().unwrap();
     assert!(time(&pending, EXPIRATION).unwrap() >= last.time + KEY_WINDOW, "{pending}");
     assert_eq!(kinds(&request.records())[..2], ["GrantIntended", "EndIntended"]);
     keeps_its_promises(&request, jump).await;
-    assert_eq!(request.pushes().len(), first + 1);
+    assert_eq!(request.pushes().len(), pushes);
 }
 
 pub async fn a_login_that_is_granted_while_another_ones_key_is_delivered_counts_for_the_session() {
     let (stand, jump) = both().await;
     stand.namespace("jump-later").await;
     stand.policy(&policy("jump-later", "jump-later", json!({"osUsers": ["root"]}))).await;
-    let instance = stand.instance("later").await;
-    let request = stand.request("alice", "sooner").on(&instance).with(on_connect()).applied().await;
+    // What matters happens within one push: a machine that is too slow for that has some tries.
+    for number in 1..=4 {
+        if is_held_to_both(stand, jump, &format!("later-{number}")).await {
+            return;
+        }
+    }
+    panic!("nothing was granted within a push: too slow a machine to tell");
+}
+
+/// Has another login granted while the key of the first is on its way; whether that was in time for the session, which then
+/// must be held to both.
+async fn is_held_to_both(stand: &Stand, jump: &Jump, name: &str) -> bool {
+    let instance = stand.instance(name).await;
+    let request = stand.request("alice", name).on(&instance).with(on_connect()).applied().await;
     request.becomes("Granted").await;
     // Long enough for a grant, and not too long for a push.
     let slow = FaultKind::Slow(Duration::from_secs(6));
@@ -125,15 +150,22 @@ pub async fn a_login_that_is_granted_while_another_ones_key_is_delivered_counts_
         .await
         .unwrap();
         let root = json!({"osUser": "root", "sshPublicKey": request.key.public, "keyDelivery": "OnConnect", "ttlSeconds": 600});
-        let root = stand.request("alice", "later").on(&instance).within("jump-later").with(root).applied().await;
+        let root = stand.request("alice", name).on(&instance).within("jump-later").with(root).applied().await;
         let granted = root.becomes("Granted").await;
-        text(&granted, "/status/grant/id").to_owned()
+        let seen_time = root.is_seen("granted", |version| stage(&version.object) == "Granted").await;
+        (text(&granted, "/status/grant/id").to_owned(), seen_time)
     };
-    let (mut live, root) = tokio::join!(client.stays(&instance.id), asked);
+    let (mut live, (root, granted_time)) = tokio::join!(client.stays(&instance.id), asked);
     live.echoes().await;
     let opened = jump.records(&request.uid, "SessionOpened");
     let held: Vec<_> = opened[0]["record"]["heldTo"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let opened_time = time(&opened[0], "/time").unwrap();
+    if pace::seconds(granted_time, opened_time).await < 1.0 {
+        eprintln!("{name}: granted at {granted_time}, opened at {opened_time}");
+        return false;
+    }
     assert!(held.len() == 2 && held.contains(&root.as_str()), "{held:?} without {root}");
+    true
 }
 
 pub async fn in_the_last_minute_no_key_is_delivered_and_an_open_session_goes_on_to_its_end() {
@@ -170,7 +202,7 @@ pub async fn what_aws_says_to_a_push_is_told_to_who_connects() {
     ] {
         stand.lab.standin().set_fault(no(kind));
         // What was said a moment ago stands for a moment.
-        let told = poll::until(words, Duration::from_secs(20), async || {
+        let told = poll::until(words, BOUND, async || {
             let refused = client.refused(&destination(stand, &instance)).await;
             if refused.contains(words) { Ok(()) } else { Err(refused) }
         });
@@ -178,7 +210,7 @@ pub async fn what_aws_says_to_a_push_is_told_to_who_connects() {
         stand.lab.standin().clear_faults_on(&instance.id);
     }
     stand.lab.stop_instance("unwilling").await.unwrap();
-    let told = poll::until("that it is stopped", Duration::from_secs(20), async || {
+    let told = poll::until("that it is stopped", BOUND, async || {
         let refused = client.refused(&destination(stand, &instance)).await;
         if refused.contains("takes no key now (EC2InstanceStateInvalidException)") { Ok(()) } else { Err(refused) }
     });
@@ -187,7 +219,7 @@ pub async fn what_aws_says_to_a_push_is_told_to_who_connects() {
     assert_eq!(jump.records(&request.uid, "SessionOpened").len(), 0);
     has_records(&request, jump, "KeyNotPushed", 3).await;
     stand.lab.start_instance("unwilling").await.unwrap();
-    let in_again = poll::until("a login", Duration::from_secs(60), async || {
+    let in_again = poll::until("a login", BOUND, async || {
         let shell = client.typed(&[&instance.id, "id -un"]).await;
         if shell.success() { Ok(()) } else { Err(shell.stderr) }
     });

@@ -178,7 +178,7 @@ impl Remote {
         // An address of the lab's own, where nobody else listens: ssh cannot choose a port by itself and say which.
         let socks = SocketAddr::new(instance.private_ip, 1080);
         let mut ssh = client.ssh();
-        ssh.args(["-v", "-T", "-D", &socks.to_string(), "-o", "ConnectTimeout=15", &instance.id, "bash"]);
+        ssh.args(["-v", "-T", "-D", &socks.to_string(), "-o", "ConnectTimeout=120", &instance.id, "bash"]);
         let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut stdin = child.stdin.take().expect("it is piped");
         stdin.write_all(script.as_bytes()).await.unwrap();

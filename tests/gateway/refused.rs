@@ -3,7 +3,6 @@
 use std::fs;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use lab::poll;
 use lab::ssh;
@@ -232,6 +231,6 @@ pub async fn without_a_record_no_session() {
     failed.await.unwrap();
     fs::rename(&aside, &jump.audit).unwrap();
     assert_eq!(jump.ended(&request.uid).await["record"]["cause"], "ClientLeft");
-    tokio::time::timeout(Duration::from_secs(60), client.gets_in(&[&instance.id])).await.unwrap();
+    tokio::time::timeout(BOUND, client.gets_in(&[&instance.id])).await.unwrap();
     jump.verifies();
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::join_all;
-use jiff::Timestamp;
 use lab::ssh;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -15,13 +14,11 @@ use tokio::task::JoinHandle;
 
 use crate::client::{Client, is_empty};
 use crate::controller::PROGRAM;
+use crate::ends::is_soon;
 use crate::host_keys::{ALIAS, mounted};
 use crate::jump::{Jump, both, known_hosts_lines};
-use crate::request::{Request, seconds};
+use crate::request::Request;
 use crate::stand::{BOUND, Stand};
-
-/// Within so many seconds of kubectl's return a revocation has cut, on every replica: see `ends`.
-const REVOKE_SECONDS_MAX: f64 = 2.0;
 
 /// One address for several gateways, as a Service is: each connection goes to the next one that takes it.
 struct Balancer {
@@ -110,11 +107,9 @@ pub async fn several_gateways_behind_one_address_cut_alike_and_stand_in_for_one_
         assert_eq!(jump.records(&other.uid, "SessionOpened").len(), 1, "{name}");
     }
 
-    request.revoke("done").await;
-    let revoked_time = Timestamp::now();
+    let revoked_time = request.revoke("done").await;
     for (cut_time, said) in join_all(lives.into_iter().map(|live| live.is_cut(BOUND))).await {
-        let late = seconds(revoked_time, cut_time);
-        assert!(late < REVOKE_SECONDS_MAX, "cut {late} s late");
+        is_soon(cut_time, revoked_time).await;
         assert!(said.contains("the grant of replicas-revoked.team has ended: it was revoked"), "{said}");
     }
     is_empty(stand, &revoked).await;

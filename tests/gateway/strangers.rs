@@ -1,13 +1,12 @@
 //! What is read before anybody is known: nothing of it stops the gateway, costs it much, or keeps others out.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::client::Client;
 use crate::jump::{Jump, both};
+use crate::stand::BOUND;
 
 /// Connections that are made: some seconds' worth.
 const STRANGERS: u64 = 400;
@@ -119,7 +118,7 @@ pub async fn whatever_a_stranger_sends_others_are_served() {
             let _ = stream.write_all(&said(of)).await;
             let _ = stream.shutdown().await;
             let mut answer = Vec::new();
-            let end = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await;
+            let end = tokio::time::timeout(BOUND, stream.read_to_end(&mut answer)).await;
             assert!(end.is_ok(), "stranger {of} is still there");
             assert!(answer.starts_with(b"SSH-2.0-InstanceAccess\r\n") && answer.len() < 4096, "{of}: {answer:?}");
         });

@@ -6,7 +6,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,7 +14,6 @@ use anyhow::{Context, ensure};
 use futures::future::try_join_all;
 use lab::{Lab, Launch, Options, poll, ssh, standin};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
@@ -26,7 +24,7 @@ use crate::pod::{PROGRAM, Pod, credentials, kubelet};
 use crate::watch::Watch;
 
 /// How long anything may take that takes moments on an idle machine.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(120);
 /// Where the chart is installed.
 pub const NAMESPACE: &str = "instance-access";
 /// Where people ask.
@@ -177,7 +175,7 @@ async fn install(lab: &Lab) -> anyhow::Result<Vec<Value>> {
     objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_null());
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
     kubectl_with(lab, "admin", &["apply", "--server-side", "--validate=strict", "-f", "-"], &list).await?;
-    kubectl(lab, "admin", &["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).await?;
+    kubectl(lab, "admin", &["wait", "--for=condition=Established", "--timeout=150s", "crd", "--all"]).await?;
     Ok(objects)
 }
 
@@ -279,28 +277,18 @@ impl Drop for Service {
     }
 }
 
-/// `kubectl`, which must succeed; returns what it printed.
+/// `kubectl`, which must succeed, and warn of nothing; returns what it printed.
 pub async fn kubectl(lab: &Lab, who: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let done = ssh::run(lab.kubectl(who)?.current_dir(lab.dir()).args(arguments)).await?;
-    ensure!(
-        done.success() && !done.stderr.contains("Warning"),
-        "kubectl {arguments:?}: {}{}",
-        done.stdout,
-        done.stderr
-    );
-    Ok(done.stdout)
+    printed(arguments, ssh::run(lab.kubectl(who)?.current_dir(lab.dir()).args(arguments)).await?)
 }
 
 /// The same, with a manifest on its standard input.
 pub async fn kubectl_with(lab: &Lab, who: &str, arguments: &[&str], manifest: &str) -> anyhow::Result<String> {
-    let mut kubectl = lab.kubectl(who)?;
-    kubectl.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = kubectl.spawn()?;
-    let mut stdin = child.stdin.take().context("kubectl has a standard input")?;
-    stdin.write_all(manifest.as_bytes()).await?;
-    drop(stdin);
-    let done = tokio::time::timeout(BOUND, child.wait_with_output()).await??;
-    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    ensure!(done.status.success() && !err.contains("Warning"), "kubectl {arguments:?}: {out}{err}");
-    Ok(out.into_owned())
+    printed(arguments, ssh::run_with(lab.kubectl(who)?.args(arguments), manifest).await?)
+}
+
+fn printed(arguments: &[&str], done: ssh::Output) -> anyhow::Result<String> {
+    let is_well = done.success() && !done.stderr.contains("Warning");
+    ensure!(is_well, "kubectl {arguments:?}: {}{}", done.stdout, done.stderr);
+    Ok(done.stdout)
 }

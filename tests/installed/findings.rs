@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use jiff::{SignedDuration, Timestamp};
-use lab::ssh;
 use lab::standin::{Api, Entry};
+use lab::{pace, ssh};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -20,17 +20,18 @@ use crate::watch::{Term, expiration, is};
 
 /// How long a host may read a pushed key.
 const KEY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
-/// How late an end may be in status while somebody leads.
-const LATE_MAX: SignedDuration = SignedDuration::from_secs(1);
+/// How late an end may be in status while somebody leads, in seconds; this and all that follow at the machine's own pace.
+const LATE_MAX: f64 = 1.0;
 /// How late after a take-over what ended while nobody led: the new leader reads everything first. That takes half a second on
 /// an idle machine, and took 3.6 s on two cores with thirty-five at work.
-const TAKE_OVER_LATE_MAX: SignedDuration = SignedDuration::from_secs(5);
-/// How often whoever stands by looks at the lease: how late it sees the last renewal, and again how late that it has run out.
-const LOOK: SignedDuration = SignedDuration::from_millis(500);
-/// How much longer a take-over may take on a busy machine: a renewal under way to the API server, and answers that come late.
-const TAKE_OVER_SLACK: SignedDuration = SignedDuration::from_secs(2);
-/// How long a push may be on its way: what left just before the lease was lost arrives just after.
-const ON_THE_WAY: SignedDuration = SignedDuration::from_secs(1);
+const TAKE_OVER_LATE_MAX: f64 = 5.0;
+/// How much longer than a lease a take-over may take: whoever stands by looks at it twice a second, so it sees the last renewal
+/// half a second late, and as late again that the lease has run out; and a renewal may be under way to the API server.
+const TAKE_OVER_MAX: f64 = 3.0;
+/// How long a push or a write may be on its way: what left just before the lease was lost arrives just after.
+const ON_THE_WAY: f64 = 1.0;
+/// How soon after a take-over the new leader is to push what was left to push: the longest gap between two tries, and some.
+const LEFT_TO_PUSH: f64 = 20.0;
 
 /// Something that was done to a leader.
 #[derive(Clone, Debug)]
@@ -93,21 +94,28 @@ impl<'a> Past<'a> {
     }
 
     /// The Lease went from one to the next, none of its holders ever came back, and nobody took it who had not waited it out.
-    pub fn terms_follow_one_another(&self) -> anyhow::Result<()> {
-        ensure!(self.terms.len() == self.faults.len() + 1, "{} faults: {:?}", self.faults.len(), self.terms);
+    pub async fn terms_follow_one_another(&self) -> anyhow::Result<()> {
+        for fault in &self.faults {
+            self.term_after(fault)?;
+        }
         let holders: BTreeSet<&str> = self.terms.iter().map(|term| term.holder.as_str()).collect();
         ensure!(holders.len() == self.terms.len(), "one that was deposed led again: {:?}", self.terms);
         for pair in self.terms.windows(2) {
             ensure!(pair[0].transitions < pair[1].transitions, "{pair:?}");
-            let waited = pair[1].acquire_time.duration_since(pair[0].renew_time);
-            // One that was given back was renewed a sixth of its length before, at most.
+            let (last, next) = (pair[0].renew_time, pair[1].acquire_time);
+            if !self.faults.iter().any(|fault| fault.transitions == pair[0].transitions) {
+                // A machine that stands still for as long as a lease makes its leader lose it; nothing else may.
+                let lived = pace::seconds(last, next).await;
+                let half = (self.lease / 2).as_secs_f64();
+                ensure!(lived < half, "nothing was done to {pair:?}, who had {lived:.1} s to renew the lease");
+            }
+            // One that was given back was renewed a sixth of its length before, at most. By the clocks of those who wrote it.
             let (enough, held) = match pair[0].release_time {
                 Some(_) => (SignedDuration::ZERO, self.lease / 6),
                 None => (self.lease, self.lease),
             };
-            // By the clocks of those who wrote the Lease.
-            let most = held + LOOK * 2 + TAKE_OVER_SLACK;
-            ensure!(waited >= enough && waited <= most, "taken over after {waited:?}: {pair:?}");
+            ensure!(next >= last + enough, "taken over {} after the last renewal: {pair:?}", next - last);
+            pace::soon(&format!("the take-over of {pair:?}"), last + held, next, TAKE_OVER_MAX).await?;
         }
         for fault in self.faults.iter().filter(|fault| fault.what == "SIGTERM") {
             let told = self.terms.iter().find(|term| term.transitions == fault.transitions).context("a leader")?;
@@ -116,23 +124,32 @@ impl<'a> Past<'a> {
         Ok(())
     }
 
-    /// Whether a controller led at a moment: it had the Lease, and had renewed it within two thirds of its length.
-    fn led(&self, name: Option<&str>, moment: Timestamp) -> anyhow::Result<()> {
+    /// Whether a controller led at a moment: it had the Lease, nobody else has it yet, and it had renewed it within two thirds
+    /// of its length.
+    async fn led(&self, name: Option<&str>, moment: Timestamp) -> anyhow::Result<()> {
         let (term, next) = self.term_at(moment).context("nobody had led yet")?;
         let leader = self.cluster.controller(&term.holder)?;
         ensure!(name == Some(&leader.name), "{} led at {moment}, since {}", term.holder, term.acquire_time);
-        let until = term.release_time.unwrap_or(term.renew_time + self.lease * 2 / 3 + ON_THE_WAY);
-        ensure!(next.is_none() || moment <= until, "{} led until {until}, and no longer at {moment}", term.holder);
+        if next.is_some() {
+            match term.release_time {
+                Some(until) => ensure!(moment <= until, "{} gave the lease back at {until}", term.holder),
+                None => {
+                    let until = term.renew_time + self.lease * 2 / 3;
+                    pace::soon(&format!("what {} led to", term.holder), until, moment, ON_THE_WAY).await?;
+                }
+            }
+        }
         Ok(())
     }
 
     /// Every push of a controller was made by the one that led; and what each fault left undone was there to tempt the
     /// deposed.
-    pub fn nobody_pushed_who_was_deposed(&self) -> anyhow::Result<usize> {
+    pub async fn nobody_pushed_who_was_deposed(&self) -> anyhow::Result<usize> {
         let mut count = 0;
         for push in self.pushes_of(&self.cluster.controllers) {
             let pusher = self.cluster.pod(|pod| pod.access_key_id == push.access_key_id).context("a pusher")?;
-            self.led(Some(&pusher.name), push.time).with_context(|| format!("{} pushed: {push:?}", pusher.name))?;
+            let led = self.led(Some(&pusher.name), push.time).await;
+            led.with_context(|| format!("{} pushed: {push:?}", pusher.name))?;
             count += 1;
         }
         for fault in &self.faults {
@@ -140,9 +157,13 @@ impl<'a> Past<'a> {
             let of = |entry: &Entry| entry.instance_ids.first().cloned();
             let pushes = || self.pushes_of(&self.cluster.controllers);
             let before: BTreeSet<_> = pushes().filter(|push| push.time < fault.time).filter_map(of).collect();
-            let soon = next.acquire_time + SignedDuration::from_secs(20);
-            let left = pushes().filter(|push| push.time >= next.acquire_time && push.time < soon).filter_map(of);
-            ensure!(left.filter(|id| before.contains(id)).count() > 0, "{}: nothing was left to push", fault.what);
+            let left = pushes()
+                .filter(|push| push.time >= next.acquire_time && of(push).is_some_and(|id| before.contains(&id)))
+                .map(|push| push.time)
+                .min();
+            let left = left.with_context(|| format!("{}: nothing was left to push", fault.what))?;
+            let what = format!("what {} left to push", fault.what);
+            pace::soon(&what, next.acquire_time, left, LEFT_TO_PUSH).await?;
         }
         Ok(count)
     }
@@ -193,7 +214,7 @@ impl<'a> Past<'a> {
 
     /// Each end stands in status within a second, or, if nobody led, soon after somebody did. Returns the latenesses in
     /// seconds: of those, and from the take-over on of these, by the fault.
-    pub fn every_end_came_on_time(&self, last_end: Timestamp) -> anyhow::Result<(Vec<f64>, Gaps)> {
+    pub async fn every_end_came_on_time(&self, last_end: Timestamp) -> anyhow::Result<(Vec<f64>, Gaps)> {
         let (mut led, mut unled) = (Vec::new(), BTreeMap::<&'static str, Vec<f64>>::new());
         for name in self.cluster.watch.names() {
             let newest = self.cluster.watch.newest(&name);
@@ -209,27 +230,31 @@ impl<'a> Past<'a> {
                 "{name}: {}",
                 newest["status"]
             );
-            let (term, _) = self.term_at(expiration).context("a term")?;
-            // What was due just before the fault may have been on its way.
-            let fault =
-                self.faults.iter().find(|it| it.transitions == term.transitions && it.time < expiration + LATE_MAX);
+            let (term, next) = self.term_at(expiration).context("a term")?;
+            let stored_time = ended.stored_time;
+            let fault = self.faults.iter().find(|it| it.transitions == term.transitions);
+            // Where nothing was done to a term's leader, the machine stood still: see `terms_follow_one_another`.
+            let leader = match next {
+                Some(next) if fault.is_none() && next.acquire_time <= stored_time => next,
+                _ => term,
+            };
+            let fault = match fault {
+                // What was due just before the fault may have been on its way.
+                Some(fault) if pace::seconds(expiration, fault.time).await < LATE_MAX => Some(fault),
+                _ => None,
+            };
             match fault {
                 None => {
-                    let late = ended.stored_time.duration_since(expiration);
                     // Who took over a moment ago is still reading.
-                    let reading = (term.acquire_time + TAKE_OVER_LATE_MAX).duration_since(expiration);
-                    ensure!(late <= LATE_MAX.max(reading), "{name} ended {late:?} late, and {} led", term.holder);
-                    led.push(late.as_secs_f64());
+                    let reading = pace::seconds(expiration, leader.acquire_time).await + TAKE_OVER_LATE_MAX;
+                    let what = format!("the end of {name} in status, while {} led", leader.holder);
+                    led.push(pace::in_time(&what, expiration, stored_time, LATE_MAX.max(reading)).await?);
                 }
                 Some(fault) => {
                     let since = self.term_after(fault)?.acquire_time.max(expiration);
-                    let late = ended.stored_time.duration_since(since);
-                    ensure!(
-                        late <= TAKE_OVER_LATE_MAX,
-                        "{name} ended {late:?} after the take-over that followed {}",
-                        fault.what
-                    );
-                    unled.entry(fault.what).or_default().push(late.as_secs_f64());
+                    let what = format!("the end of {name} after the take-over that followed {}", fault.what);
+                    let late = pace::soon(&what, since, stored_time, TAKE_OVER_LATE_MAX).await?;
+                    unled.entry(fault.what).or_default().push(late);
                 }
             }
         }
@@ -263,7 +288,7 @@ impl<'a> Past<'a> {
         let mut end: Option<Timestamp> = None;
         for name in self.cluster.watch.names() {
             let expiration = expiration(&self.cluster.watch.newest(&name));
-            if expiration.is_none_or(|expiration| expiration > next.acquire_time + LATE_MAX) {
+            if expiration.is_none_or(|expiration| expiration > next.acquire_time) {
                 continue;
             }
             let stored = self.end_of(&name)?.map(|written| written.stored_time);
@@ -274,7 +299,7 @@ impl<'a> Past<'a> {
     }
 
     /// What the API server wrote down: no status was written by a controller that did not lead.
-    pub fn nobody_wrote_who_was_deposed(&self) -> anyhow::Result<usize> {
+    pub async fn nobody_wrote_who_was_deposed(&self) -> anyhow::Result<usize> {
         let account = self.cluster.account(&self.cluster.controllers)?;
         let mut count = 0;
         for line in &self.audit {
@@ -289,7 +314,7 @@ impl<'a> Past<'a> {
             }
             let by = line.pointer("/user/extra/authentication.kubernetes.io~1pod-name/0").and_then(Value::as_str);
             let received = time(line, "/requestReceivedTimestamp").context("a time")?;
-            self.led(by, received).with_context(|| format!("{by:?} wrote: {line}"))?;
+            self.led(by, received).await.with_context(|| format!("{by:?} wrote: {line}"))?;
             count += 1;
         }
         ensure!(count > 0, "no write was written down");

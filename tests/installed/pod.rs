@@ -23,10 +23,9 @@ use jiff::Timestamp;
 use lab::standin::Credential;
 use lab::{Lab, proc::MARK};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::cluster::{BOUND, NAMESPACE, kubectl};
+use crate::http::get;
 use crate::link::Link;
 use crate::objects::text;
 
@@ -448,18 +447,4 @@ fn api_server(lab: &Lab) -> anyhow::Result<SocketAddr> {
     let admin = kubeconfig_of_admin(lab)?;
     let server = text(&admin, "/clusters/0/cluster/server");
     Ok(server.strip_prefix("https://").context("an address by https")?.parse()?)
-}
-
-/// Asks the server of a process; returns the status and the body.
-pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
-    let answer = tokio::time::timeout(Duration::from_secs(5), ask).await??;
-    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).context("an HTTP answer")?;
-    Ok((status, answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())))
 }

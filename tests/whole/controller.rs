@@ -7,10 +7,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use lab::{Lab, poll, proc::MARK};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[path = "../common/http.rs"]
+mod http;
+pub use http::get;
 
 /// How long a start may take: half a second on an idle machine.
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(120);
 
 /// The program that is tested.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_instance-access");
@@ -104,15 +107,4 @@ impl Drop for Controller {
 pub fn records(trail: &PathBuf) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(trail).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
-/// Asks the server of a process; returns the status and the body.
-pub async fn get(listen: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    let mut stream = tokio::net::TcpStream::connect(listen).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    Ok((status.ok_or_else(|| anyhow::anyhow!("no HTTP: {answer:?}"))?, body.to_owned()))
 }

@@ -77,7 +77,7 @@ async fn synced<'a>(stand: &'a Stand, robot: &Path, namespace: &str, name: &str,
 pub async fn alice_gets_in_by_a_request_from_git_until_its_end_time_and_never_by_the_same_again() {
     let stand = shared().await;
     let robot = robots(stand, "git", json!({})).await;
-    let end = from_now(100);
+    let end = from_now(120);
     let more = json!({"endTime": end.to_string(), "ttlSeconds": 3600});
     let request = synced(stand, &robot, "git", "from-git", more).await;
     let granted = request.becomes("Granted").await;

@@ -9,7 +9,7 @@ use crate::stand::shared;
 
 pub async fn a_request_that_git_makes_anew_after_its_end_time_is_over_at_once_and_never_pushed() {
     let stand = shared().await;
-    let end = Timestamp::from_second(Timestamp::now().as_second() + 100).unwrap();
+    let end = Timestamp::from_second(Timestamp::now().as_second() + 120).unwrap();
     let request = stand
         .request("alice", "from-git")
         .with(json!({"endTime": end.to_string(), "ttlSeconds": 3600}))

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -20,6 +21,8 @@ pub struct Version {
     pub object: Value,
     /// Whether this is how it went.
     pub gone: bool,
+    /// When the watch told of it.
+    pub seen_time: Timestamp,
 }
 
 /// All versions of all requests, by uid.
@@ -66,7 +69,7 @@ impl History {
                 && text(&last.object, "/metadata/resourceVersion") == text(&object, "/metadata/resourceVersion")
         });
         if !is_known {
-            versions.push(Version { object, gone });
+            versions.push(Version { object, gone, seen_time: Timestamp::now() });
         }
     }
 

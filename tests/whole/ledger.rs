@@ -147,7 +147,7 @@ pub async fn a_service_account_that_deletes_and_applies_again_and_again_gets_one
     for round in 0..4 {
         assert!(kubectl(&["apply", "--server-side", "-f", &manifest]).await.contains("serverside-applied"));
         let waited = if round == 0 { "condition=Active" } else { "condition=Ended" };
-        assert!(kubectl(&["wait", "--for", waited, "--timeout", "60s", "ia/looped"]).await.contains("condition met"));
+        assert!(kubectl(&["wait", "--for", waited, "--timeout", "150s", "ia/looped"]).await.contains("condition met"));
         let stage = r#"jsonpath={.status.conditions[?(@.type=="Active")].reason}"#;
         let stage = kubectl(&["get", "ia/looped", "-o", stage]).await;
         assert_eq!(stage, if round == 0 { "Granted" } else { "Consumed" }, "round {round}");

@@ -1,13 +1,16 @@
 //! A grant that nobody disturbs: in, in again with a later key, and out.
 
-use jiff::Timestamp;
-use lab::poll;
+use jiff::{SignedDuration, Timestamp};
 use lab::standin::Outcome;
+use lab::{pace, poll};
 use serde_json::json;
 
 use crate::history::{condition, conditions, text, time};
 use crate::request::{EXPIRATION, KEY_WINDOW, seconds};
 use crate::stand::{BOUND, END_BOUND, kinds, shared};
+
+/// From one push of a key to the next.
+const REPUSH_INTERVAL: SignedDuration = SignedDuration::from_secs(45);
 
 pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     let stand = shared().await;
@@ -31,8 +34,10 @@ pub async fn a_request_lets_its_owner_in_until_it_ends_and_no_longer() {
     // The first key has faded, and only one pushed later can open the door. The last one leaves 70 s before the end.
     request.is_pushed(2, END_BOUND).await;
     let pushes = request.pushes();
-    let gap = seconds(pushes[0].time, pushes[1].time);
-    assert!((44.0..50.0).contains(&gap), "{gap} s between two pushes");
+    // Not much sooner than it is due, or AWS is hammered: the first may have been long on its way. And hardly later.
+    let (gap, due) = (seconds(pushes[0].time, pushes[1].time), pushes[0].time + REPUSH_INTERVAL);
+    assert!(gap >= 30.0, "{gap} s between two pushes");
+    pace::soon("the second push", due, pushes[1].time, 5.0).await.unwrap();
     let first_key_gone = pushes[0].time + KEY_WINDOW;
     request.until("outlives its first key", END_BOUND, |_| jiff::Timestamp::now() > first_key_gone).await;
     request.gets_in().await;
@@ -117,7 +122,7 @@ pub async fn a_private_instance_is_served_directly_to_whoever_asks_for_that() {
 
 pub async fn a_start_time_to_come_is_waited_for() {
     let stand = shared().await;
-    let start = Timestamp::from_second(Timestamp::now().as_second() + 15).unwrap();
+    let start = Timestamp::from_second(Timestamp::now().as_second() + 30).unwrap();
     let request = stand.request("alice", "later").with(json!({"startTime": start.to_string()})).applied().await;
     let scheduled = request.becomes("Scheduled").await;
     assert_eq!(
@@ -126,15 +131,15 @@ pub async fn a_start_time_to_come_is_waited_for() {
     );
     assert!(request.pushes().is_empty());
     let granted = request.becomes("Granted").await;
-    let late = seconds(start, time(&granted, "/status/grant/startTime").unwrap());
-    assert!((0.0..10.0).contains(&late), "granted {late} s after startTime");
+    let granted_time = time(&granted, "/status/grant/startTime").unwrap();
+    pace::in_time("the grant", start, granted_time, 10.0).await.unwrap();
     request.ends("Expired").await;
     request.keeps_its_promises().await;
 }
 
 pub async fn an_end_time_cuts_the_grant_short() {
     let stand = shared().await;
-    let end = Timestamp::from_second(Timestamp::now().as_second() + 100).unwrap();
+    let end = Timestamp::from_second(Timestamp::now().as_second() + 120).unwrap();
     let request =
         stand.request("alice", "short").with(json!({"endTime": end.to_string(), "ttlSeconds": 3600})).applied().await;
     let granted = request.becomes("Granted").await;
@@ -146,9 +151,8 @@ pub async fn an_end_time_cuts_the_grant_short() {
 
 pub async fn an_end_time_that_leaves_no_time_ends_the_request_without_a_push() {
     let stand = shared().await;
-    let now = Timestamp::now().as_second();
-    for (name, seconds, words) in [("past", -60, "is past"), ("no-time", 30, "no time left for access")] {
-        let end = Timestamp::from_second(now + seconds).unwrap();
+    for (name, seconds, words) in [("past", -60, "is past"), ("no-time", 60, "no time left for access")] {
+        let end = Timestamp::from_second(Timestamp::now().as_second() + seconds).unwrap();
         let request = stand.request("alice", name).with(json!({"endTime": end.to_string()})).applied().await;
         let ended = request.ends("Expired").await;
         let (_, _, message) = condition(&ended, "Ended").unwrap();

@@ -74,7 +74,7 @@ pub async fn a_broken_pattern_is_told_by_its_policy_and_the_others_go_on() {
     stand
         .apply(&policy("broken", "broken", json!({"reason": {"required": true, "pattern": "(?<="}, "priority": 100})))
         .await;
-    let wait = ["wait", "--for", "condition=Ready=false", "--timeout", "60s", "instanceaccesspolicy/broken"];
+    let wait = ["wait", "--for", "condition=Ready=false", "--timeout", "150s", "instanceaccesspolicy/broken"];
     stand.kubectl_ok("admin", &wait).await;
     let said = stand
         .kubectl_ok(

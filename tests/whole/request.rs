@@ -175,15 +175,28 @@ impl Request<'_> {
         gone.await.unwrap();
     }
 
-    /// Sets `spec.revoke`.
-    pub async fn revoke(&self, reason: &str) {
+    /// Sets `spec.revoke`; returns when a watch told of it.
+    pub async fn revoke(&self, reason: &str) -> Timestamp {
         let patch = json!({"spec": {"revoke": {"reason": reason}}}).to_string();
         self.kubectl(&["patch", "instanceaccess", &self.name, "--type", "merge", "-p", &patch]).await;
+        self.is_seen("revoked", |version| !version.object["spec"]["revoke"].is_null()).await
     }
 
-    /// Deletes it, and does not wait.
-    pub async fn delete(&self) {
+    /// Deletes it, and does not wait for its end; returns when a watch told of it.
+    pub async fn delete(&self) -> Timestamp {
         self.kubectl(&["delete", "instanceaccess", &self.name, "--wait=false"]).await;
+        let is_deleted = |version: &Version| version.object.pointer("/metadata/deletionTimestamp").is_some();
+        self.is_seen("deleted", |version| version.gone || is_deleted(version)).await
+    }
+
+    /// Waits for a version; returns when the watch told of the first such one. Whoever else watches was told at that time.
+    pub async fn is_seen(&self, what: &str, is: impl Fn(&Version) -> bool) -> Timestamp {
+        let what = format!("{} seen to be {what}", self.name);
+        let seen = poll::until_ok(&what, BOUND, || match self.versions().iter().find(|version| is(version)) {
+            Some(version) => Ok(version.seen_time),
+            None => Err(conditions(&self.newest())),
+        });
+        seen.await.unwrap()
     }
 
     /// Logs in with exactly the command that status gives, and its own key.

@@ -16,9 +16,9 @@ use crate::history::{History, text};
 use crate::request::Draft;
 
 /// How long anything may take that takes moments on an idle machine.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(120);
 /// How long the end of a grant of 120 s may take from its beginning.
-pub const END_BOUND: Duration = Duration::from_secs(200);
+pub const END_BOUND: Duration = Duration::from_secs(300);
 
 /// A lab with the product installed on it.
 pub struct Stand {
@@ -136,7 +136,7 @@ impl Stand {
     pub async fn policy(&self, policy: &Value) {
         self.apply(policy).await;
         let name = format!("instanceaccesspolicy/{}", policy["metadata"]["name"].as_str().unwrap());
-        self.kubectl_ok("admin", &["wait", "--for", "condition=Ready", "--timeout", "60s", &name]).await;
+        self.kubectl_ok("admin", &["wait", "--for", "condition=Ready", "--timeout", "150s", &name]).await;
     }
 
     /// Kills the API server, and starts it again: what it had not read by then never happened.
@@ -327,7 +327,7 @@ async fn install(lab: &Lab) {
     let mut apply = vec!["apply", "--server-side"];
     apply.extend(files.iter().flat_map(|file| ["-f", *file]));
     kubectl(&apply).await;
-    kubectl(&["wait", "--for", "condition=Established", "--timeout", "60s", "crd", "--all"]).await;
+    kubectl(&["wait", "--for", "condition=Established", "--timeout", "150s", "crd", "--all"]).await;
     enforced(lab).await;
 }
 

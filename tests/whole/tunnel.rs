@@ -130,8 +130,8 @@ pub async fn the_command_for_a_private_instance_leads_in_through_the_endpoint_by
     let tls = Tls::start(stand, Vouched::ByItself).await;
     let config = stand.lab.ssh_config(&request.key, "").unwrap();
     let command = text(&granted, "/status/connection/command");
-    // AWS's client takes a second and a half to start on an idle machine, and ten times that on a busy one.
-    let patient = format!("-o ConnectTimeout=50 -F {} -i {}", config.display(), request.key.private.display());
+    // AWS's client takes a second and a half to start on an idle machine, and more than a minute on a very busy one.
+    let patient = format!("-o ConnectTimeout=150 -F {} -i {}", config.display(), request.key.private.display());
     let line = format!("{command} {patient} 'id -un'");
     let shell = typed(stand, &tls, &line).await;
     assert!(shell.success(), "{line}: {shell:?}");

@@ -156,10 +156,10 @@ async fn a_push_is_classed_by_its_errors_name_whatever_the_status() {
 
 #[tokio::test]
 async fn a_push_that_gets_no_answer_is_given_up_in_time_and_not_repeated() {
-    let server = server([Says { pause: Duration::from_secs(5), ..delivered() }, delivered()]).await;
+    let server = server([Says { pause: Duration::from_secs(120), ..delivered() }, delivered()]).await;
     let start = Instant::now();
     let failure = cloud(server.port, LIMITS).await.send_ssh_public_key(&push(1), open()).await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     expect(failure, FailureClass::Retry, class::TIMEOUT);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(server.paths().len(), 1);

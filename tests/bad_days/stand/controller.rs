@@ -7,16 +7,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
 
+use super::{Disk, SOON};
 use anyhow::Context;
 use instance_access::api::InstanceAccess;
 use lab::Lab;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-use super::{Disk, SOON};
+#[path = "../../common/http.rs"]
+mod http;
 
 /// The real binary, with all that it needs to be started again and again.
 pub struct Controller {
@@ -144,18 +143,7 @@ impl Controller {
 
     /// Reads one of its pages.
     pub async fn page(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let read = async {
-            let mut stream = TcpStream::connect(self.listen).await?;
-            stream
-                .write_all(format!("GET {path} HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n").as_bytes())
-                .await?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).await?;
-            anyhow::Ok(text)
-        };
-        let text = tokio::time::timeout(Duration::from_secs(10), read).await??;
-        let status = text.split_whitespace().nth(1).and_then(|code| code.parse().ok()).context("an HTTP answer")?;
-        Ok((status, text.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())))
+        http::get(self.listen, path).await
     }
 
     /// The value of a metric that has no labels.

@@ -33,7 +33,7 @@ pub const OS_USERS: [&str; 2] = ["ec2-user", "ops"];
 /// The uid of the first of [`OS_USERS`] when the lab is root's: no person, and no service of systemd's, has it.
 const UID_BASE: u32 = 61_000;
 /// How long sshd may take to listen, and its sessions to be gone: milliseconds, unless the machine is starved.
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// An instance, as one made it.
 #[derive(Clone, Debug)]
@@ -312,7 +312,7 @@ impl Fleet {
         Ok(format!(
             "Port {port}\n{listen}HostKey {host_key}\nPidFile none\n\
              # The source address tells the metadata service which instance asks.\n\
-             AuthorizedKeysCommand {curl} -sf -m 2 --interface {address} {keys}\n\
+             AuthorizedKeysCommand {curl} -sf -m 30 --interface {address} {keys}\n\
              AuthorizedKeysCommandUser {asker}\nAuthorizedKeysFile none\n\
              PubkeyAuthentication yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              UsePAM no\nUseDNS no\nLogLevel VERBOSE\nPrintMotd no\nPrintLastLog no\n\

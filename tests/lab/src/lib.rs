@@ -15,6 +15,7 @@
 mod control_plane;
 mod ids;
 pub mod instances;
+pub mod pace;
 pub mod poll;
 pub mod proc;
 mod process;

@@ -31,24 +31,55 @@ const GAP_MAX: Duration = Duration::from_millis(200);
 /// assert_eq!(third.await.unwrap(), 3);
 /// # });
 /// ```
-pub async fn until<T, E, F, Fut>(what: &str, bound: Duration, mut look: F) -> anyhow::Result<T>
+pub async fn until<T, E, F, Fut>(what: &str, bound: Duration, look: F) -> anyhow::Result<T>
+where
+    E: Display,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    wait(what, bound, bound, look).await
+}
+
+/// Waits as [`until`] does, for something that comes by and by: for as long as something else is seen than before, it may take
+/// ten times as long.
+///
+/// # Errors
+/// If nothing moved within `bound`.
+pub async fn while_it_moves<T, E, F, Fut>(what: &str, bound: Duration, look: F) -> anyhow::Result<T>
+where
+    E: Display,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    wait(what, bound, 10 * bound, look).await
+}
+
+/// Waits for at most `bound` where nothing moves, and for at most `all` in any case.
+async fn wait<T, E, F, Fut>(what: &str, bound: Duration, all: Duration, mut look: F) -> anyhow::Result<T>
 where
     E: Display,
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
     let start = Instant::now();
+    let mut end = bound;
     let mut gap = GAP_MIN;
     let mut seen = None;
     loop {
-        match tokio::time::timeout(bound.saturating_sub(start.elapsed()), look()).await {
+        match tokio::time::timeout(end.saturating_sub(start.elapsed()), look()).await {
             Ok(Ok(it)) => return Ok(it),
-            Ok(Err(other)) => seen = Some(format!("{other:#}")),
+            Ok(Err(other)) => {
+                let now = Some(format!("{other:#}"));
+                if all > bound && now != seen {
+                    end = all.min(start.elapsed() + bound);
+                }
+                seen = now;
+            }
             Err(_) => {}
         }
-        if start.elapsed() + gap > bound {
+        if start.elapsed() + gap > end {
             let seen = seen.unwrap_or_else(|| "nothing: the look itself hung".to_owned());
-            anyhow::bail!("{what}: not within {bound:?}; last seen: {seen}");
+            anyhow::bail!("{what}: not within {end:?}; last seen: {seen}");
         }
         tokio::time::sleep(gap).await;
         gap = (gap * 3 / 2).min(GAP_MAX);
@@ -65,4 +96,27 @@ pub async fn until_ok<T, E: Display>(
     mut look: impl FnMut() -> Result<T, E>,
 ) -> anyhow::Result<T> {
     until(what, bound, || std::future::ready(look())).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts to ten, and stays at `stops`; what is seen of it.
+    async fn counted(stops: u32, bound: Duration) -> anyhow::Result<u32> {
+        let mut count = 0;
+        let look = || {
+            count = stops.min(count + 1);
+            std::future::ready(if count == 10 { Ok(count) } else { Err(format!("{count} of 10")) })
+        };
+        while_it_moves("ten", bound, look).await
+    }
+
+    #[tokio::test]
+    async fn what_moves_is_waited_for_and_what_stands_still_is_not() {
+        // The looks to ten take more than half a second, and no two are farther apart than 200 ms.
+        assert_eq!(counted(10, Duration::from_millis(300)).await.unwrap(), 10);
+        let error = counted(3, Duration::from_millis(300)).await.unwrap_err().to_string();
+        assert!(error.ends_with("last seen: 3 of 10"), "{error}");
+    }
 }

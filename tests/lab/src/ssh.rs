@@ -8,12 +8,16 @@ use std::{
 };
 
 use anyhow::Context;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::proc;
 
-/// How long a command on an instance may take before it counts as hung. A login takes 0.2 s on an idle machine.
-const COMMAND_BOUND: Duration = Duration::from_secs(60);
+/// How long a command may take before it counts as hung. A login takes 0.2 s on an idle machine; AWS's command line took more
+/// than a minute on two cores with twelve at work.
+const COMMAND_BOUND: Duration = Duration::from_secs(180);
+/// How long `ssh` waits for the other side's banner, which a jump host sends once it has let its client in.
+const CONNECT_SECONDS: u32 = 120;
 
 /// A key pair in files, as `ssh-keygen` makes it.
 #[derive(Clone, Debug)]
@@ -46,12 +50,31 @@ impl Output {
 /// Runs a command to its end and keeps all it says.
 ///
 /// # Errors
-/// If it cannot be started, or has not ended after a minute: then it is killed.
+/// If it cannot be started, or has not ended after three minutes: then it is killed.
 pub async fn run(command: &mut Command) -> anyhow::Result<Output> {
+    until_it_ends(command.stdin(Stdio::null()), None).await
+}
+
+/// Runs a command as [`run`] does, with a text on its standard input.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(command: &mut Command, input: &str) -> anyhow::Result<Output> {
+    until_it_ends(command.stdin(Stdio::piped()), Some(input)).await
+}
+
+async fn until_it_ends(command: &mut Command, input: Option<&str>) -> anyhow::Result<Output> {
     let shown = format!("{:?}", command.as_std());
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
-    let child = child.with_context(|| format!("starting {shown}"))?;
-    let ended = tokio::time::timeout(COMMAND_BOUND, child.wait_with_output()).await;
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn();
+    let mut child = child.with_context(|| format!("starting {shown}"))?;
+    let stdin = child.stdin.take();
+    let all = async {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let ended = tokio::time::timeout(COMMAND_BOUND, all).await;
     let ended = ended.with_context(|| format!("{shown} did not end within {COMMAND_BOUND:?}"))??;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Output { status: ended.status.code(), stdout: text(&ended.stdout), stderr: text(&ended.stderr) })
@@ -75,7 +98,7 @@ pub(crate) fn config(key: &KeyPair, known_hosts: &Path, more: &str) -> String {
     format!(
         "{more}\nHost *\n  IdentityFile {}\n  IdentitiesOnly yes\n  IdentityAgent none\n  BatchMode yes\n  \
          UserKnownHostsFile {}\n  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  \
-         ConnectTimeout 10\n  LogLevel ERROR\n",
+         ConnectTimeout {CONNECT_SECONDS}\n  LogLevel ERROR\n",
         key.private.display(),
         known_hosts.display(),
     )

@@ -57,7 +57,7 @@ impl Sshd {
         let sshd = Self { child, log };
         let start = Instant::now();
         while TcpStream::connect(host).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(10), "sshd does not listen: {}", sshd.log());
+            assert!(start.elapsed() < Duration::from_secs(60), "sshd does not listen: {}", sshd.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         sshd

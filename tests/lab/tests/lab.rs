@@ -16,7 +16,7 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(120);
 
 /// A lab with one running instance, its only user's key pushed.
 async fn one_instance() -> (Lab, Instance, KeyPair) {
