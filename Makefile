@@ -7,7 +7,7 @@
 # make lint   asks rustfmt, clippy and hadolint; make deny asks of licences, duplicates, sources and advisories
 # make image  builds the program as it is released, says what is in it, and packs both, without a container engine
 # make msrv   compiles everything with the oldest Rust that we say will do
-.PHONY: demo test gitops bench bench-gateway build setup crds chart lint deny image msrv
+.PHONY: demo test stand programs gitops bench bench-gateway build setup crds chart lint deny image msrv
 
 # One feature set for every target: aws-sdk-ec2 takes minutes, and another set of features would compile it again.
 CARGO_BUILD = cargo build --workspace --all-targets
@@ -15,32 +15,34 @@ CARGO_BUILD = cargo build --workspace --all-targets
 setup:
 	@tests/lab/setup.sh
 
-build: setup
+build: setup programs
+
+# Without make's own flags: cargo would share make's jobs instead of having its own.
+programs:
 	@tests/demo/needs-cargo.sh
 	@echo "== building (the first time takes some minutes, most of them for the AWS SDK)"
-	@$(CARGO_BUILD)
+	@env -u MAKEFLAGS -u MFLAGS $(CARGO_BUILD)
 
 demo: build
 	@tests/demo/demo.sh
 
+# Go's programs and ours at once: a third of cargo's time is one crate's, on one core. Both need memory: below 12 GB free they
+# take turns. What is missing of the machine is said before either begins.
 test:
 	@tests/lab/needs-go.sh
-	@tests/lab/setup.sh --clients
-	@tests/lab/setup.sh --kubernetes $$(cat tests/lab/control-plane/older)
-	@$(MAKE) --no-print-directory build
-	@tests/lab/setup-aws-cli.sh >/dev/null
-	@tests/lab/setup-moto.sh >/dev/null
-	@tests/lab/setup-ansible.sh >/dev/null
-	@tests/lab/setup-go-tool.sh helm >/dev/null
-	@tests/lab/setup-go-tool.sh promtool >/dev/null
-	@tests/lab/setup-go-tool.sh etcdutl >/dev/null
+	@tests/demo/needs-cargo.sh
+	@tests/lab/setup.sh --clients --packages
+	@$(MAKE) --no-print-directory --jobs=$$(awk '/^MemAvailable:/ { print ($$2 < 12e6 ? 1 : 2) }' /proc/meminfo) stand programs
 	@cargo test --workspace
+
+stand:
+	@tests/lab/setup-all.sh
 	@$(MAKE) --no-print-directory gitops
 
 # -count=1: the pages that are judged lie outside of Go's module, where its cache of results sees no change.
 gitops:
 	@tests/lab/needs-go.sh tests/gitops
-	@cd tests/gitops && CGO_ENABLED=0 GOWORK=off GOFLAGS=-mod=readonly go test -count=1 ./...
+	@cd tests/gitops && ../lab/go.sh test -count=1 ./...
 
 bench: setup
 	@cargo bench --bench grants -- $(ARGS)

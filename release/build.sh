@@ -28,12 +28,15 @@ export PATH=$tools:$PATH
 
 cargo fetch --locked
 
-# The program says where a panic was, by path: the same ones wherever it is built. No other flags than these.
+# The program says where a panic was, by path: the same ones wherever it is built. No other flags than these. The last that
+# fits wins, so the target folder, which may lie inside of this one, stands last.
+target=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}")
 unset CARGO_ENCODED_RUSTFLAGS CFLAGS CXXFLAGS LDFLAGS RUSTC_WRAPPER
 export RUSTFLAGS="--remap-path-prefix=$PWD=/src"
 for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
   RUSTFLAGS+=" --remap-path-prefix=$sources=/crates"
 done
+RUSTFLAGS+=" --remap-path-prefix=$target=/src/target"
 # Kernels of arm64 have pages of 4, 16 or 64 KiB, and jemalloc is built for one size: a larger one does on all of them.
 if [[ $(uname -m) == aarch64 ]]; then
   export JEMALLOC_SYS_WITH_LG_PAGE=16
@@ -41,13 +44,18 @@ fi
 
 # crt-static for the program alone: it holds the C library, and no loader is needed to start it. --offline: what is built
 # is what was fetched by Cargo.lock's digests.
-target=${CARGO_TARGET_DIR:-$PWD/target}
 cargo auditable rustc --release --locked --offline --bin instance-access -- -C target-feature=+crt-static
 program=$target/release/instance-access
 dynamic=$(readelf --dynamic "$program")
 if grep NEEDED <<<"$dynamic"; then
   die "$program asks for shared libraries; the image has none"
 fi
+# A path of whoever builds would make it another program elsewhere, and tell of them.
+for path in "$PWD" "$target" "${CARGO_HOME:-$HOME/.cargo}" "$(rustc --print sysroot)"; do
+  if [[ $path/ != /src/* ]] && grep --quiet --text --fixed-strings "$path/" "$program"; then
+    die "$program names $path; see --remap-path-prefix above"
+  fi
+done
 "$program" --version
 
 authorities=/etc/ssl/certs/ca-certificates.crt

@@ -200,3 +200,45 @@ fn what_is_no_architecture_or_no_folder_is_not_packed() {
         assert!(!archive.exists());
     }
 }
+
+/// Compares two folders with the script of a release, which says what differs and how it ended.
+fn compared(one: &Path, other: &Path) -> (bool, String) {
+    let done = Command::new(file("release/compare.sh")).arg(one).arg(other).output().unwrap();
+    let said = [done.stdout, done.stderr].map(|it| String::from_utf8_lossy(&it).into_owned()).concat();
+    (done.status.success(), said)
+}
+
+#[test]
+fn two_builds_are_one_only_if_all_of_their_bytes_are_and_what_differs_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    let authorities = "etc/ssl/certs/ca-certificates.crt";
+    let program = "usr/bin/instance-access";
+    for folder in [&one, &other] {
+        laid(folder, "");
+        fs::copy("/bin/true", folder.join(program)).unwrap();
+    }
+    let (same, said) = compared(&one, &other);
+    assert!(same && said.contains(program) && said.contains(authorities), "{said}");
+
+    // Another program: where it is another, by section and by word.
+    fs::copy("/bin/false", other.join(program)).unwrap();
+    let (same, said) = compared(&one, &other);
+    assert!(!same && said.contains(&format!("1 of 2 files differ: {program}")), "{said}");
+    assert!(said.contains("in section .rodata") && said.contains("< true") && said.contains("> false"), "{said}");
+
+    // Something that only one of them has, whichever it is.
+    fs::copy("/bin/true", other.join(program)).unwrap();
+    fs::remove_file(other.join(authorities)).unwrap();
+    for (first, second) in [(&one, &other), (&other, &one)] {
+        let (same, said) = compared(first, second);
+        assert!(!same && said.contains(&format!("1 of 2 files differ: {authorities}")), "{said}");
+    }
+    // Two folders without a file are no two builds that agree.
+    let (none, nothing) = (dir.path().join("none"), dir.path().join("nothing"));
+    for folder in [&none, &nothing] {
+        fs::create_dir(folder).unwrap();
+    }
+    let (same, said) = compared(&none, &nothing);
+    assert!(!same && said.contains("has a file"), "{said}");
+}

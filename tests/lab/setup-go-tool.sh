@@ -65,8 +65,7 @@ if [[ ! -x $programs/$tool ]]; then
   mkdir "$work/programs"
   (
     cd "$here/$tool"
-    GOTMPDIR=$work CGO_ENABLED=0 GOWORK=off GOFLAGS='' nice -n 5 go build -mod=readonly -trimpath -buildvcs=false \
-      "${flags[@]}" -ldflags "$ldflags" -o "$work/programs/" "${packages[@]}"
+    GOTMPDIR=$work "$here/go.sh" build "${flags[@]}" -ldflags "$ldflags" -o "$work/programs/" "${packages[@]}"
   ) >&2
   mv -T "$work/programs" "$programs"
 fi

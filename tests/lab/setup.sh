@@ -8,6 +8,7 @@
 #   tests/lab/setup.sh --kubernetes 1.34.4   another one, beside it
 #   tests/lab/setup.sh --clients             also the tests' foreign clients (rsync, git), and what AWS's CLI, moto and
 #                                            ansible need
+#   tests/lab/setup.sh --packages            the distribution's packages alone: nothing is built
 #
 # KUBEBUILDER_ASSETS, if set, names a directory that holds the three programs: then nothing is built.
 
@@ -27,13 +28,15 @@ etcd_version=$(required go.etcd.io/etcd/server/v3 "$modules/etcd")
 version=$default_version
 explicit=
 clients=
+packages_only=
 building= # the go build that is under way, which a Ctrl-C here does not reach
 
 while (($#)); do
   case $1 in
     --kubernetes) version=${2:?--kubernetes wants a version, as in 1.34.4}; version=${version#v}; explicit=yes; shift 2 ;;
     --clients) clients=yes; shift ;;
-    -h | --help) sed -n '3,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --packages) packages_only=yes; shift ;;
+    -h | --help) sed -n '3,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown argument $1; see --help" ;;
   esac
 done
@@ -104,7 +107,7 @@ watched() {
 go_build() {
   local dir=$1 out=$2 package=$3 ldflags=$4
   # Only ever run in the background, so that the shell may become go and die with one signal.
-  cd "$dir" && GOTMPDIR=$work CGO_ENABLED=0 GOWORK=off GOFLAGS='' exec nice -n 5 go build -v -mod=readonly -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out" "$package"
+  cd "$dir" && GOTMPDIR=$work exec "$here/go.sh" build -v -ldflags "$ldflags" -o "$out" "$package"
 }
 
 # A module for another version than the committed one; Go's checksum database vouches for it instead of our go.sum.
@@ -179,5 +182,6 @@ control_plane() {
 
 packages
 privilege_separation
+[[ -z $packages_only ]] || exit 0
 control_plane
 say 'the lab is ready: cargo run -p lab -- up'
