@@ -12,6 +12,7 @@ mod chart {
     mod rights;
 
     mod alerts;
+    mod crds;
     mod dashboard;
     mod files;
     mod gateway;

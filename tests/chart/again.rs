@@ -66,9 +66,9 @@ pub async fn applied_twice_it_changes_nothing(lab: &Lab) {
 
 /// Asks the API server whether it would take what every one of the chart's values renders to, each field of it.
 ///
-/// Without what the release has anyway (CRDs, admission policies), and what is another operator's.
+/// Without what the release has anyway: CRDs, admission policies.
 pub async fn every_values_is_taken_strictly(lab: &Lab, version: &str) {
-    let apart = ["apiextensions.k8s.io/v1", "admissionregistration.k8s.io/v1", "monitoring.coreos.com/v1"];
+    let apart = ["apiextensions.k8s.io/v1", "admissionregistration.k8s.io/v1"];
     // Service accounts and people's roles have the same names in every release.
     let mut arguments: Vec<String> =
         ["apply", "--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict"]
@@ -93,6 +93,10 @@ pub async fn every_values_is_taken_strictly(lab: &Lab, version: &str) {
         "statefulset.apps/strict-instance-access-gateway",
         "networkpolicy.networking.k8s.io/strict-",
         "configmap/strict-instance-access-dashboard",
+        "prometheusrule.monitoring.coreos.com/strict-instance-access ",
+        "prometheusrule.monitoring.coreos.com/strict-instance-access-extra",
+        "servicemonitor.monitoring.coreos.com/strict-instance-access ",
+        "servicemonitor.monitoring.coreos.com/strict-instance-access-gateway",
     ] {
         assert!(taken.contains(name), "{taken}");
     }

@@ -10,8 +10,10 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::helm::{IMAGE, file, read, rendered, template, the};
-use super::monitoring::{RULES, every_series_is_there, promtool, rules, series_that_prometheus_reads};
+use super::helm::{IMAGE, file, named, read, rendered, template, the};
+use super::monitoring::{
+    RULES, every_series_is_there, promtool, rules, series_that_prometheus_reads, wrong_to_the_operator,
+};
 
 /// A row of alerts.yaml.
 #[derive(Debug, Deserialize)]
@@ -175,15 +177,21 @@ fn the_rules_are_rendered_as_they_are_and_as_the_values_say() {
         "--set=prometheusRule.alertLabels.team=platform,prometheusRule.alertLabels.severity=none",
         "--set-json=prometheusRule.extraRules=[{\"alert\":\"Own\",\"expr\":\"vector(1)\",\"annotations\":{\"a\":\"{{ $value }}\"}}]",
     ]);
-    let rule = the(&objects, "PrometheusRule");
-    assert_eq!(rule["metadata"]["labels"]["release"], "prometheus");
-    checked(&rule["spec"]).unwrap();
-    let all: Vec<&Value> = rule["spec"]["groups"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .flat_map(|group| group["rules"].as_array().unwrap())
-        .collect();
+    // Rules of one's own are in an object of their own, so that a mistake in them takes none of ours along.
+    let both =
+        ["access-instance-access", "access-instance-access-extra"].map(|it| named(&objects, "PrometheusRule", it));
+    for rule in both {
+        assert_eq!(rule["metadata"]["labels"]["release"], "prometheus");
+        checked(&rule["spec"]).unwrap();
+    }
+    let specs = both.map(|rule| rule["spec"].clone());
+    assert_eq!(wrong_to_the_operator(&specs), vec![Vec::<String>::new(); 2]);
+    let rules = |rule: &Value| -> Vec<Value> {
+        let groups = rule["spec"]["groups"].as_array().unwrap().iter();
+        groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
+    };
+    assert_eq!(rules(both[1]).len(), 1);
+    let all: Vec<Value> = both.into_iter().flat_map(rules).collect();
     let mut left: BTreeSet<String> = alerts().into_keys().collect();
     left.remove("InstanceAccessEndLate");
     left.remove("InstanceAccessGatewayAbsent");

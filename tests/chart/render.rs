@@ -5,8 +5,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::helm::{
-    GATEWAY, IMAGE, chart, container, controller, names, objects, of_kind, read, rendered, run, template, template_in,
-    the, variable,
+    GATEWAY, IMAGE, chart, container, controller, named, names, objects, of_kind, read, rendered, run, template,
+    template_in, the, variable,
 };
 
 /// What Helm and Argo CD ask a cluster for, and tell the chart: each version with its kinds.
@@ -297,11 +297,14 @@ fn all_that_is_optional_is_there_when_asked_for_and_only_then() {
     ]);
     for kind in ["PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor"] {
         assert!(of_kind(&off, kind).is_empty(), "{kind}");
-        the(&on, kind);
     }
     let selector = &controller(&on)["spec"]["selector"]["matchLabels"];
     assert_eq!(the(&on, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"], *selector);
-    assert_eq!(the(&on, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"], *selector);
+    let policy = named(&on, "NetworkPolicy", "access-instance-access");
+    assert_eq!(policy["spec"]["podSelector"]["matchLabels"], *selector);
+    let tests = named(&on, "NetworkPolicy", "access-instance-access-test");
+    let job = &the(&on, "Job")["spec"]["template"];
+    assert_eq!(tests["spec"]["podSelector"]["matchLabels"], job["metadata"]["labels"]);
     assert_eq!(the(&on, "Service")["spec"]["selector"], *selector);
     let labels = the(&on, "Service")["metadata"]["labels"].as_object().unwrap();
     let monitored = the(&on, "ServiceMonitor")["spec"]["selector"]["matchLabels"].as_object().unwrap();

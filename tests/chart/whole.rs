@@ -15,6 +15,7 @@ use lab::{Lab, Launch, Options, poll, proc::MARK, ssh};
 use serde_json::{Value, json};
 
 use super::again::{applied_twice_it_changes_nothing, every_values_is_taken_strictly};
+use super::crds::{the_prometheus_operators_crds_are_there, what_the_schema_says_of_an_odd_value_the_others_say_too};
 use super::helm::{self, GATEWAY, IMAGE, container, controller, file, named, objects, of_gateway, of_kind, read};
 use super::rights::{self, Excused, SELDOM_USED};
 
@@ -24,9 +25,9 @@ const BOUND: Duration = Duration::from_secs(120);
 const TO_COME: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_instance-access");
 pub const NAMESPACE: &str = "instance-access";
-/// What is optional in the chart and known to every API server.
-const OPTIONAL: &str =
-    "networkPolicy.enabled=true,gateway.networkPolicy.enabled=true,gateway.service.type=LoadBalancer";
+/// What is optional in the chart.
+const OPTIONAL: &str = "networkPolicy.enabled=true,gateway.networkPolicy.enabled=true,gateway.service.type=LoadBalancer,\
+     serviceMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true";
 /// Where the instances are: the lab's have loopback addresses, of which the gateway's own is not one.
 const INSTANCES: &str =
     "gateway.networkPolicy.instanceCidrs={127.0.0.0/8},gateway.settings.neverDial={127.0.0.1/32,::1/128}";
@@ -110,6 +111,7 @@ async fn what_the_chart_installs_is_enough_to_grant_and_to_let_go_and_nothing_to
     drop((operator, gateway));
     applied_twice_it_changes_nothing(&lab).await;
     every_values_is_taken_strictly(&lab, lab::default_kubernetes_version()).await;
+    what_the_schema_says_of_an_odd_value_the_others_say_too(&lab).await;
 
     uninstall_keeps_what_must_stay(&lab).await;
     kubectl(&lab, "admin", &["get", "instanceaccesspolicy/developers"]).await;
@@ -126,6 +128,7 @@ fn values(ssh_port: u16) -> Vec<String> {
 
 /// Installs the chart; returns what it rendered, which is also the file `release.yaml`.
 pub async fn install(lab: &Lab, ssh_port: u16) -> Vec<Value> {
+    the_prometheus_operators_crds_are_there(lab).await;
     let (chart, values) = (helm::chart(), values(ssh_port));
     let mut arguments = vec!["install", "instance-access", chart.to_str().unwrap()];
     arguments.extend(values.iter().map(String::as_str));
@@ -454,8 +457,10 @@ fn the_iam_policies_are_enough(lab: &Lab) {
 pub async fn uninstall_keeps_what_must_stay(lab: &Lab) {
     helm(lab, &["uninstall", "instance-access"]).await;
     let crds = kubectl(lab, "admin", &["get", "crd", "-o", "name"]).await;
-    assert_eq!(crds.lines().count(), fs::read_dir(file("crds")).unwrap().count(), "{crds}");
-    let kinds = "deployment,statefulset,serviceaccount,networkpolicy,poddisruptionbudget,service";
+    let ours = crds.lines().filter(|name| name.ends_with(".instanceaccess.dev"));
+    assert_eq!(ours.count(), fs::read_dir(file("crds")).unwrap().count(), "{crds}");
+    let kinds = "deployment,statefulset,serviceaccount,networkpolicy,poddisruptionbudget,service,configmap,servicemonitor,\
+                 prometheusrule";
     let left = kubectl(lab, "admin", &["get", kinds, "-n", NAMESPACE, "-o", "name"]).await;
     assert!(left.trim().is_empty(), "{left}");
     let cluster = kubectl(lab, "admin", &["get", "validatingadmissionpolicy,clusterrole", "-o", "name"]).await;

@@ -101,6 +101,16 @@ pub fn series_that_prometheus_reads(page: &str) -> usize {
     String::from_utf8(selectors(&["page"], page)).expect("a number").trim().parse().expect("a number")
 }
 
+/// What the Prometheus operator finds wrong with each of these specs of PrometheusRules. One with a finding it drops as a
+/// whole; its webhook, where there is one, refuses it.
+#[track_caller]
+pub fn wrong_to_the_operator(specs: &[Value]) -> Vec<Vec<String>> {
+    let answer = selectors(&["rules"], &serde_json::to_string(specs).expect("values are JSON"));
+    let findings: Vec<Vec<String>> = serde_json::from_slice(&answer).expect("a list of lists");
+    assert_eq!(findings.len(), specs.len());
+    findings
+}
+
 #[track_caller]
 fn asked_for(queries: &[String]) -> Vec<Finding> {
     let input = serde_json::to_string(queries).expect("texts are JSON");

@@ -23,6 +23,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- end -}}
 
 {{/*
+The labels of an object that somebody else's selector finds: of (dict "root" . "more" LABELS "component" NAME) ours, and those
+that are given. A name that is ours stays ours: twice in one object it would be refused, or the last would win.
+*/}}
+{{- define "instance-access.labelsAnd" -}}
+{{- $own := include "instance-access.labels" .root | fromYaml -}}
+{{- with .component -}}{{- $_ := set $own "app.kubernetes.io/component" . -}}{{- end -}}
+{{- toYaml (merge $own .more) -}}
+{{- end -}}
+
+{{/*
 The operator's service account. Its namespace and name are written into CEL: what is no name of Kubernetes' is refused
 here, since `helm template` checks neither.
 */}}
