@@ -1,7 +1,6 @@
 //! The audit trail's disk is full, or somebody else has the file: no new grants, and running ones end on time.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use instance_access::api::InstanceAccess;
