@@ -7,9 +7,12 @@ use anyhow::Context;
 use futures::TryStreamExt;
 use instance_access::api::InstanceAccess;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 
 use crate::days;
@@ -21,6 +24,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes,
         a_leader_whose_lease_is_taken_or_deleted_ends_and_there_is_never_a_second_one,
         leaders_with_a_file_each_write_one_trail_and_no_change_to_any_of_it_goes_unseen,
+        a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_and_a_forged_one_is_ended,
     ]
 }
 
@@ -377,5 +381,112 @@ async fn leaders_with_a_file_each_write_one_trail_and_no_change_to_any_of_it_goe
         std::fs::write(file, text)?;
     }
     verify(&heads).await?;
+    Ok(())
+}
+
+/// Lets the operator read policies, or not. While it cannot it decides nothing, and writes no status.
+async fn may_read_policies(stand: &Stand, may: bool) -> Outcome {
+    let roles: Api<ClusterRole> = Api::all(stand.client("admin").await?);
+    let mut role = roles.get("instance-access-operator").await?;
+    let (policies, decisions) = ("instanceaccesspolicies".to_owned(), "instanceaccessdecisions".to_owned());
+    let both = role.rules.iter_mut().flatten().filter_map(|rule| rule.resources.as_mut());
+    let listed = both.filter(|resources| resources.contains(&decisions)).last().context("the rule for decisions")?;
+    *listed = if may { vec![policies, decisions] } else { vec![decisions] };
+    roles.replace("instance-access-operator", &PostParams::default(), &role).await?;
+    Ok(())
+}
+
+/// Waits until a controller that leads has listed the requests, and decides nothing for want of policies.
+async fn until_undecided(controller: &Controller) -> Outcome {
+    leads(controller).await?;
+    lab::poll::until("nothing but policies to be missing", SOON, async || match controller.page("/readyz").await {
+        Ok((503, body)) if body.contains("heard to list instanceaccesspolicies") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+}
+
+/// A request with the status by which an operator would have granted it at that time, as it granted another.
+fn as_granted(honest: &InstanceAccess, waiting: &InstanceAccess, start: Timestamp) -> anyhow::Result<InstanceAccess> {
+    let uid = waiting.metadata.uid.as_deref().context("a uid")?;
+    let digest = instance_access::domain::digest::spec_digest(&waiting.spec);
+    let mut status = serde_json::to_value(honest.status.as_ref().context("a status")?)?;
+    status["grant"]["id"] = json!(instance_access::domain::digest::grant_id(uid, &digest));
+    status["grant"]["startTime"] = json!(start);
+    status["grant"]["expirationTime"] = json!(start + SignedDuration::from_secs(600));
+    status["specDigest"] = json!(digest);
+    status["instance"]["instanceId"] = json!(waiting.spec.target.instance_id);
+    let key = status["key"].as_object_mut().context("a key")?;
+    for pushed in ["firstRequestId", "lastRequestId", "pushes"] {
+        key.remove(pushed);
+    }
+    Ok(InstanceAccess { status: Some(serde_json::from_value(status)?), ..waiting.clone() })
+}
+
+async fn a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_and_a_forged_one_is_ended() -> Outcome {
+    let (stand, other) = two().await?;
+    let (late, forged) = (stand.running(), stand.running());
+    stand.ask(Ask::new("model").instance(&stand.running())).await?;
+    let model = stand.until_granted("model").await?;
+    let now = || Timestamp::from_second(Timestamp::now().as_second());
+    may_read_policies(&stand, false).await?;
+    stand.controller.kill();
+    stand.ask(Ask::new("late").instance(&late)).await?;
+    stand.ask(Ask::new("touched").instance(&stand.running())).await?;
+    let start = now()?;
+    let [waits, touched] = [stand.get("late").await?, stand.get("touched").await?];
+    until_undecided(&other).await?;
+
+    // What the killed one had sent lands now: under its account, on the version that it decided on.
+    let kubeconfig = stand.lab.kubeconfig_for_service_account("instance-access", "operator").await?;
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let before: Api<InstanceAccess> = Api::namespaced(kube::Client::try_from(config)?, crate::stand::NAMESPACE);
+    before.replace_status("late", &PostParams::default(), &as_granted(&model, &waits, start)?).await?;
+    // Where somebody has changed the request since, it cannot.
+    stand.merge("alice", "touched", json!({"metadata": {"labels": {"touched": "yes"}}})).await?;
+    match before.replace_status("touched", &PostParams::default(), &as_granted(&model, &touched, start)?).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        other => anyhow::bail!("what was decided on an older version was stored: {other:?}"),
+    }
+    may_read_policies(&stand, true).await?;
+    let is_pushed = |object: &InstanceAccess| crate::stand::is(object, "Active", "True").map(|_| object.clone());
+    let landed = stand.until_within("late", "served", SOON, is_pushed).await?;
+    lab::poll::until_ok("a key", SOON, || if stand.pushes(&late).is_empty() { Err("none") } else { Ok(()) }).await?;
+    let grant = landed.status.as_ref().and_then(|status| status.grant.clone()).context("a grant")?;
+    let end = start + SignedDuration::from_secs(600);
+    anyhow::ensure!((grant.start_time.0, grant.expiration_time.0) == (start, end), "it is another grant: {grant:?}");
+    anyhow::ensure!(other.recorded(&landed, "GrantIntended") == 0, "it was granted a second time");
+    let anew = stand.until_granted("touched").await?;
+    anyhow::ensure!(other.recorded(&anew, "GrantIntended") == 1, "what did not land is granted by the next");
+
+    // And somebody who takes the guard away for a moment, at the next take-over.
+    may_read_policies(&stand, false).await?;
+    other.signal("-TERM").await?;
+    gone(&other).await?;
+    stand.ask(Ask::new("forged").instance(&forged)).await?;
+    let start = now()?;
+    stand.controller.start()?;
+    until_undecided(&stand.controller).await?;
+    let name = "status.instanceaccess.dev";
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(stand.client("admin").await?);
+    let mut binding = bindings.get(name).await?;
+    bindings.delete(name, &DeleteParams::default()).await?;
+    let requests: Api<InstanceAccess> = Api::namespaced(stand.client("admin").await?, crate::stand::NAMESPACE);
+    let forgery = as_granted(&model, &stand.get("forged").await?, start)?;
+    lab::poll::until("a forged status to be let in", SOON, async || {
+        requests.replace_status("forged", &PostParams::default(), &forgery).await.map_err(|error| error.to_string())
+    })
+    .await?;
+    (binding.metadata.resource_version, binding.metadata.uid) = (None, None);
+    bindings.create(&PostParams::default(), &binding).await?;
+    may_read_policies(&stand, true).await?;
+    let ended = stand
+        .until_within("forged", "taken back", SOON + SOON, |object| match reason(object) {
+            "Revoked" => Ok(object.clone()),
+            _ => Err(shown(object)),
+        })
+        .await?;
+    anyhow::ensure!(stand.pushes(&forged).is_empty(), "a key was pushed: {}", shown(&ended));
     Ok(())
 }

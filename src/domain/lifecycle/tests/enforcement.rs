@@ -292,9 +292,10 @@ fn what_lands_at_a_take_over_and_cannot_be_the_leaders_before_is_ended_without_a
         if words.starts_with("the grant is older") {
             life.enforcement = stands(8);
         }
-        let life = looked(life).until(200);
+        let life = looked(life).until(10);
+        life.says(ConditionType::Active, words);
+        let life = life.until(200);
         life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
-        life.says(ConditionType::Ended, words);
         assert_eq!((life.landed(), life.kinds().contains(&RecordKind::PushIntended)), (0, false), "{words}");
     }
     // Something else was stored since we listed: whatever the leader before sent is refused.
@@ -307,9 +308,9 @@ fn what_lands_at_a_take_over_and_cannot_be_the_leaders_before_is_ended_without_a
     forge(&mut life, |_| {});
     life.policies_read = true;
     life.looked_time = Some(life.now);
-    let life = life.until(200);
-    life.says(ConditionType::Ended, not_ours);
-    assert_eq!(life.landed(), 0);
+    let life = life.until(10);
+    life.says(ConditionType::Active, not_ours);
+    assert_eq!(life.until(200).landed(), 0);
 }
 
 #[test]
