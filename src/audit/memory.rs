@@ -55,7 +55,6 @@ pub fn read_back(open: &Path, since: Timestamp, tell: impl FnMut(Timestamp, &str
 }
 
 /// The same of these files, the newest last, and no more than so many bytes of their end.
-
 fn read_back_within(
     files: &[PathBuf],
     is_more_before: bool,
