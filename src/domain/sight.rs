@@ -100,6 +100,13 @@ impl Term {
         self.start == later.start && later.expiration <= self.expiration
     }
 
+    /// Whether the request asks for as much: no operator gives more.
+    fn is_asked_for_by(self, request: &InstanceAccess) -> bool {
+        let seconds = request.spec.ttl_seconds.map(|seconds| u64::try_from(seconds).unwrap_or_default());
+        let is_short = seconds.is_none_or(|seconds| self.expiration <= plus(self.start, Duration::from_secs(seconds)));
+        is_short && request.spec.end_time.as_ref().is_none_or(|end| self.expiration <= end.0)
+    }
+
     /// Whether that is no more than this: it ends no later, and began a little before.
     fn includes(self, other: Self) -> bool {
         other.start <= self.start
@@ -258,7 +265,7 @@ impl Sight {
                 intended.remove(0);
             }
             *met = true;
-        } else if is_first && is_fresh(since_time, term.start, PREDECESSOR_AGE_MAX) {
+        } else if is_first && is_fresh(since_time, term.start, PREDECESSOR_AGE_MAX) && term.is_asked_for_by(request) {
             *found = Some(term);
             *landed_time = Some(now);
         }
