@@ -42,7 +42,7 @@ pub const NAMESPACE: &str = "team";
 /// How long something may take that takes moments on a machine of its own.
 pub const SOON: Duration = Duration::from_secs(120);
 /// How late an end may be in status, or on record, in seconds at the machine's pace.
-pub const LATE_MAX: f64 = 5.0;
+pub const LATE_MAX: f64 = 3.0;
 /// API servers at once, beside the shared one: each takes 300 MiB, and all of a core while it starts.
 static OWN: Semaphore = Semaphore::const_new(6);
 
