@@ -32,7 +32,7 @@ test:
 	@tests/lab/needs-go.sh
 	@tests/demo/needs-cargo.sh
 	@tests/lab/setup.sh --clients --packages
-	@$(MAKE) --no-print-directory --jobs=$$(awk '/^MemAvailable:/ { print ($$2 < 12e6 ? 1 : 2) }' /proc/meminfo) stand programs
+	@$(MAKE) --no-print-directory --jobs=$$(tests/lab/jobs.sh) stand programs
 	@cargo test --workspace
 
 stand:

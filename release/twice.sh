@@ -11,12 +11,12 @@
 
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 die() { printf 'release/twice: %s\n' "$*" >&2; exit 1; }
 [[ $# == 1 || $# == 2 ]] || die 'usage: release/twice.sh FOLDER [COMMIT]'
-commit=$(git rev-parse --verify --quiet "${2:-HEAD}^{commit}") || die "$2 is no commit"
 mkdir "$1" || die "$1 must not be there yet"
 folder=$(realpath "$1")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+commit=$(git rev-parse --verify --quiet "${2:-HEAD}^{commit}") || die "$2 is no commit"
 
 # rustup looks for its toolchains below HOME, which is another here; the tools that release/tools.sh made serve both.
 [[ ! -d $HOME/.rustup ]] || export RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}

@@ -80,7 +80,7 @@ pub async fn the_prometheus_operators_crds_are_there(lab: &Lab) {
         ["servicemonitors", "prometheusrules"].map(|name| format!("{}/monitoring.coreos.com_{name}.yaml", dir.trim()));
     let apply = ["apply", "--server-side", "-f", &files[0], "-f", &files[1]];
     kubectl(lab, "admin", &apply).await;
-    kubectl(lab, "admin", &["wait", "--for=condition=Established", "--timeout=60s", "-f", &files[0], "-f", &files[1]])
+    kubectl(lab, "admin", &["wait", "--for=condition=Established", "--timeout=150s", "-f", &files[0], "-f", &files[1]])
         .await;
 }
 
@@ -103,7 +103,13 @@ async fn asked(lab: &Lab, objects: &[Value]) -> Result<(), String> {
     std::fs::write(&path, list.to_string()).unwrap();
     let apply = ["apply", "--dry-run=server", "--server-side", "--validate=strict", "-f", path.to_str().unwrap()];
     let done = ssh::run(lab.kubectl("admin").unwrap().args(apply)).await.unwrap();
-    if done.success() { Ok(()) } else { Err(done.stderr) }
+    if done.success() {
+        return Ok(());
+    }
+    let judged =
+        ["is invalid", "Invalid value", "strict decoding error", "Unsupported value", "failed to create typed patch"];
+    assert!(judged.iter().any(|words| done.stderr.contains(words)), "no judgement: {}", done.stderr);
+    Err(done.stderr)
 }
 
 /// What the operator says of the PrometheusRules among objects.

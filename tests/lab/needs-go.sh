@@ -4,7 +4,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-(($#)) || set -- "$here"/control-plane/{etcd,kubernetes} "$here"/{helm,promtool,etcdutl} "$here/../gitops"
+(($#)) || set -- "$here"/control-plane/{etcd,kubernetes} "$here"/{helm,promtool,etcdutl,prometheus-operator} "$here/../gitops"
 
 # The module that asks for the newest: what does for it does for all.
 read -r wanted module < <(for folder; do sed -nE "s|^go ([0-9.]+)$|\1 $folder|p" "$folder/go.mod"; done | sort -rV)

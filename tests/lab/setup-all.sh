@@ -8,13 +8,23 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-lines() { "$@" | cat; }
+
+# Who is told to end passes it on: what a step has started would go on for minutes, and hold the lock of its cache.
+child=
+trap '[[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true; wait; exit 143' INT TERM HUP
+step() {
+  "$@" &
+  child=$!
+  wait "$child"
+  child=
+}
+lines() { step "$@" > >(cat); }
 
 lines "$here/setup.sh"
 lines "$here/setup.sh" --kubernetes "$(cat "$here/control-plane/older")"
 for tool in helm promtool etcdutl; do
-  "$here/setup-go-tool.sh" "$tool" >/dev/null
+  step "$here/setup-go-tool.sh" "$tool" >/dev/null
 done
-"$here/setup-aws-cli.sh" >/dev/null
-"$here/setup-moto.sh" >/dev/null
-"$here/setup-ansible.sh" >/dev/null
+for script in aws-cli moto ansible prometheus-crds; do
+  step "$here/setup-$script.sh" >/dev/null
+done

@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"bytes"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,14 @@ const chart = "../../../charts/instance-access"
 
 // helm, as the tests of the chart have it: built once.
 var helm = sync.OnceValues(func() (string, error) {
-	built, err := exec.Command("../../lab/setup-go-tool.sh", "helm").Output()
-	return filepath.Join(strings.TrimSpace(string(built)), "helm"), err
+	setup := exec.Command("../../lab/setup-go-tool.sh", "helm")
+	var said bytes.Buffer
+	setup.Stderr = &said
+	built, err := setup.Output()
+	if err != nil {
+		return "", fmt.Errorf("setup-go-tool.sh helm: %w: %s", err, said.String())
+	}
+	return filepath.Join(strings.TrimSpace(string(built)), "helm"), nil
 })
 
 // What identifies an object, and the object as it was rendered.

@@ -49,7 +49,8 @@ fn an_end_that_something_is_left_to_do_about_is_not_settled() {
         is_settled(&request)
     };
     assert!(changed(|_| {}));
-    let changes: [(&str, fn(&mut InstanceAccess)); 7] = [
+    type Change = (&'static str, fn(&mut InstanceAccess));
+    let changes: [Change; 7] = [
         ("is deleted", |it| it.metadata.deletion_timestamp = Some(Time(at(700)))),
         ("was revoked since, which status does not say", |it| it.metadata.generation = Some(2)),
         ("says it of an older generation", |it| it.status.as_mut().unwrap().conditions[0].observed_generation = 0),
