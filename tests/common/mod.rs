@@ -136,14 +136,14 @@ fn refused_by(policy: &str, answer: Result<Value, Refusal>) -> Result<(), String
 pub async fn kubectl(lab: &Lab, user: &str, args: &[&str]) -> anyhow::Result<String> {
     let mut kubectl = lab.kubectl(user)?;
     let output = ssh::run(kubectl.args(args)).await?;
-    anyhow::ensure!(output.success(), "kubectl {}: {output:?}", args.join(" "));
+    anyhow::ensure!(output.success(), "kubectl {}: {}{}", args.join(" "), output.stdout, output.stderr);
     Ok(output.stdout)
 }
 
 /// Runs `kubectl` as somebody, with a manifest on its standard input; fails if it does.
 pub async fn kubectl_with(lab: &Lab, user: &str, args: &[&str], manifest: &str) -> anyhow::Result<String> {
     let output = ssh::run_with(lab.kubectl(user)?.args(args), manifest).await?;
-    anyhow::ensure!(output.success(), "kubectl {}: {output:?}", args.join(" "));
+    anyhow::ensure!(output.success(), "kubectl {}: {}{}", args.join(" "), output.stdout, output.stderr);
     Ok(output.stdout)
 }
 

@@ -215,6 +215,7 @@ async fn bent(stand: &Stand) {
     outlasts.until("goes on", BOUND, |object| stage(object) == "Granted").await;
     assert_eq!(time(&outlasts.newest(), EXPIRATION), time(&granted, EXPIRATION));
     // Over a grant's end: what is missing does not put it off.
+    stand.is_ready().await;
     let request = stand.request("alice", "honest").applied().await;
     let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
     delete(stand, policy, "status.instanceaccess.dev").await;
