@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Piece, ServiceAccount, Standing, Writers, pieces};
-use crate::domain::enforcement::{self, Enforcement, Lookout, Mark, State, Vouched};
+use crate::domain::enforcement::{self, Enforcement, Lookout, Looks, Mark, State, Vouched};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -43,6 +43,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Guard {
     lookout: Mutex<Lookout>,
+    /// That it is time to look.
+    news: Arc<Notify>,
 }
 
 impl Guard {
@@ -59,7 +61,7 @@ impl Guard {
                 Lookout::default()
             }
         };
-        Self { lookout: Mutex::new(lookout) }
+        Self { lookout: Mutex::new(lookout), news: Arc::default() }
     }
 
     /// The API server has gone back to an older state: what was seen of it before proves nothing.
@@ -81,21 +83,31 @@ impl Guard {
         self.with(|lookout| lookout.enforcement(now))
     }
 
-    /// The same, and when the look was begun by which that is known.
-    pub fn looked(&self, now: Timestamp) -> (Enforcement, Option<Timestamp>) {
-        self.with(|lookout| (lookout.enforcement(now), lookout.asked_time()))
+    /// The same, as requests are judged by it, and how many looks there were.
+    pub fn judged(&self, now: Timestamp) -> (Enforcement, Looks) {
+        self.with(|lookout| (lookout.judged(now), lookout.looks()))
+    }
+
+    /// The first list of requests is through.
+    pub fn listed(&self) {
+        self.with(Lookout::listed);
+        self.look_soon();
+    }
+
+    /// Somebody waits for a look that is begun from now on.
+    pub fn look_soon(&self) {
+        self.news.notify_one();
     }
 }
 
 /// Looks now and then, and whenever a watch says so, until it is stopped; wakes everybody when the answer changes.
 pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
-    let news = Arc::new(Notify::new());
+    let news = Arc::clone(&shared.guard.news);
     let mut watches = JoinSet::new();
     let mut known: Option<(Writers, Vec<Piece>)> = None;
     let mut told = Enforcement::Unseen;
     loop {
-        let begun = (shared.clock)();
-        shared.guard.with(|lookout| lookout.begins(begun));
+        shared.guard.with(Lookout::begins);
         let look = async {
             let (writers, pieces) = match &mut known {
                 Some(known) => known,
@@ -123,7 +135,7 @@ pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.guard.with(|lookout| lookout.failed(&chain(&error)));
             }
         }
-        let enforcement = shared.guard.enforcement(now);
+        let (enforcement, _) = shared.guard.judged(now);
         if enforcement != told {
             tell(&shared, &enforcement);
             wake_all(&shared);

@@ -12,7 +12,7 @@ use crate::api::{AuditPointer, ConditionType, InstanceAccess, InstanceAccessStat
 use crate::audit::Receipt;
 use crate::domain::approvals::Decisions;
 use crate::domain::condition::find;
-use crate::domain::enforcement::Enforcement;
+use crate::domain::enforcement::{Enforcement, Looks};
 use crate::domain::lifecycle::{self, Effect, Lane, Plan, World};
 use crate::domain::node::Nodes;
 use crate::domain::policy::PolicySet;
@@ -46,21 +46,21 @@ struct Known {
     decisions: Arc<Decisions>,
     nodes: Arc<Nodes>,
     enforcement: Enforcement,
-    /// When the look was begun by which enforcement is known. That there was another one changes nothing by itself.
-    looked_time: Option<Timestamp>,
+    /// How many looks there were by which enforcement is known. That there was another one changes nothing by itself.
+    looks: Looks,
 }
 
 impl Known {
     fn now(shared: &Shared, slot: &Slot, state: &mut State) -> Self {
         let object = state.kept.open();
         let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-        let (enforcement, looked_time) = shared.guard.looked((shared.clock)());
+        let (enforcement, looks) = shared.guard.judged((shared.clock)());
         Self {
             policies: shared.policies(),
             decisions: shared.decisions.of(namespace, &slot.uid),
             nodes: shared.nodes(),
             enforcement,
-            looked_time,
+            looks,
         }
     }
 
@@ -225,13 +225,16 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
 
 fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let now = (shared.clock)();
-    let Known { policies, decisions, nodes, enforcement, looked_time } = known;
+    let Known { policies, decisions, nodes, enforcement, looks } = known;
     let sight = state.sight.open();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
     let object = state.kept.open();
     sight.meet(now, &object);
-    sight.vouch(enforcement, *looked_time);
+    sight.vouch(enforcement, *looks);
+    if sight.awaits_look() {
+        shared.guard.look_soon();
+    }
     let census = &*shared.census.read();
     let ledger = &shared.ledger.read();
     let world = World { settings: &shared.settings, policies, decisions, nodes, enforcement, census, ledger, sight };

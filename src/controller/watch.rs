@@ -81,6 +81,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                         }
                     }
                 }
+                shared.guard.listed();
                 shared.census.requests_listed();
                 shared.health.requests_listed.send_replace(true);
                 shared.decisions.requests_listed();

@@ -122,6 +122,16 @@ impl Version {
     }
 }
 
+/// How many looks there were. Whoever wants one that was begun after something counts, since a clock may be stepped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Looks {
+    /// The number of the last one that was begun.
+    pub begun: u64,
+    /// The number of the last one that came to an answer; 0 before there was one. What was written before that one was begun,
+    /// was written under what it saw, or in a gap that it found.
+    pub answered: u64,
+}
+
 /// Keeps what looks saw.
 #[derive(Debug)]
 pub struct Lookout {
@@ -136,10 +146,13 @@ pub struct Lookout {
     missing: Option<Arc<str>>,
     /// The last look that came to an answer.
     answer_time: Option<Timestamp>,
-    /// When that one was begun.
-    asked_time: Option<Timestamp>,
-    /// When the look was begun that is under way.
-    begun_time: Option<Timestamp>,
+    looks: Looks,
+    /// The number of the look that is under way.
+    under_way: Option<u64>,
+    /// How many looks were begun when the first list of requests was through.
+    listed: Option<u64>,
+    /// Whether one that was begun after that came to an answer.
+    is_of_list: bool,
     /// What stood when all did for the last time.
     vouched: Option<Vouched>,
     /// Whether this goes on from what a leader before us vouched for.
@@ -155,8 +168,10 @@ impl Default for Lookout {
             seen_time: Timestamp::MIN,
             missing: None,
             answer_time: None,
-            asked_time: None,
-            begun_time: None,
+            looks: Looks::default(),
+            under_way: None,
+            listed: None,
+            is_of_list: false,
             vouched: None,
             goes_on: false,
         }
@@ -185,18 +200,24 @@ impl Lookout {
         self.versions.clear();
         self.vouched = None;
         self.goes_on = false;
-        (self.asked_time, self.begun_time) = (None, None);
+        (self.looks.answered, self.under_way) = (0, None);
     }
 
     /// A look begins.
-    pub fn begins(&mut self, now: Timestamp) {
-        self.begun_time = Some(now);
+    pub fn begins(&mut self) {
+        self.looks.begun += 1;
+        self.under_way = Some(self.looks.begun);
     }
 
-    /// When the last look that came to an answer was begun: what was written before, was written under what it saw, or in a
-    /// gap that it found.
-    pub fn asked_time(&self) -> Option<Timestamp> {
-        self.asked_time
+    /// The first list of requests is through: what it showed is judged by a look that is begun from now on, since one from
+    /// before says nothing of a gap between the two.
+    pub fn listed(&mut self) {
+        self.listed.get_or_insert(self.looks.begun);
+    }
+
+    /// How many looks there were.
+    pub fn looks(&self) -> Looks {
+        self.looks
     }
 
     /// A look saw every piece; `remedy` says what to do if something is wrong.
@@ -226,7 +247,8 @@ impl Lookout {
         findings.sort();
         self.missing = (!findings.is_empty()).then(|| format!("{}; {remedy}", findings.join(", ")).into());
         self.answer_time = Some(now);
-        self.asked_time = self.begun_time.take();
+        self.looks.answered = self.under_way.take().unwrap_or_default();
+        self.is_of_list |= self.listed.is_some_and(|listed| self.looks.answered > listed);
         if self.missing.is_none() {
             let names = pieces.iter().map(|piece| piece.name.as_str());
             let versions = names.filter_map(|name| Some((name, self.versions.get(name)?)));
@@ -264,6 +286,14 @@ impl Lookout {
     pub fn failed(&mut self, why: &str) {
         if self.answer_time.is_none() {
             self.missing = Some(format!("the operator could not look at what guards the requests: {why}").into());
+        }
+    }
+
+    /// Whether it stands now, as requests are judged by it: not before a look that was begun after they were listed.
+    pub fn judged(&self, now: Timestamp) -> Enforcement {
+        match self.enforcement(now) {
+            Enforcement::Stands { .. } if !self.is_of_list => Enforcement::Unseen,
+            known @ (Enforcement::Stands { .. } | Enforcement::Unseen | Enforcement::Missing(_)) => known,
         }
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cloud::{Endpoint, Failure, FailureClass, Instance};
 use super::condition::bounded;
-use super::enforcement::Enforcement;
+use super::enforcement::{Enforcement, Looks};
 use super::lifecycle::is_over;
 use super::push::{KEY_WINDOW, PUSH_TIMEOUT};
 use super::record::{Record, RecordKind};
@@ -65,7 +65,7 @@ pub struct Sight {
 /// Where the request's grant comes from, as far as this process saw it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct GrantSight {
-    /// The grant that status held at the start of this process.
+    /// The grant that status held at the start of this process, if a leader before may have decided it.
     found: Option<Term>,
     /// Whether that was written under enforcement, as was known when it still could be told.
     vouched: bool,
@@ -78,9 +78,12 @@ struct GrantSight {
     /// may land still: it was sent before we listed, for what the request was by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     waited: Option<String>,
-    /// When the grant was seen that landed so; `found` has it.
+    /// Whether the grant landed so that `found` has.
+    #[serde(default)]
+    landed: bool,
+    /// How many looks at the guard had been begun when that was first asked about: of it, they say nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    landed_time: Option<Timestamp>,
+    looks_before: Option<u64>,
 }
 
 /// From when to when; the grant's id follows from the request.
@@ -122,7 +125,7 @@ pub enum Origin {
     Ours,
     /// It stood there when this process started, and nobody but an operator could have written it.
     Vouched,
-    /// It stood there when this process started.
+    /// It stood there when this process started, and began before that.
     Found,
     /// It came just after, where a status of the leader before may land, and nobody has looked since at what guards the
     /// requests: is it the one before's, or that of whoever took the guard away for a moment?
@@ -171,10 +174,14 @@ impl Sight {
     }
 
     /// Of a request that is seen for the first time: as this process found it at its start, none if it came later.
+    ///
+    /// A grant that starts after we came to lead is not found but foreign, since no leader before us decided it: enforcement
+    /// vouches for what was written after a gap, and only a start that lies before the writing says when that was.
     pub fn found_at_start(since_time: Timestamp, request: Option<&InstanceAccess>) -> Self {
         let status = request.and_then(|request| request.status.as_ref());
-        let found = status.and_then(|status| status.grant.as_ref()).map(Term::of);
-        let waiting = request.filter(|request| found.is_none() && !is_over(request));
+        let grant = status.and_then(|status| status.grant.as_ref()).map(Term::of);
+        let found = grant.filter(|grant| grant.start <= since_time);
+        let waiting = request.filter(|request| grant.is_none() && !is_over(request));
         let waited = waiting.and_then(|request| request.metadata.resource_version.clone());
         Self { grant: GrantSight { found, waited, ..GrantSight::default() }, ..Self::new(since_time) }
     }
@@ -213,11 +220,17 @@ impl Sight {
     }
 
     /// Remembers that the grant which was found is an operator's, before a gap in enforcement makes it doubtful.
-    /// `looked_time` is when the look was begun by which enforcement is known: of what landed, an older one says nothing.
-    pub fn vouch(&mut self, enforcement: &Enforcement, looked_time: Option<Timestamp>) {
-        let GrantSight { found, vouched, landed_time, .. } = &mut self.grant;
-        let is_looked_at = landed_time.is_none_or(|landed| looked_time.is_some_and(|looked| looked >= landed));
+    /// `looks` are those by which enforcement is known: of what landed, one that was begun before says nothing.
+    pub fn vouch(&mut self, enforcement: &Enforcement, looks: Looks) {
+        let GrantSight { found, vouched, landed, looks_before, .. } = &mut self.grant;
+        let is_looked_at = !*landed || looks.answered > *looks_before.get_or_insert(looks.begun);
         *vouched |= is_looked_at && found.is_some_and(|found| enforcement.covers(found.start));
+    }
+
+    /// Whether a grant landed that only a look at the guard can tell from a forged one, which is still to begin.
+    pub fn awaits_look(&self) -> bool {
+        let GrantSight { found, vouched, landed, .. } = &self.grant;
+        *landed && !*vouched && found.is_some()
     }
 
     /// Takes in what the request is, before anybody asks whose the grant is that its status holds.
@@ -248,7 +261,9 @@ impl Sight {
         }
         let since_time = self.since_time;
         let may_land = is_fresh(now, since_time, PREDECESSOR_AGE_MAX);
-        let GrantSight { found, intended, met, waited, landed_time, vouched: _ } = &mut self.grant;
+        let GrantSight { found, intended, met, waited, landed, vouched, looks_before: _ } = &mut self.grant;
+        // Of a clock that was stepped back since we came to lead: only what began before it was seen tells when it was written.
+        found.take_if(|found| !*vouched && found.start > now);
         let version = request.metadata.resource_version.as_deref();
         let is_first = waited.take_if(|waited| !may_land || Some(waited.as_str()) != version).is_some() && may_land;
         let (Some(term), false) = (grant.map(Term::of), *met) else { return };
@@ -267,7 +282,7 @@ impl Sight {
             *met = true;
         } else if is_first && is_fresh(since_time, term.start, PREDECESSOR_AGE_MAX) && term.is_asked_for_by(request) {
             *found = Some(term);
-            *landed_time = Some(now);
+            *landed = true;
         }
     }
 
@@ -296,7 +311,7 @@ impl Sight {
 
     /// Whose word this grant is.
     pub fn origin(&self, grant: &Grant) -> Origin {
-        let GrantSight { found, vouched, intended, landed_time, met: _, waited: _ } = &self.grant;
+        let GrantSight { found, vouched, intended, landed, met: _, waited: _, looks_before: _ } = &self.grant;
         let term = Term::of(grant);
         if intended.iter().any(|known| known.becomes(term)) {
             return Origin::Ours;
@@ -304,10 +319,10 @@ impl Sight {
         // What we have stored since counts, and not what we found.
         let is_found =
             found.is_some_and(|found| found.becomes(term) && !intended.iter().any(|it| it.start == found.start));
-        match (is_found, vouched, landed_time) {
+        match (is_found, vouched, landed) {
             (true, true, _) => Origin::Vouched,
-            (true, false, None) => Origin::Found,
-            (true, false, Some(_)) => Origin::Landed,
+            (true, false, false) => Origin::Found,
+            (true, false, true) => Origin::Landed,
             (false, ..) => Origin::Foreign,
         }
     }

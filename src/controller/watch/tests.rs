@@ -1,11 +1,12 @@
 //! What a long list may hold up, and what it may not.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use crate::aws::{Cloud, Gate, LookupLimits, PushLimits, Pushed, Reply};
 use crate::domain::cloud::{Endpoint, Instance, InstanceId, Place};
 use crate::domain::lifecycle::Settings;
 use crate::domain::push::KeyPush;
+use crate::domain::sight::Origin;
 
 /// Nobody is let in in here.
 struct NoCloud;
@@ -40,11 +42,24 @@ impl Cloud for NoCloud {
 }
 
 /// An API server whose list has two pages: one of what is over, and one with what lives, which it holds back.
+#[derive(Default)]
 struct Lister {
-    /// Whether its CRD is of this version.
-    selects: bool,
-    was_asked: AtomicBool,
+    /// What each list has, the last one for ever: its first page, and its second; none: that fails.
+    lists: Vec<(Vec<Value>, Option<Vec<Value>>)>,
+    /// What live grants there are, by page; none: it fails.
+    live: Vec<Option<Vec<Value>>>,
+    /// Who goes once the list is through, in their last versions.
+    deleted: Vec<Value>,
+    /// What there is, for whoever asks by name.
+    newest: Vec<Value>,
+    lists_begun: AtomicUsize,
+    live_asked: AtomicUsize,
+    reads: AtomicUsize,
     second: Notify,
+}
+
+fn uid(number: u32) -> String {
+    format!("00000000-0000-4000-8000-{number:012}")
 }
 
 fn object(name: &str, number: u32, status: &Value) -> Value {
@@ -52,7 +67,7 @@ fn object(name: &str, number: u32, status: &Value) -> Value {
         "apiVersion": "instanceaccess.dev/v1alpha1",
         "kind": "InstanceAccess",
         "metadata": {
-            "name": name, "namespace": "team", "uid": format!("00000000-0000-4000-8000-{number:012}"), "generation": 1,
+            "name": name, "namespace": "team", "uid": uid(number), "generation": 1,
             "resourceVersion": number.to_string(), "creationTimestamp": Timestamp::now(),
         },
         "spec": {"target": {"instanceId": "i-0123456789abcdef0"}, "osUser": "ec2-user", "sshPublicKey": "ssh-ed25519 A"},
@@ -72,8 +87,14 @@ fn over() -> Value {
     object("a-first-by-name", 1, &status)
 }
 
+/// One whose grant began a minute ago.
 fn living(name: &str, number: u32) -> Value {
-    let (start, end) = (Timestamp::now(), Timestamp::now() + SignedDuration::from_secs(600));
+    beginning(name, number, SignedDuration::from_secs(-60))
+}
+
+fn beginning(name: &str, number: u32, from_now: SignedDuration) -> Value {
+    let start = Timestamp::now() + from_now;
+    let end = start + SignedDuration::from_secs(600);
     let status = json!({
         "observedGeneration": 1, "specDigest": "ab", "conditions": [condition("Active", "Granted")],
         "grant": {"id": "g-1", "startTime": start, "expirationTime": end},
@@ -81,43 +102,82 @@ fn living(name: &str, number: u32) -> Value {
     object(name, number, &status)
 }
 
-async fn answer(State(lister): State<Arc<Lister>>, uri: Uri) -> Response {
+/// The same, of that version.
+fn of_version(mut object: Value, version: u32) -> Value {
+    object["metadata"]["resourceVersion"] = json!(version.to_string());
+    object
+}
+
+fn refusal(code: u16, reason: &str, message: &str) -> (StatusCode, Value) {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": message,
+        "metadata": {},
+    });
+    (StatusCode::from_u16(code).unwrap(), status)
+}
+
+async fn answer(State(lister): State<Arc<Lister>>, method: Method, uri: Uri) -> Response {
     let query = uri.query().unwrap_or_default();
-    let list = |items: Vec<Value>, next: &str| {
+    let list = |items: &[Value], next: &str| {
         let list = json!({
             "apiVersion": "instanceaccess.dev/v1alpha1", "kind": "InstanceAccessList",
             "metadata": {"resourceVersion": "9", "continue": next}, "items": items,
         });
         (StatusCode::OK, list)
     };
-    let (status, body) = if query.contains("watch=") {
+    let (status, body) = if method != Method::GET {
         return std::future::pending().await;
-    } else if query.contains("fieldSelector=") {
-        lister.was_asked.store(true, Ordering::SeqCst);
-        if lister.selects {
-            // The last one was made after the list began; the watch that follows would tell of it.
-            list(vec![living("z-last-by-name", 2), living("z-newer", 10)], "")
-        } else {
-            let status = json!({
-                "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "code": 400,
-                "message": "field label not supported: status.grant.id", "metadata": {},
-            });
-            (StatusCode::BAD_REQUEST, status)
+    } else if let Some((_, name)) = uri.path().split_once("/namespaces/team/instanceaccesses/") {
+        lister.reads.fetch_add(1, Ordering::SeqCst);
+        match lister.newest.iter().find(|object| object["metadata"]["name"] == name) {
+            Some(object) => (StatusCode::OK, object.clone()),
+            None => refusal(404, "NotFound", "it is not there"),
         }
-    } else if query.contains("continue=") {
-        lister.second.notified().await;
-        list(vec![living("z-last-by-name", 2)], "")
+    } else if query.contains("watch=") {
+        // Its type first, as an API server tells it: what comes after that is read as it lies.
+        let told = |object: &Value| Ok::<_, std::io::Error>(format!("{{\"type\":\"DELETED\",\"object\":{object}}}\n"));
+        let events: Vec<_> = lister.deleted.iter().map(told).collect();
+        return Body::from_stream(stream::iter(events).chain(stream::pending())).into_response();
+    } else if query.contains("fieldSelector=") {
+        let page = match query.split_once("continue=live-") {
+            Some((_, page)) => page.split('&').next().unwrap().parse().unwrap(),
+            None => {
+                lister.live_asked.fetch_add(1, Ordering::SeqCst);
+                0
+            }
+        };
+        let next = if page + 1 < lister.live.len() { format!("live-{}", page + 1) } else { String::new() };
+        match &lister.live[page] {
+            Some(items) => list(items, &next),
+            None => refusal(400, "BadRequest", "field label not supported: status.grant.id"),
+        }
     } else {
-        list(vec![over()], "more")
+        let is_second = query.contains("continue=");
+        let begun = if is_second {
+            lister.second.notified().await;
+            lister.lists_begun.load(Ordering::SeqCst)
+        } else {
+            lister.lists_begun.fetch_add(1, Ordering::SeqCst) + 1
+        };
+        match (&lister.lists[begun.min(lister.lists.len()) - 1], is_second) {
+            ((first, _), false) => list(first, "more"),
+            ((_, Some(second)), true) => list(second, ""),
+            ((_, None), true) => refusal(500, "InternalError", "it broke"),
+        }
     };
     (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
+/// One list, of what is over and what lives.
+fn one_list() -> Vec<(Vec<Value>, Option<Vec<Value>>)> {
+    vec![(vec![over()], Some(vec![living("z-last-by-name", 2)]))]
+}
+
 /// A controller of which nothing runs but its watch over requests.
-async fn watching(selects: bool) -> (Arc<Shared>, Arc<Lister>, CancellationToken) {
+async fn watching(lister: Lister) -> (Arc<Shared>, Arc<Lister>, CancellationToken) {
     // As main does; another test of this process may have been first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let lister = Arc::new(Lister { selects, was_asked: AtomicBool::new(false), second: Notify::new() });
+    let lister = Arc::new(lister);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let router = Router::new().fallback(answer).with_state(Arc::clone(&lister));
@@ -154,9 +214,24 @@ fn is_listed(shared: &Shared) -> bool {
     *shared.health.requests_listed.borrow()
 }
 
+/// Whose word the grant is that it has.
+fn origin(shared: &Shared, number: u32) -> Origin {
+    let slot = shared.slots.find(&uid(number)).expect("it is known");
+    let mut state = slot.lock();
+    let object = state.kept.open();
+    let grant = object.status.as_ref().and_then(|status| status.grant.as_ref()).expect("it has a grant");
+    state.sight.open().origin(grant)
+}
+
+fn is_gone(shared: &Shared, number: u32) -> bool {
+    shared.slots.find(&uid(number)).is_none_or(|slot| slot.lock().gone)
+}
+
 #[tokio::test]
 async fn a_grant_that_lives_has_its_timer_before_a_long_list_comes_to_it() {
-    let (shared, lister, stop) = watching(true).await;
+    // The last one was made after the list began; the watch that follows would tell of it.
+    let live = vec![Some(vec![living("z-last-by-name", 2), living("z-newer", 10)])];
+    let (shared, lister, stop) = watching(Lister { lists: one_list(), live, ..Lister::default() }).await;
     until("both grants that live have their timers", || shared.timers.len() == 2).await;
     assert!(!is_listed(&shared), "the list has not come to it");
     assert_eq!(shared.slots.len(), 3);
@@ -165,16 +240,100 @@ async fn a_grant_that_lives_has_its_timer_before_a_long_list_comes_to_it() {
     // Also the one that the list does not have.
     assert!(shared.slots.all().iter().all(|slot| !slot.lock().gone), "none of them vanished");
     assert_eq!((shared.slots.len(), shared.timers.len()), (3, 2), "what is over has no timer");
+    assert_eq!((origin(&shared, 2), origin(&shared, 10)), (Origin::Found, Origin::Found));
     stop.cancel();
 }
 
 #[tokio::test]
 async fn an_older_crd_that_cannot_be_asked_for_live_grants_only_makes_them_wait_for_the_list() {
-    let (shared, lister, stop) = watching(false).await;
-    until("it is asked for live grants", || lister.was_asked.load(Ordering::SeqCst)).await;
+    let lister = Lister { lists: one_list(), live: vec![None], ..Lister::default() };
+    let (shared, lister, stop) = watching(lister).await;
+    until("it is asked for live grants", || lister.live_asked.load(Ordering::SeqCst) == 1).await;
     lister.second.notify_one();
     until("the grant that lives has its timer", || shared.timers.len() == 1).await;
     until("the list is through", || is_listed(&shared)).await;
     assert_eq!(shared.slots.len(), 2);
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn live_grants_that_fail_on_their_second_page_come_with_the_list() {
+    let lists = vec![(vec![over()], Some(vec![living("y", 2), living("z", 3)]))];
+    let live = vec![Some(vec![living("y", 2)]), None];
+    let (shared, lister, stop) = watching(Lister { lists, live, ..Lister::default() }).await;
+    until("the grant of the first page has its timer", || shared.timers.len() == 1).await;
+    assert!(!is_listed(&shared));
+    lister.second.notify_one();
+    until("the list is through", || is_listed(&shared)).await;
+    until("the other one has its timer", || shared.timers.len() == 2).await;
+    assert_eq!(lister.live_asked.load(Ordering::SeqCst), 1, "the list has them all");
+    assert!(!is_gone(&shared, 2) && !is_gone(&shared, 3));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_version_that_only_live_grants_have_yet_is_not_undone_by_the_list() {
+    let newer = of_version(living("z", 2), 12);
+    let waiting = object("z", 2, &json!({"observedGeneration": 1, "specDigest": "ab", "conditions": []}));
+    let lists = vec![(vec![over()], Some(vec![waiting]))];
+    let lister = Lister { lists, live: vec![Some(vec![newer.clone()])], newest: vec![newer], ..Lister::default() };
+    let (shared, lister, stop) = watching(lister).await;
+    until("the grant that lives has its timer", || shared.timers.len() == 1).await;
+    lister.second.notify_one();
+    until("the list is through", || is_listed(&shared)).await;
+    // Late, or the truth again after a restore: the API server says which.
+    until("it is read again", || lister.reads.load(Ordering::SeqCst) == 1).await;
+    let version = || shared.slots.find(&uid(2)).unwrap().lock().kept.open().metadata.resource_version.clone();
+    assert_eq!((version().as_deref(), origin(&shared, 2)), (Some("12"), Origin::Found));
+    assert_eq!((is_gone(&shared, 2), shared.timers.len()), (false, 1));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn one_that_goes_while_the_first_list_is_read_is_gone_though_live_grants_had_it() {
+    let live = vec![Some(vec![living("z-last-by-name", 2), living("z-newer", 10)])];
+    let deleted = vec![of_version(living("z-newer", 10), 11)];
+    let (shared, lister, stop) = watching(Lister { lists: one_list(), live, deleted, ..Lister::default() }).await;
+    until("both grants that live have their timers", || shared.timers.len() == 2).await;
+    assert!(!is_gone(&shared, 10));
+    lister.second.notify_one();
+    until("the list is through, and the watch tells of it", || is_listed(&shared) && is_gone(&shared, 10)).await;
+    assert!(!is_gone(&shared, 2));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_first_list_that_broke_is_begun_again_and_is_the_first_one_still() {
+    let lists = vec![
+        (vec![over(), living("b-gone-by-then", 4)], None),
+        (vec![over()], Some(vec![living("z-last-by-name", 2)])),
+    ];
+    let live = vec![Some(vec![living("z-last-by-name", 2)])];
+    let (shared, lister, stop) = watching(Lister { lists, live, ..Lister::default() }).await;
+    until("the grants have their timers", || shared.timers.len() == 2).await;
+    lister.second.notify_one();
+    until("the list is begun again", || lister.lists_begun.load(Ordering::SeqCst) == 2).await;
+    assert!(!is_listed(&shared) && !is_gone(&shared, 4));
+    until("live grants are asked for again", || lister.live_asked.load(Ordering::SeqCst) == 2).await;
+    lister.second.notify_one();
+    until("the list is through", || is_listed(&shared)).await;
+    until("who is not in it is gone", || is_gone(&shared, 4)).await;
+    assert_eq!((is_gone(&shared, 2), origin(&shared, 2)), (false, Origin::Found));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_grant_that_begins_after_we_led_is_nobodys_whichever_list_shows_it_first() {
+    let hour = SignedDuration::from_secs(3_600);
+    let lists = vec![(vec![over(), beginning("b", 3, hour)], Some(vec![beginning("z", 2, hour), living("y", 5)]))];
+    let live = vec![Some(vec![beginning("z", 2, hour), living("y", 5)])];
+    let (shared, lister, stop) = watching(Lister { lists, live, ..Lister::default() }).await;
+    until("the grants have their timers", || shared.timers.len() == 3).await;
+    assert!(!is_listed(&shared));
+    assert_eq!((origin(&shared, 2), origin(&shared, 3)), (Origin::Foreign, Origin::Foreign));
+    assert_eq!(origin(&shared, 5), Origin::Found);
+    lister.second.notify_one();
+    until("the list is through", || is_listed(&shared)).await;
+    assert_eq!((origin(&shared, 2), origin(&shared, 5)), (Origin::Foreign, Origin::Found));
     stop.cancel();
 }

@@ -34,7 +34,7 @@ use super::{Deadline, Draft, Effect, FACTS_AGE_MAX, STOP_LATENCY_MAX, is_active,
 /// How many passing failures in a row are worth a word in status; the first ones mostly heal before anybody reads it.
 const FAILURES_WORTH_A_WORD: u32 = 3;
 
-/// Gap between two questions whether there was a look at what guards the requests: there is one every 10 s.
+/// Gap between two questions whether there was a look at what guards the requests: one is begun at each.
 const LANDED_RETRY: Duration = Duration::from_secs(1);
 
 /// Why no key can be pushed now, as status tells it.
@@ -416,9 +416,11 @@ impl<'a> Draft<'a> {
             return guard(ActiveReason::EnforcementMissing, why.unwrap_or_default(), true);
         }
         if self.has_landed_unseen() {
-            let message = "looking at what guards the requests".to_owned();
+            let message = "its status came while the operator took over; it counts once the operator has looked at what guards the requests, in a moment".to_owned();
             let reason = ActiveReason::EnforcementMissing;
-            return Some(Obstacle { reason, message, heals: true, tell: Tell::Never });
+            // Gateways go by status alone, and it may be a forged one's word that they may push.
+            let tell = if self.is_on_connect() { Tell::Guard } else { Tell::Never };
+            return Some(Obstacle { reason, message, heals: true, tell });
         }
         if let Some(why) = self.unreadable_decision() {
             return guard(ActiveReason::DecisionUnreadable, why, false);

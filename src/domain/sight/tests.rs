@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::{InstanceAccessStatus, Revocation};
-use crate::domain::enforcement::{Lookout, Mark, Piece, State};
+use crate::domain::enforcement::{Lookout, Looks, Mark, Piece, State};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -142,26 +142,69 @@ fn what_lands_just_after_a_take_over_on_what_was_listed_is_as_good_as_found_and_
 fn what_landed_is_believed_only_by_a_look_that_was_begun_after_it_was_seen() {
     let theirs = grant(95, 695);
     let seen = || waiting(&[(103, "9", Some(&theirs))]);
-    for (enforcement, looked, expected) in [
-        (stands(10), None, Origin::Landed),
-        (stands(10), Some(102), Origin::Landed),
-        (stands(10), Some(103), Origin::Vouched),
+    let looks = |begun, answered| Looks { begun, answered };
+    // How many looks there were when it was first asked about, and then.
+    for (enforcement, before, then, expected) in [
+        (stands(10), looks(0, 0), looks(1, 0), Origin::Landed),
+        (stands(10), looks(0, 0), looks(1, 1), Origin::Vouched),
+        (stands(10), looks(3, 3), looks(3, 3), Origin::Landed),
+        // One was under way.
+        (stands(10), looks(4, 3), looks(4, 4), Origin::Landed),
+        (stands(10), looks(4, 3), looks(5, 4), Origin::Landed),
+        (stands(10), looks(4, 3), looks(5, 5), Origin::Vouched),
+        (stands(10), looks(4, 3), looks(6, 6), Origin::Vouched),
+        // The API server went back, and what was seen of it before proves nothing.
+        (stands(10), looks(4, 3), looks(5, 0), Origin::Landed),
         // It may have been written in a gap.
-        (stands(95), Some(110), Origin::Landed),
-        (stands(108), Some(110), Origin::Landed),
-        (Enforcement::Missing("x".into()), Some(110), Origin::Landed),
+        (stands(95), looks(3, 3), looks(4, 4), Origin::Landed),
+        (stands(108), looks(3, 3), looks(4, 4), Origin::Landed),
+        (Enforcement::Missing("x".into()), looks(3, 3), looks(4, 4), Origin::Landed),
     ] {
         let mut sight = seen();
-        sight.vouch(&enforcement, looked.map(at));
-        assert_eq!(sight.origin(&theirs), expected, "{enforcement:?}, looked at {looked:?}");
+        sight.vouch(&enforcement, before);
+        assert_eq!((sight.origin(&theirs), sight.awaits_look()), (Origin::Landed, true), "{before:?}");
+        sight.vouch(&enforcement, then);
+        assert_eq!(sight.origin(&theirs), expected, "{enforcement:?}, looks {before:?}, then {then:?}");
+        assert_eq!(sight.awaits_look(), expected == Origin::Landed);
     }
     let mut sight = seen();
     sight.stores(Some(&theirs), Some(&theirs));
     assert_eq!(sight.origin(&theirs), Origin::Landed, "it is no better for being stored again");
-    sight.vouch(&stands(10), Some(at(104)));
+    sight.vouch(&stands(10), looks(1, 1));
+    sight.vouch(&stands(10), looks(2, 2));
     sight.stores(Some(&theirs), Some(&grant(95, 300)));
     assert_eq!(sight.origin(&theirs), Origin::Foreign, "taken back, it is not given again");
     assert_eq!(sight.origin(&grant(95, 300)), Origin::Ours);
+}
+
+#[test]
+fn what_the_first_list_shows_is_found_if_it_began_before_we_led_and_before_it_was_seen() {
+    // When it starts, and when we asked about it first; we came to lead at 100.
+    for (start, now, expected) in [
+        (-5_000, 101, Origin::Found),
+        (99, 101, Origin::Found),
+        (100, 101, Origin::Found),
+        (101, 101, Origin::Foreign),
+        (101, 500, Origin::Foreign),
+        (3_700, 101, Origin::Foreign),
+        (3_700, 4_000, Origin::Foreign),
+        // Of a clock that was stepped back since.
+        (90, 90, Origin::Found),
+        (91, 90, Origin::Foreign),
+    ] {
+        let theirs = grant(start, start + 600);
+        let request = holding("9", Some(&theirs));
+        let mut sight = Sight::found_at_start(at(100), Some(&request));
+        sight.meet(at(now), &request);
+        assert_eq!(sight.origin(&theirs), expected, "{start}, seen at {now}");
+        sight.vouch(&stands(-7_200), Looks { begun: 1, answered: 1 });
+        let vouched = if expected == Origin::Found { Origin::Vouched } else { Origin::Foreign };
+        assert_eq!(sight.origin(&theirs), vouched, "{start}, seen at {now}");
+        // What was vouched for stays so, whatever the clock says; what is nobody's does, too.
+        sight.meet(at(-6_000), &request);
+        sight.meet(at(110), &holding("10", Some(&theirs)));
+        assert_eq!(sight.origin(&theirs), vouched, "{start}, seen at {now}");
+    }
 }
 
 /// A look at the guard: how long after the one before it was begun, how long it took, and in which part of that it saw.
@@ -207,7 +250,7 @@ proptest! {
         let look = |lookout: &mut Lookout, asked: i64, (_, took, part): Glance| {
             let (took, saw) = (i64::from(took), asked + i64::from(took) * i64::from(part) / 1_000);
             let state = guard(saw, gap_times, is_made_again, skew);
-            lookout.begins(milli(asked));
+            lookout.begins();
             lookout.looked(milli(asked + took), &[Piece { name: "It".into(), needed: true, state }], "");
             asked + took
         };
@@ -215,13 +258,14 @@ proptest! {
         if is_looked_at_before {
             look(&mut lookout, -6_000, (0, 0, 0));
         }
+        lookout.listed();
         let mut asked_after = false;
         for one in looks {
             let asked = now + i64::from(one.0);
             // It is asked about when it is heard of, and after each look.
             if now <= seen && seen <= asked {
                 sight.meet(milli(seen), &holding("9", Some(&term)));
-                sight.vouch(&lookout.enforcement(milli(seen)), lookout.asked_time());
+                sight.vouch(&lookout.judged(milli(seen)), lookout.looks());
             }
             now = look(&mut lookout, asked, one);
             if seen > asked && seen <= now {
@@ -229,7 +273,7 @@ proptest! {
             }
             let is_heard = seen <= now;
             if is_heard {
-                sight.vouch(&lookout.enforcement(milli(now)), lookout.asked_time());
+                sight.vouch(&lookout.judged(milli(now)), lookout.looks());
             } else {
                 sight.meet(milli(now), &holding("7", None));
             }
@@ -243,6 +287,74 @@ proptest! {
             prop_assert_eq!(sight.origin(&term), Origin::Vouched);
             // No later end is the same grant's.
             prop_assert_eq!(sight.origin(&grant(start, start + length + 1)), Origin::Foreign);
+        }
+    }
+}
+
+proptest! {
+    /// The same while the first list is read, of what it or the live page beside it shows; and of a gap before we led, if what
+    /// the leader before saw was handed on.
+    #[test]
+    fn no_forged_status_that_the_first_list_shows_becomes_a_grant_and_an_honest_one_does(
+        looks in prop::collection::vec((0_u16..12_000, 0_u16..5_000, 0_u16..=1_000), 1..12),
+        is_handed_on in any::<bool>(),
+        gap in prop::option::of((-5_000_i64..30_000, 1_i64..20_000, 0_i64..1_000)),
+        (written, lag, rest) in (0_i64..30_000, 0_i64..8_000, 0_i64..8_000),
+        (start, length) in (-80_i64..80, 61_i64..4_000),
+        is_made_again in any::<bool>(),
+        skew in -4_000_i64..4_000,
+    ) {
+        let gap = gap.map(|(from, length, part)| (if is_handed_on { from } else { from.max(0) }, length, part));
+        let gap_times = gap.map(|(from, length, _)| (from, from + length));
+        let written = gap.map_or(written, |(from, length, part)| from + length * part / 1_000);
+        // The list shows it, and goes on.
+        let seen = written.max(0) + lag;
+        let (listed, term) = (seen + rest, grant(start, start + length));
+        let request = holding("9", Some(&term));
+        let mut lookout = Lookout::default();
+        let look_at = |at: i64| [Piece {
+            name: "It".into(),
+            needed: true,
+            state: guard(at, gap_times, is_made_again, skew),
+        }];
+        if is_handed_on {
+            lookout.looked(milli(-6_000), &look_at(-6_000), "");
+            lookout = Lookout::after(milli(0), lookout.vouched().expect("it stood").clone());
+        }
+        let mut sight: Option<Sight> = None;
+        let (mut now, mut asked_after) = (0, false);
+        for (wait, took, part) in looks {
+            let asked = now + i64::from(wait);
+            if listed <= asked {
+                lookout.listed();
+            }
+            lookout.begins();
+            now = asked + i64::from(took);
+            // It is asked about before the look that is under way answers, and after.
+            let answers = look_at(asked + i64::from(took) * i64::from(part) / 1_000);
+            for answer in [None, Some(answers)] {
+                if let Some(answer) = answer {
+                    lookout.looked(milli(now), &answer, "");
+                }
+                if seen <= now {
+                    let sight = sight.get_or_insert_with(|| Sight::found_at_start(at(0), Some(&request)));
+                    sight.meet(milli(now), &request);
+                    sight.vouch(&lookout.judged(milli(now)), lookout.looks());
+                }
+            }
+            if listed <= now {
+                lookout.listed();
+            }
+            asked_after |= asked >= listed;
+            let origin = sight.as_ref().map(|sight| sight.origin(&term));
+            if gap.is_some() {
+                prop_assert!(!matches!(origin, Some(Origin::Ours | Origin::Vouched)), "{origin:?} at {now}, {term:?}");
+            }
+        }
+        if gap.is_none() && asked_after {
+            let sight = sight.expect("it was seen");
+            let expected = if start <= 0 { Origin::Vouched } else { Origin::Foreign };
+            prop_assert_eq!(sight.origin(&term), expected);
         }
     }
 }
@@ -319,12 +431,12 @@ fn a_write_that_nobody_answered_may_have_been_stored_after_all() {
 fn a_grant_that_was_found_is_vouched_for_by_enforcement_that_stood_before_it() {
     let stands = |since| Enforcement::Stands { since_time: at(since) };
     let mut sight = found(&grant(10, 600));
-    sight.vouch(&stands(10), None);
-    sight.vouch(&Enforcement::Unseen, None);
-    sight.vouch(&Enforcement::Missing("x".into()), None);
+    sight.vouch(&stands(10), Looks::default());
+    sight.vouch(&Enforcement::Unseen, Looks::default());
+    sight.vouch(&Enforcement::Missing("x".into()), Looks::default());
     assert_eq!(sight.origin(&grant(10, 600)), Origin::Found);
-    sight.vouch(&stands(9), None);
-    sight.vouch(&stands(500), None);
+    sight.vouch(&stands(9), Looks::default());
+    sight.vouch(&stands(500), Looks::default());
     assert_eq!(sight.origin(&grant(10, 600)), Origin::Vouched, "a later gap does not make it doubtful");
     assert_eq!(sight.origin(&grant(10, 900)), Origin::Foreign);
 }

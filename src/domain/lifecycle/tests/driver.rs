@@ -76,8 +76,8 @@ pub(in super::super) struct Life {
     pub policies_read: bool,
     /// Whether what guards the requests stands, as the shell knows it.
     pub enforcement: Enforcement,
-    /// When the look was begun by which the shell knows it.
-    pub looked_time: Option<Timestamp>,
+    /// How many looks there were by which the shell knows it.
+    pub guard_looks: Looks,
     compiled: RefCell<(Vec<InstanceAccessPolicy>, PolicySet)>,
     pub settings: Settings,
     pub nodes: Nodes,
@@ -155,7 +155,7 @@ impl Life {
             unreadable: Vec::new(),
             policies_read: true,
             enforcement: Enforcement::Stands { since_time: at(-7200) },
-            looked_time: Some(at(-1)),
+            guard_looks: Looks { begun: 1, answered: 1 },
             compiled: RefCell::new((Vec::new(), PolicySet::new([]))),
             settings: Settings { region: Some(Region::parse("us-west-2").unwrap()), ..Settings::default() },
             nodes: Nodes { seen: true, ..Nodes::default() },
@@ -397,7 +397,7 @@ impl Life {
             }
             let asked_time = self.now;
             self.sight.meet(self.now, self.view.as_ref().expect("it is there"));
-            self.sight.vouch(&self.enforcement, self.looked_time);
+            self.sight.vouch(&self.enforcement, self.guard_looks);
             let plan = self.ask();
             self.plans += 1;
             assert!(round < ROUNDS_MAX, "still busy at {}: {plan:?}\n{}", self.now, self.log());

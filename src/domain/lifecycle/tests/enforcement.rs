@@ -13,6 +13,7 @@ fn stands(since: i64) -> Enforcement {
     Enforcement::Stands { since_time: at(since) }
 }
 
+const GRANTED: &str = "Approved=True Active=True/Granted Ended=False/Granted";
 const HELD: &str = "Active=False/EnforcementMissing Reconciling=True";
 
 #[test]
@@ -197,14 +198,25 @@ fn landed(change: impl FnOnce(&mut InstanceAccess)) -> Life {
 
 /// The same, so many seconds after we came to lead; nothing was decided on it yet.
 fn landed_at(second: i64, change: impl FnOnce(&mut InstanceAccess)) -> Life {
+    landed_in(world(), second, change)
+}
+
+/// The world, where there is a gateway that pushes.
+fn with_gateway() -> Life {
+    let mut life = world().with(|request| request.spec.key_delivery = Some(KeyDelivery::OnConnect));
+    life.settings.gateway = Some("gateway.example.com:2222".parse().unwrap());
+    life
+}
+
+fn landed_in(mut life: Life, second: i64, change: impl FnOnce(&mut InstanceAccess)) -> Life {
+    let is_on_connect = life.object.as_ref().unwrap().spec.key_delivery.is_some();
     let theirs = {
-        let mut before = world();
+        let mut before = if is_on_connect { with_gateway() } else { world() };
         before.fate = Fate::Lands { queue: seconds(40), flight: seconds(0) };
         before.settle();
-        before.shows("Approved=True Active=False/Granting Reconciling=True");
+        before.shows(if is_on_connect { GRANTED } else { "Approved=True Active=False/Granting Reconciling=True" });
         before.status()
     };
-    let mut life = world();
     life.sight = Sight::found_at_start(at(0), life.object.as_ref());
     life.policies_read = false;
     life = life.until(second);
@@ -214,8 +226,14 @@ fn landed_at(second: i64, change: impl FnOnce(&mut InstanceAccess)) -> Life {
     change(object);
     life.records.push((life.now, Record::of(RecordKind::GrantIntended, object, &InstanceAccessStatus::default())));
     life.sync();
-    life.looked_time = Some(at(second - 1));
     life.policies_read = true;
+    life
+}
+
+/// A look that was begun just now comes to an answer.
+fn looked(mut life: Life) -> Life {
+    life.guard_looks.begun += 1;
+    life.guard_looks.answered = life.guard_looks.begun;
     life
 }
 
@@ -227,16 +245,19 @@ proptest! {
         lands in 0_i64..70,
         (start, length) in (-80_i64..80, 61_i64..5_000),
         look in 0_i64..12,
-        is_revoked in any::<bool>(),
+        (is_revoked, is_on_connect) in any::<(bool, bool)>(),
     ) {
-        let mut life = landed_at(lands, |object| {
+        let life = if is_on_connect { with_gateway() } else { world() };
+        let mut life = landed_in(life, lands, |object| {
             let grant = object.status.as_mut().unwrap().grant.as_mut().unwrap();
             (grant.start_time, grant.expiration_time) = (Time(at(start)), Time(at(start + length)));
         });
         life = life.until(lands + look);
+        // Nor does a gateway push on it, before anybody has looked.
+        prop_assert!(life.connects().is_err() && !life.line().contains("Granted"), "{}", life.line());
         // The look finds that the guard was away until it landed at least, and that takes five seconds to settle.
         life.enforcement = stands(lands + 5);
-        life.looked_time = Some(life.now);
+        life = looked(life);
         if is_revoked {
             life.revoke();
         }
@@ -255,9 +276,9 @@ fn a_grant_whose_status_lands_before_its_successor_has_decided_goes_on_once_the_
     let mut life = life.until(12);
     life.shows("Approved=True Active=False/Granting Reconciling=True");
     assert_eq!((life.landed(), life.writes, life.kinds()), (0, 0, vec![RecordKind::GrantIntended]));
-    life.looked_time = Some(at(12));
+    life = looked(life);
     let life = life.until(14);
-    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    life.shows(GRANTED);
     let grant = life.status().grant.unwrap();
     assert_eq!(
         (grant.start_time, grant.expiration_time),
@@ -271,15 +292,51 @@ fn a_grant_whose_status_lands_before_its_successor_has_decided_goes_on_once_the_
 }
 
 #[test]
+fn where_gateways_push_status_says_that_a_grant_which_landed_waits_for_a_look() {
+    let mut life = landed_in(with_gateway(), 2, |_| {});
+    life.shows(GRANTED);
+    life = life.until(12);
+    life.shows(&format!("Approved=True {HELD}"));
+    life.says(ConditionType::Active, "counts once the operator has looked at what guards the requests");
+    assert_eq!((life.connects(), life.writes), (Err("NotNow"), 1), "{}", life.log());
+    // One that was under way when it landed says nothing of it.
+    life.guard_looks.answered = life.guard_looks.begun;
+    life = looked(life.until(14));
+    life.shows(&format!("Approved=True {HELD}"));
+    let mut life = life.until(16);
+    life.shows(GRANTED);
+    life.connects().unwrap();
+    assert_eq!((life.writes, life.expiration()), (2, at(600)));
+}
+
+#[test]
+fn a_grant_that_was_found_and_begins_later_than_we_led_is_ended_without_a_key_whatever_stands() {
+    for (is_on_connect, enforcement) in
+        [(false, stands(-3600)), (false, stands(8)), (false, missing()), (true, stands(8))]
+    {
+        let life = if is_on_connect { with_gateway() } else { world() };
+        let mut life = landed_in(life, 2, |object| {
+            let grant = object.status.as_mut().unwrap().grant.as_mut().unwrap();
+            (grant.start_time, grant.expiration_time) = (Time(at(3_600)), Time(at(4_200)));
+        });
+        life.enforcement = enforcement;
+        // The list shows it, and not the watch.
+        life.sight = Sight::found_at_start(at(0), life.object.as_ref());
+        life.settle();
+        life.says(ConditionType::Active, "status holds a grant that the operator did not make");
+        assert!(life.connects().is_err(), "{}", life.line());
+        let life = looked(life).until(200);
+        life.shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+        assert_eq!((life.landed(), life.kinds().contains(&RecordKind::PushIntended)), (0, false));
+    }
+}
+
+#[test]
 fn what_lands_at_a_take_over_and_cannot_be_the_leaders_before_is_ended_without_a_key() {
     let grant = |object: &mut InstanceAccess, change: fn(&mut Grant)| {
         change(object.status.as_mut().unwrap().grant.as_mut().unwrap());
     };
     let not_ours = "status holds a grant that the operator did not make";
-    let looked = |mut life: Life| {
-        life.looked_time = Some(life.now);
-        life
-    };
     for (mut life, words) in [
         // The guard was away when it was written.
         (landed(|_| {}), "the grant is older than the admission policies or CRDs that stand now"),
@@ -307,8 +364,7 @@ fn what_lands_at_a_take_over_and_cannot_be_the_leaders_before_is_ended_without_a
     life.settle();
     forge(&mut life, |_| {});
     life.policies_read = true;
-    life.looked_time = Some(life.now);
-    let life = life.until(10);
+    let life = looked(life).until(10);
     life.says(ConditionType::Active, not_ours);
     assert_eq!(life.until(200).landed(), 0);
 }

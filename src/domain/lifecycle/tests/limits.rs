@@ -335,7 +335,7 @@ impl Crowd {
         let Self { now, settings, policies, enforcement, census, members, .. } = self;
         let (now, member) = (*now, &mut members[number]);
         let Some(mut plan) = member.plan.take() else {
-            member.sight.vouch(enforcement, None);
+            member.sight.vouch(enforcement, Looks::default());
             let (decisions, nodes) = (&Decisions::none(), &Nodes { seen: true, ..Nodes::default() });
             let mut ledger = Ledger::default();
             ledger.set_seen();

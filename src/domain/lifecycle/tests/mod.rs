@@ -35,6 +35,7 @@ use super::*;
 use crate::api::Effect as PolicyEffect;
 use crate::api::*;
 use crate::domain::cloud::{AccountId, Endpoint, FailureClass, Instance, InstanceId, InstanceState, Place};
+use crate::domain::enforcement::Looks;
 use crate::domain::policy::Policy;
 use crate::domain::push::PushPermit;
 
