@@ -436,7 +436,7 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool, w
         Ok(Ok(receipt)) => {
             let mut state = slot.lock();
             state.last_record = Some(Box::new((hash, receipt.clone())));
-            state.sight.open().has_told(record.kind);
+            state.sight.open().has_told(record);
             drop(state);
             span.set("instance_access.audit.sequence", receipt.sequence);
             Ok(receipt)
