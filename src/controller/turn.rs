@@ -21,8 +21,9 @@ use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
 use crate::traces::{Context, Span};
 
+use super::census::Counter;
 use super::effects::{begin, stop_push};
-use super::slots::{Slot, State};
+use super::slots::{Slot, Slots, State};
 use super::write::{Still, WRITE_TIMEOUT, WriteError};
 use super::{Shared, spans};
 
@@ -104,8 +105,7 @@ pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
             return;
         }
         if state.is_settled() {
-            state.cause = None;
-            shared.slots.close(&mut state);
+            lay_down(&shared.slots, &shared.census, slot, &mut state);
             shared.timers.set(&slot.uid, None);
             return;
         }
@@ -123,6 +123,16 @@ pub fn wake(shared: &Arc<Shared>, slot: &Arc<Slot>) {
             rest(&shared, &slot, &mut slot.lock(), Some(again));
         }
     });
+}
+
+/// Packs a request for which nothing is left to do. A turn that was decided on an older version may have taken a place for it
+/// after it was seen over, and nobody will ask again what to do about that.
+fn lay_down(slots: &Slots, census: &Counter, slot: &Slot, state: &mut State) {
+    if census.read().is_claimed(&slot.uid) {
+        census.give_back(&slot.uid);
+    }
+    state.cause = None;
+    slots.close(state);
 }
 
 /// Lets every request have its turn.
@@ -429,7 +439,7 @@ async fn append(shared: &Shared, slot: &Slot, record: &Record, required: bool, w
         Ok(Ok(receipt)) => {
             let mut state = slot.lock();
             state.last_record = Some(Box::new((hash, receipt.clone())));
-            state.sight.open().has_told(record.kind);
+            state.sight.open().has_told(record);
             drop(state);
             span.set("instance_access.audit.sequence", receipt.sequence);
             Ok(receipt)
@@ -541,5 +551,63 @@ fn observe(shared: &Shared, before: &InstanceAccess, after: &InstanceAccess) {
     if ended && let (Some(grant), Some(revocation)) = (&new.grant, &new.revocation) {
         let lateness = since((shared.clock)(), grant.expiration_time.0);
         shared.metrics.count_end(revocation.cause, lateness);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::slots::Seen;
+    use crate::domain::census::{Claim, InstanceMark, who_gets_in};
+    use crate::domain::cloud::Instance;
+    use crate::domain::identity::PrincipalRule;
+    use crate::domain::sight::Sight;
+
+    #[test]
+    fn a_place_that_was_taken_for_what_is_over_by_now_is_given_back() {
+        let census = Arc::new(Counter::new(Arc::new(|| Timestamp::UNIX_EPOCH), PrincipalRule::default()));
+        let slots = Slots::new(Arc::clone(&census));
+        let request = |version: &str, status: serde_json::Value| -> InstanceAccess {
+            serde_json::from_value(json!({
+                "apiVersion": "instanceaccess.dev/v1alpha1",
+                "kind": "InstanceAccess",
+                "metadata": {"name": "fix", "namespace": "team-a", "uid": "u", "resourceVersion": version, "generation": 1},
+                "spec": {
+                    "requester": {"username": "alice"}, "target": {"instanceId": "i-0123456789abcdef0"},
+                    "osUser": "ec2-user", "sshPublicKey": "ssh-ed25519 AAAA",
+                },
+                "status": status,
+            }))
+            .unwrap()
+        };
+        let new_sight = || Sight::new(Timestamp::UNIX_EPOCH);
+        let seen = slots.see(request("1", json!({"observedGeneration": -1, "conditions": []})), new_sight);
+        let Some(Seen::News(slot)) = seen else { panic!("it is new") };
+        let over = json!({"observedGeneration": 1, "specDigest": "ab", "conditions": [{
+            "type": "Denied", "status": "True", "reason": "DeniedByPolicy", "message": "no",
+            "observedGeneration": 1, "lastTransitionTime": "2026-03-01T08:00:00Z",
+        }]});
+        slots.see(request("2", over), new_sight);
+        assert!(slot.lock().is_settled());
+        let instance = json!({
+            "id": "i-0123456789abcdef0", "account_id": "123456789012", "region": "us-west-2", "state": "Running", "tags": {},
+        });
+        let instance: Instance = serde_json::from_value(instance).unwrap();
+        let subject = who_gets_in(&PrincipalRule::default(), &request("1", json!({"conditions": []})).spec).unwrap();
+        let claim = Claim {
+            uid: "u".into(),
+            subject,
+            instance: InstanceMark::of(&instance),
+            limits: crate::api::PolicyLimits::default(),
+            time: Timestamp::UNIX_EPOCH,
+            is_new: true,
+            is_grant: true,
+        };
+        assert!(census.claim(&claim));
+        assert!(census.read().is_claimed("u"));
+        lay_down(&slots, &census, &slot, &mut slot.lock());
+        assert!(!census.read().is_claimed("u"));
     }
 }

@@ -211,6 +211,16 @@ impl Ledger {
         consumer.is_some_and(|consumer| consumer.is_over())
     }
 
+    /// Whether a grant of this namespace, name and spec is known, whosever it is.
+    pub fn is_consumed(&self, request: &InstanceAccess) -> bool {
+        self.consumer(request).is_some()
+    }
+
+    /// Whether the request is known to have been refused, or withdrawn before it was granted, or gone.
+    pub fn is_closed(&self, request: &InstanceAccess) -> bool {
+        self.closed.has(uid_bytes(request.metadata.uid.as_deref().unwrap_or_default()))
+    }
+
     fn consumer(&self, request: &InstanceAccess) -> Option<&Consumer> {
         let metadata = &request.metadata;
         let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());

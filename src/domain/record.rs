@@ -89,6 +89,9 @@ pub struct Record {
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_time: Option<Time>,
+    /// Of `CalledOff`: which kind of record is taken back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub called_off: Option<RecordKind>,
     /// What a person should know.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -169,6 +172,7 @@ impl Record {
             pushes: None,
             cause: None,
             end_time: None,
+            called_off: None,
             message: None,
         }
     }

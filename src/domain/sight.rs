@@ -57,9 +57,9 @@ pub struct Sight {
     grant: GrantSight,
     /// The resourceVersion on which a status was sent whose answer was never heard.
     unheard: Option<String>,
-    /// What the trail was last told that status was to say next, and does not say yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    told: Option<RecordKind>,
+    /// What the trail was told that status was to say, does not say yet, and no later record takes back: each kind once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    told: Vec<RecordKind>,
 }
 
 /// Where the request's grant comes from, as far as this process saw it.
@@ -169,7 +169,7 @@ impl Sight {
             gone_time: None,
             grant: GrantSight::default(),
             unheard: None,
-            told: None,
+            told: Vec::new(),
         }
     }
 
@@ -247,18 +247,15 @@ impl Sight {
     pub fn meet(&mut self, now: Timestamp, request: &InstanceAccess) {
         let status = request.status.as_ref();
         let grant = status.and_then(|status| status.grant.as_ref());
-        let is_said = self.told.is_some_and(|told| match told {
-            RecordKind::Denied => is_over(request),
-            RecordKind::EndIntended => is_over(request) || status.is_some_and(|status| status.revocation.is_some()),
+        self.told.retain(|told| match told {
+            RecordKind::Denied => !is_over(request),
+            RecordKind::EndIntended => !is_over(request) && status.is_none_or(|status| status.revocation.is_none()),
             RecordKind::GrantIntended
             | RecordKind::Granted
             | RecordKind::PushIntended
             | RecordKind::Ended
-            | RecordKind::CalledOff => grant.is_some(),
+            | RecordKind::CalledOff => grant.is_none(),
         });
-        if is_said {
-            self.told = None;
-        }
         let since_time = self.since_time;
         let may_land = is_fresh(now, since_time, PREDECESSOR_AGE_MAX);
         let GrantSight { found, intended, met, waited, landed, vouched, looks_before: _ } = &mut self.grant;
@@ -286,27 +283,34 @@ impl Sight {
         }
     }
 
-    /// A record is about to be put into the trail, and may be in it whatever is answered.
+    /// A record is about to be put into the trail, and may be in it whatever is answered. Until it surely is, it takes
+    /// nothing back.
     pub fn tells(&mut self, record: &Record) {
-        self.told = match record.kind {
-            RecordKind::Denied | RecordKind::EndIntended => Some(record.kind),
+        let counts = match record.kind {
+            RecordKind::Denied | RecordKind::EndIntended => true,
             // Where gateways push, the intention alone counts for whoever reads the trail back.
-            RecordKind::GrantIntended => record.key_delivery.as_ref().map(|_| record.kind),
-            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended => None,
-            RecordKind::CalledOff => return,
+            RecordKind::GrantIntended => record.key_delivery.is_some(),
+            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended | RecordKind::CalledOff => false,
         };
+        if counts && !self.told.contains(&record.kind) {
+            self.told.push(record.kind);
+        }
     }
 
-    /// A record is in the trail.
-    pub fn has_told(&mut self, kind: RecordKind) {
-        if kind == RecordKind::CalledOff {
-            self.told = None;
+    /// A record is in the trail, and takes back what it takes back for whoever reads it.
+    pub fn has_told(&mut self, record: &Record) {
+        match record.kind {
+            RecordKind::Denied | RecordKind::EndIntended => {}
+            RecordKind::GrantIntended => self.told.retain(|told| *told != RecordKind::Denied),
+            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended => self.told.clear(),
+            RecordKind::CalledOff => self.told.retain(|told| Some(*told) != record.called_off),
         }
     }
 
     /// What the trail was told that status was to say, and surely does not come to say by what was sent so far.
-    pub fn told(&self, request: &InstanceAccess) -> Option<RecordKind> {
-        self.told.filter(|_| !self.is_unheard(request.metadata.resource_version.as_deref()))
+    pub fn told(&self, request: &InstanceAccess) -> &[RecordKind] {
+        let is_unheard = self.is_unheard(request.metadata.resource_version.as_deref());
+        if is_unheard { &[] } else { &self.told }
     }
 
     /// Whose word this grant is.

@@ -8,9 +8,11 @@
 //! between the first push and its answer leaves an intention alone, which says nothing: after a restore that request is
 //! judged anew. Where gateways push, no such record comes, and the intention itself counts. In the same way an end that was
 //! only intended is taken back by a later record of a key; one that happened never is. An operator that goes on says itself
-//! what was called off; one that died in between does not, and what it was about to do counts as if it had.
+//! what was called off; one that died in between does not, and what it was about to do counts as if it had. Of two records
+//! of one intention nobody can say which came about, so neither is called off: the first may have been stored, and forgotten
+//! by an etcd that was restored.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -34,20 +36,46 @@ const PRUNED_ABOVE: usize = 1 << 10;
 /// The uids of requests that are over without a grant, or gone. Anybody can make them, so they are bounded.
 #[derive(Clone, Debug, Default)]
 pub struct Closed {
-    newer: HashSet<[u8; 16]>,
-    older: HashSet<[u8; 16]>,
+    newer: HashMap<[u8; 16], Known>,
+    older: HashMap<[u8; 16], Known>,
+}
+
+/// By what a request is known to be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// One record of a refusal, and nothing else: that may be called off.
+    ByOneRecord,
+    /// A status, or more records than one.
+    Surely,
 }
 
 impl Closed {
     /// Keeps one.
     pub(super) fn add(&mut self, uid: [u8; 16]) {
+        self.keep(uid, Known::Surely);
+    }
+
+    /// Keeps one of whose refusal a record tells.
+    fn tell(&mut self, uid: [u8; 16]) {
+        let known = if self.has(uid) { Known::Surely } else { Known::ByOneRecord };
+        self.keep(uid, known);
+    }
+
+    fn keep(&mut self, uid: [u8; 16], known: Known) {
         if uid == super::UNKNOWN {
             return;
         }
-        if self.newer.len() >= CLOSED_MAX && !self.newer.contains(&uid) {
+        if self.newer.len() >= CLOSED_MAX && !self.newer.contains_key(&uid) {
             self.older = std::mem::take(&mut self.newer);
         }
-        self.newer.insert(uid);
+        self.newer.insert(uid, known);
+    }
+
+    /// A refusal was called off.
+    fn take_back(&mut self, uid: [u8; 16]) {
+        if self.newer.get(&uid).or_else(|| self.older.get(&uid)) == Some(&Known::ByOneRecord) {
+            self.remove(uid);
+        }
     }
 
     fn remove(&mut self, uid: [u8; 16]) {
@@ -57,7 +85,7 @@ impl Closed {
 
     /// Whether it is one of them.
     pub(super) fn has(&self, uid: [u8; 16]) -> bool {
-        self.newer.contains(&uid) || self.older.contains(&uid)
+        self.newer.contains_key(&uid) || self.older.contains_key(&uid)
     }
 }
 
@@ -67,7 +95,8 @@ pub struct Memory {
     ledger: Ledger,
     /// The grants whose end was intended, and is not known to have happened: none that is not in the ledger.
     ends_intended: HashSet<Key>,
-    /// The grants that are known by their intention alone, since gateways push their keys: none that is not in the ledger.
+    /// The grants that are known by one record of their intention alone, since gateways push their keys: none that is not
+    /// in the ledger.
     grants_intended: HashSet<Key>,
     /// At how many grants it is looked through for what may go: twice as many as were left the last time.
     prune_above: usize,
@@ -83,6 +112,7 @@ struct Said {
     key_delivery: Option<KeyDelivery>,
     expiration_time: Option<Time>,
     end_time: Option<Time>,
+    called_off: Option<RecordKind>,
 }
 
 #[derive(Deserialize)]
@@ -103,18 +133,21 @@ impl Memory {
             key_delivery,
             expiration_time,
             end_time,
+            called_off,
         } = said;
         let uid = uid_bytes(&uid);
         let until_second = expiration_time.as_ref().map_or(0, |time| second(time.0));
         let consumer = Consumer { uid, end_second: 0, until_second, is_entered: false };
         let key = key_of_name(&entry_name(&namespace, &name, &spec_digest));
         match kind {
-            RecordKind::Denied => self.ledger.closed.add(uid),
+            RecordKind::Denied => self.ledger.closed.tell(uid),
             // Whoever is granted was not refused after all.
             RecordKind::GrantIntended => {
                 self.ledger.closed.remove(uid);
                 if key_delivery == Some(KeyDelivery::OnConnect) {
-                    if self.ledger.consumed.get(&key).is_none_or(|known| known.uid != uid) {
+                    if self.ledger.consumed.contains_key(&key) {
+                        self.grants_intended.remove(&key);
+                    } else {
                         self.grants_intended.insert(key);
                     }
                     self.stands(key, consumer);
@@ -126,12 +159,14 @@ impl Memory {
                 self.grants_intended.remove(&key);
                 self.stands(key, consumer);
             }
-            // While it has its grant, an end of that was called off; otherwise a refusal, or the grant.
-            RecordKind::CalledOff if expiration_time.is_some() => self.lives(key, uid),
-            RecordKind::CalledOff => {
-                self.ledger.closed.remove(uid);
-                self.never_stood(key, uid);
-            }
+            RecordKind::CalledOff => match called_off {
+                Some(RecordKind::Denied) => self.ledger.closed.take_back(uid),
+                Some(RecordKind::GrantIntended) => self.never_stood(key, uid),
+                Some(RecordKind::EndIntended) => self.lives(key, uid),
+                // What happened is not called off, nor is what is not named.
+                Some(RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended | RecordKind::CalledOff)
+                | None => {}
+            },
             RecordKind::EndIntended | RecordKind::Ended => {
                 self.grants_intended.remove(&key);
                 let end_second = second(end_time.or(expiration_time).map_or(time, |time| time.0)).max(1);
@@ -150,7 +185,7 @@ impl Memory {
         }
     }
 
-    /// It was about to be granted, and was not.
+    /// It was about to be granted, and was not: unless more is known of that grant than the one intention.
     fn never_stood(&mut self, key: Key, uid: [u8; 16]) {
         if self.ledger.consumed.get(&key).is_some_and(|known| known.uid == uid) && self.grants_intended.remove(&key) {
             self.ledger.consumed.remove(&key);
@@ -228,7 +263,7 @@ impl Ledger {
             let (key, consumer): (Key, Consumer) = (*key, *consumer);
             self.consume(key, consumer);
         }
-        for uid in memory.ledger.closed.older.iter().chain(&memory.ledger.closed.newer) {
+        for uid in memory.ledger.closed.older.keys().chain(memory.ledger.closed.newer.keys()) {
             self.closed.add(*uid);
         }
     }

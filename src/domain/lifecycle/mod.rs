@@ -125,12 +125,13 @@ pub fn next(now: Timestamp, request: &InstanceAccess, world: World<'_>) -> Plan 
     } else {
         draft.pending();
     }
-    draft.call_off();
+    draft.call_off(draft.is_deleted());
     draft.into_plan()
 }
 
 /// Says what to do for a request that is gone although it had a grant: somebody took our finalizer off.
 ///
+/// One that had none leaves nothing behind, but for the word that what was on record of it did not come about.
 /// Nothing is pushed any more, and the record of the end is owed, as is its entry in the ledger; `status` has nowhere to
 /// go. A plan that names no time to look again is the last.
 pub fn vanished(now: Timestamp, settings: &Settings, request: &InstanceAccess, ledger: &Ledger, sight: &Sight) -> Plan {
@@ -139,7 +140,8 @@ pub fn vanished(now: Timestamp, settings: &Settings, request: &InstanceAccess, l
     let world = World { settings, policies, decisions, nodes, enforcement, census, ledger, sight };
     let mut draft = Draft::new(now, request, world);
     if draft.status.grant.is_none() {
-        return Plan::default();
+        draft.call_off(true);
+        return Plan { before: draft.before, ..Plan::default() };
     }
     let lives = !draft.is_terminal();
     let owes_record = !lives && draft.status.audit.is_none();
@@ -365,31 +367,45 @@ impl<'a> Draft<'a> {
     }
 
     /// Says in the trail that what it was told does not come about. Whoever reads it back would believe that the request was
-    /// refused, or its access taken back, and end who waits or has it.
-    fn call_off(&mut self) {
-        let Some(told) = self.world.sight.told(self.request).filter(|_| !is_over(self.request)) else { return };
-        let has_grant = self.status.grant.is_some();
-        let (comes, what) = match told {
-            RecordKind::Denied => (has_grant || self.is_terminal(), "the refusal"),
-            RecordKind::EndIntended => (self.status.revocation.is_some() || self.is_terminal(), "the end"),
-            RecordKind::GrantIntended => (has_grant, "the grant"),
-            RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended | RecordKind::CalledOff => return,
-        };
-        if comes || self.is_deleted() {
+    /// refused, granted, or its access taken back, and end who waits or has it.
+    ///
+    /// Of one that goes that matters for its grant alone: whoever makes it again would find that consumed.
+    fn call_off(&mut self, goes: bool) {
+        let World { ledger, sight, .. } = self.world;
+        if is_over(self.request) {
             return;
         }
-        // It is worth a wait for the trail, but no end waits.
-        let required = !self.is_terminal();
-        if let (true, Some(again)) = (required, self.audit_retry_time()) {
-            return self.wake(Deadline::Retry, again);
-        }
-        let message = Some(format!("{what} that was on record was called off before its status was stored"));
-        // Of a request that has no status yet, too: whoever reads it back finds what it is about by this.
-        let digest = self.status.spec_digest.clone().unwrap_or_else(|| spec_digest(&self.request.spec));
-        let record = Box::new(Record { message, spec_digest: digest, ..self.record(RecordKind::CalledOff) });
+        let (has_grant, is_terminal) = (self.status.grant.is_some(), self.is_terminal());
+        // It is worth a wait for the trail, but no end waits, and nothing that goes.
+        let required = !is_terminal && !goes;
         // After the call that stops a push, and before any record of what comes instead.
-        let place = usize::from(self.before.first() == Some(&Effect::StopPush));
-        self.before.insert(place, Effect::Audit { record, required });
+        let mut place = usize::from(self.before.first() == Some(&Effect::StopPush));
+        for told in sight.told(self.request) {
+            // What is known otherwise was so before this process put it on record, or came about: an etcd that was restored
+            // has forgotten it, and whoever took it back would give it anew.
+            let (comes, is_known, what) = match told {
+                RecordKind::Denied => (has_grant || is_terminal || goes, ledger.is_closed(self.request), "the refusal"),
+                RecordKind::EndIntended => {
+                    let is_revoked = self.status.revocation.is_some();
+                    (is_revoked || is_terminal || goes, ledger.is_over(self.request), "the end")
+                }
+                RecordKind::GrantIntended => (has_grant, ledger.is_consumed(self.request), "the grant"),
+                RecordKind::Granted | RecordKind::PushIntended | RecordKind::Ended | RecordKind::CalledOff => continue,
+            };
+            if comes || is_known {
+                continue;
+            }
+            if let (true, Some(again)) = (required, self.audit_retry_time()) {
+                return self.wake(Deadline::Retry, again);
+            }
+            let message = Some(format!("{what} that was on record was called off before its status was stored"));
+            // Of a request that has no status yet, too: whoever reads it back finds what it is about by this.
+            let digest = self.status.spec_digest.clone().unwrap_or_else(|| spec_digest(&self.request.spec));
+            let record = self.record(RecordKind::CalledOff);
+            let record = Box::new(Record { message, spec_digest: digest, called_off: Some(*told), ..record });
+            self.before.insert(place, Effect::Audit { record, required });
+            place += 1;
+        }
     }
 
     fn end_record(&self) -> Record {

@@ -10,7 +10,8 @@ use super::is_over;
 /// Whether a request is over and owes nothing: whatever the world is, `next` has nothing to do for it, and no time to
 /// look again. What changes that is another version of the object, or that it is gone.
 ///
-/// It holds for whoever has told the census of this version: a place that was claimed is given back by that.
+/// It holds for whoever has told the census of this version, by which a place that was claimed is given back; one that was
+/// claimed after that is the shell's to give back, which asks nothing any more.
 pub fn is_settled(request: &InstanceAccess) -> bool {
     let Some(status) = &request.status else { return false };
     let generation = request.metadata.generation.unwrap_or_default();

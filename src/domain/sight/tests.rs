@@ -359,61 +359,87 @@ proptest! {
     }
 }
 
+/// A record of a request; `delivery` says whether gateways push its key.
+fn record(kind: RecordKind, delivery: Option<crate::api::KeyDelivery>) -> Record {
+    let mut request = holding("7", None);
+    request.spec.key_delivery = delivery;
+    Record::of(kind, &request, &InstanceAccessStatus::default())
+}
+
+fn word(kind: RecordKind) -> Record {
+    Record { called_off: Some(kind), ..record(RecordKind::CalledOff, None) }
+}
+
+fn having_told(records: &[Record]) -> Sight {
+    let mut sight = Sight::new(at(0));
+    for record in records {
+        sight.tells(record);
+        sight.has_told(record);
+    }
+    sight
+}
+
+const ON_CONNECT: Option<crate::api::KeyDelivery> = Some(crate::api::KeyDelivery::OnConnect);
+
 #[test]
 fn what_the_trail_was_told_is_remembered_until_status_says_it_or_the_trail_takes_it_back() {
-    use RecordKind::{CalledOff, Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
-    let record = |kind, delivery| {
-        let mut request = holding("7", None);
-        request.spec.key_delivery = delivery;
-        Record::of(kind, &request, &InstanceAccessStatus::default())
-    };
-    let (on_connect, continuous) = (Some(crate::api::KeyDelivery::OnConnect), None);
-    let told = |records: &[Record]| {
-        let mut sight = Sight::new(at(0));
-        for record in records {
-            sight.tells(record);
-            sight.has_told(record.kind);
-        }
-        sight
-    };
-    for (records, expected) in [
-        (vec![record(Denied, continuous)], Some(Denied)),
-        (vec![record(EndIntended, continuous)], Some(EndIntended)),
-        (vec![record(GrantIntended, on_connect)], Some(GrantIntended)),
+    use RecordKind::{Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+    let rows: [(&[Record], &[RecordKind]); 13] = [
+        (&[record(Denied, None)], &[Denied]),
+        (&[record(Denied, None), record(Denied, None)], &[Denied]),
+        (&[record(EndIntended, None)], &[EndIntended]),
+        (&[record(GrantIntended, ON_CONNECT)], &[GrantIntended]),
         // Alone it says nothing to whoever reads the trail back, and takes back the refusal before it.
-        (vec![record(Denied, continuous), record(GrantIntended, continuous)], None),
-        (vec![record(EndIntended, continuous), record(PushIntended, continuous)], None),
-        (vec![record(EndIntended, continuous), record(Granted, continuous)], None),
-        (vec![record(Denied, continuous), record(CalledOff, continuous)], None),
+        (&[record(Denied, None), record(GrantIntended, None)], &[]),
+        (&[record(Denied, None), record(GrantIntended, ON_CONNECT)], &[GrantIntended]),
+        // A refusal takes back no intention.
+        (&[record(GrantIntended, ON_CONNECT), record(Denied, None)], &[GrantIntended, Denied]),
+        (&[record(GrantIntended, ON_CONNECT), record(Denied, None), word(GrantIntended)], &[Denied]),
+        (&[record(EndIntended, None), record(PushIntended, None)], &[]),
+        (&[record(EndIntended, None), record(Granted, None)], &[]),
+        (&[record(Denied, None), word(Denied)], &[]),
+        (&[record(Denied, None), word(EndIntended)], &[Denied]),
         // An end on record is never taken back.
-        (vec![record(Ended, continuous)], None),
-    ] {
+        (&[record(Ended, None)], &[]),
+    ];
+    for (records, expected) in rows {
         let kinds: Vec<_> = records.iter().map(|record| record.kind).collect();
-        assert_eq!(told(&records).told(&holding("7", None)), expected, "{kinds:?}");
+        assert_eq!(having_told(records).told(&holding("7", None)), expected, "{kinds:?}");
     }
     // Its write may be stored yet, for as long as the request is of that version.
-    let mut unheard = told(&[record(Denied, continuous)]);
+    let mut unheard = having_told(&[record(Denied, None)]);
     unheard.stores_unheard(Some("7"));
-    assert_eq!(unheard.told(&holding("7", None)), None);
-    assert_eq!(unheard.told(&holding("8", None)), Some(Denied));
-    // One that the trail did not take, and may have all the same, was not called off.
-    let mut untold = told(&[record(Denied, continuous)]);
-    untold.tells(&record(CalledOff, continuous));
-    assert_eq!(untold.told(&holding("7", None)), Some(Denied));
+    assert_eq!(unheard.told(&holding("7", None)), []);
+    assert_eq!(unheard.told(&holding("8", None)), [Denied]);
 
     let live = holding("8", Some(&grant(1, 600)));
     let mut closing = live.clone();
     let revocation = Revocation { cause: crate::api::EndCause::Revoked, key_window_closed_time: None };
     closing.status.as_mut().unwrap().revocation = Some(revocation);
     for (kind, delivery, status, is_said) in [
-        (GrantIntended, on_connect, &live, true),
-        (EndIntended, continuous, &live, false),
-        (EndIntended, continuous, &closing, true),
-        (Denied, continuous, &live, false),
+        (GrantIntended, ON_CONNECT, &live, true),
+        (EndIntended, None, &live, false),
+        (EndIntended, None, &closing, true),
+        (Denied, None, &live, false),
     ] {
-        let mut sight = told(&[record(kind, delivery)]);
+        let mut sight = having_told(&[record(kind, delivery)]);
         sight.meet(at(1), status);
-        assert_eq!(sight.told(status).is_none(), is_said, "{kind:?}");
+        assert_eq!(sight.told(status).is_empty(), is_said, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_record_that_the_trail_may_have_refused_takes_nothing_back() {
+    use RecordKind::{Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+    let taking_back = [Granted, PushIntended, Ended].map(|kind| record(kind, None));
+    let taking_back = taking_back.into_iter().chain([Denied, EndIntended, GrantIntended].map(word));
+    for after in taking_back.chain([record(GrantIntended, None), record(GrantIntended, ON_CONNECT)]) {
+        for owed in [record(Denied, None), record(EndIntended, None), record(GrantIntended, ON_CONNECT)] {
+            let mut sight = having_told(std::slice::from_ref(&owed));
+            sight.tells(&after);
+            let told = sight.told(&holding("7", None));
+            assert!(told.contains(&owed.kind), "{:?}, then {:?}", owed.kind, after.kind);
+        }
     }
 }
 

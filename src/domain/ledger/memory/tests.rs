@@ -25,7 +25,26 @@ fn record(kind: RecordKind) -> Value {
 fn end_called_off() -> Value {
     let mut record = record(RecordKind::GrantIntended);
     record["kind"] = json!(RecordKind::CalledOff);
+    record["calledOff"] = json!(RecordKind::EndIntended);
     record
+}
+
+/// That a record of this kind is taken back.
+fn called_off(kind: RecordKind) -> Value {
+    let mut record = record(RecordKind::CalledOff);
+    record["calledOff"] = json!(kind);
+    record
+}
+
+/// What is on record by these kinds; what is called off is the record before it.
+fn told(kinds: &[RecordKind], tell: fn(RecordKind) -> Value) -> Vec<Value> {
+    let is_word = |kind: &&RecordKind| **kind == RecordKind::CalledOff;
+    let before = |place: usize| kinds[..place].iter().rfind(|kind| !is_word(kind));
+    let tell = |(place, kind): (usize, &RecordKind)| match before(place).filter(|_| is_word(&kind)) {
+        Some(before) => called_off(*before),
+        None => tell(*kind),
+    };
+    kinds.iter().enumerate().map(tell).collect()
 }
 
 fn heard(records: &[Value]) -> Memory {
@@ -56,7 +75,7 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
     let nine = at("2026-03-01T09:00:00Z");
     let its = Standing::Its { until: nine };
     let over = |time: &str| Standing::Over { end_time: Some(at(time)) };
-    let rows: [(&[RecordKind], Standing); 25] = [
+    let rows: [(&[RecordKind], Standing); 28] = [
         (&[], Standing::Free),
         // Called off, or its write failed: nobody ever had access.
         (&[GrantIntended], Standing::Free),
@@ -82,6 +101,10 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
         (&[CalledOff], Standing::Free),
         (&[Denied, CalledOff], Standing::Free),
         (&[Denied, CalledOff, Denied], Standing::Closed),
+        (&[Denied, CalledOff, Denied, CalledOff], Standing::Free),
+        // The first may have been stored, and forgotten by an etcd that was restored.
+        (&[Denied, Denied, CalledOff], Standing::Closed),
+        (&[Denied, Denied, CalledOff, CalledOff], Standing::Closed),
         // Neither a key that was pushed nor an end on record is called off.
         (&[GrantIntended, PushIntended, CalledOff], its.clone()),
         (&[GrantIntended, Granted, CalledOff, CalledOff], its.clone()),
@@ -89,8 +112,7 @@ fn what_the_trail_says_closes_what_a_restored_api_server_would_open_again() {
         (&[PushIntended, EndIntended, Ended, CalledOff], over("2026-03-01T08:30:00Z")),
     ];
     for (kinds, expected) in rows {
-        let records: Vec<Value> = kinds.iter().map(|kind| record(*kind)).collect();
-        let ledger = recalled(&records);
+        let ledger = recalled(&told(kinds, record));
         assert_eq!(ledger.standing(&forgotten()), expected, "{kinds:?}");
         let is_over = matches!(expected, Standing::Over { .. });
         assert_eq!(ledger.is_over(&request()), is_over, "{kinds:?}, restored as live");
@@ -134,10 +156,10 @@ fn an_end_that_was_called_off_is_none_and_one_on_record_stays() {
         }
     }
     // Where gateways push, that it is called off says that it was granted.
-    let told = [on_connect(GrantIntended), end_called_off()];
-    assert_eq!(recalled(&told).standing(&forgotten()), its);
-    let told = [on_connect(GrantIntended), on_connect(EndIntended), end_called_off()];
-    assert_eq!(recalled(&told).standing(&forgotten()), its);
+    let records = [on_connect(GrantIntended), end_called_off()];
+    assert_eq!(recalled(&records).standing(&forgotten()), its);
+    let records = [on_connect(GrantIntended), on_connect(EndIntended), end_called_off()];
+    assert_eq!(recalled(&records).standing(&forgotten()), its);
 }
 
 #[test]
@@ -168,22 +190,56 @@ fn where_gateways_push_the_intention_itself_counts() {
         (&[GrantIntended], its.clone()),
         (&[GrantIntended, GrantIntended], its.clone()),
         (&[GrantIntended, CalledOff], Standing::Free),
-        (&[GrantIntended, GrantIntended, CalledOff], Standing::Free),
+        (&[GrantIntended, CalledOff, GrantIntended, CalledOff], Standing::Free),
+        // The first may have been stored and used, and forgotten by an etcd that was restored.
+        (&[GrantIntended, GrantIntended, CalledOff], its.clone()),
+        (&[GrantIntended, GrantIntended, CalledOff, CalledOff], its.clone()),
+        // A refusal that is called off says nothing of the grant.
+        (&[GrantIntended, Denied, CalledOff], its.clone()),
         (&[GrantIntended, CalledOff, GrantIntended], its.clone()),
         (&[GrantIntended, CalledOff, Denied], Standing::Closed),
-        // It had its grant, or there would be no end of it.
-        (&[GrantIntended, EndIntended, CalledOff], Standing::Over { end_time: Some(at("2026-03-01T08:25:00Z")) }),
-        (&[GrantIntended, PushIntended, CalledOff], its.clone()),
-        (&[GrantIntended, Ended, CalledOff], Standing::Over { end_time: Some(at("2026-03-01T08:30:00Z")) }),
     ];
     for (kinds, expected) in rows {
-        let records: Vec<Value> = kinds.iter().map(|kind| on_connect(*kind)).collect();
-        assert_eq!(recalled(&records).standing(&forgotten()), expected, "{kinds:?}");
+        assert_eq!(recalled(&told(kinds, on_connect)).standing(&forgotten()), expected, "{kinds:?}");
     }
-    // What another request of that name called off was its own.
-    let mut others = on_connect(CalledOff);
-    others["request"]["uid"] = json!(again().metadata.uid);
-    assert_eq!(recalled(&[on_connect(GrantIntended), others]).standing(&forgotten()), its);
+    // It had its grant, or there would be no key or end of it.
+    for (kind, expected) in [
+        (EndIntended, Standing::Over { end_time: Some(at("2026-03-01T08:25:00Z")) }),
+        (PushIntended, its.clone()),
+        (Ended, Standing::Over { end_time: Some(at("2026-03-01T08:30:00Z")) }),
+    ] {
+        let records = [on_connect(GrantIntended), on_connect(kind), called_off(GrantIntended)];
+        assert_eq!(recalled(&records).standing(&forgotten()), expected, "{kind:?}");
+    }
+    // What another request of that name called off was its own, and what it was about to have stood before.
+    let by_another = |mut record: Value| {
+        record["request"]["uid"] = json!(again().metadata.uid);
+        record
+    };
+    let others = by_another(called_off(GrantIntended));
+    assert_eq!(recalled(&[on_connect(GrantIntended), others.clone()]).standing(&forgotten()), its);
+    let ledger = recalled(&[on_connect(GrantIntended), by_another(on_connect(GrantIntended)), others]);
+    assert_ne!(ledger.standing(&forgotten()), Standing::Free);
+    assert!(ledger.is_consumed(&again()));
+}
+
+#[test]
+fn what_names_nothing_that_can_be_called_off_calls_nothing_off() {
+    use RecordKind::{CalledOff, Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+    let its = Standing::Its { until: at("2026-03-01T09:00:00Z") };
+    let over = |time: &str| Standing::Over { end_time: Some(at(time)) };
+    let nothing = [Granted, PushIntended, Ended, CalledOff].map(called_off);
+    // The last one names nothing at all.
+    for word in nothing.into_iter().chain([record(CalledOff)]) {
+        for (kind, expected) in [
+            (Denied, Standing::Closed),
+            (GrantIntended, its.clone()),
+            (EndIntended, over("2026-03-01T08:25:00Z")),
+            (Ended, over("2026-03-01T08:30:00Z")),
+        ] {
+            assert_eq!(recalled(&[on_connect(kind), word.clone()]).standing(&forgotten()), expected, "{kind:?} {word}");
+        }
+    }
 }
 
 /// The same, of a request whose key gateways push.
@@ -201,27 +257,63 @@ proptest! {
     /// is not given anew.
     #[test]
     fn what_is_called_off_opens_nothing_that_was_granted(
-        kinds in prop::collection::vec(prop::option::of(0_usize..7), 0..12),
+        told in prop::collection::vec(anything(), 0..12),
         is_on_connect in any::<bool>(),
     ) {
-        use RecordKind::{CalledOff, Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
-        let all = [Denied, GrantIntended, Granted, PushIntended, EndIntended, Ended, CalledOff];
-        let told = |kind: &Option<usize>| match kind {
-            None => end_called_off(),
-            Some(kind) if is_on_connect => on_connect(all[*kind]),
-            Some(kind) => record(all[*kind]),
-        };
-        let ledger = recalled(&kinds.iter().map(told).collect::<Vec<_>>());
-        let kinds: Vec<RecordKind> = kinds.into_iter().map(|kind| kind.map_or(CalledOff, |kind| all[kind])).collect();
-        let standing = ledger.standing(&forgotten());
-        if kinds.contains(&Ended) {
-            prop_assert!(matches!(standing, Standing::Over { .. } | Standing::Closed), "{standing:?} {kinds:?}");
+        use RecordKind::{EndIntended, Ended, Granted, PushIntended};
+        let records: Vec<Value> = told.iter().map(|told| said(*told, is_on_connect)).collect();
+        let standing = recalled(&records).standing(&forgotten());
+        let has = |kinds: &[RecordKind]| told.iter().any(|told| matches!(told, Ok(kind) if kinds.contains(kind)));
+        if has(&[Ended]) {
+            prop_assert!(matches!(standing, Standing::Over { .. } | Standing::Closed), "{standing:?} {told:?}");
         }
-        if kinds.iter().any(|kind| matches!(kind, Granted | PushIntended | EndIntended)) {
-            prop_assert!(standing != Standing::Free, "{kinds:?}");
+        if has(&[Granted, PushIntended, EndIntended]) {
+            prop_assert!(standing != Standing::Free, "{told:?}");
         }
         // As far as a grant goes that it may have.
-        prop_assert!(!ledger.admits(&forgotten(), at("2026-03-01T09:00:01Z")) || standing == Standing::Free);
+        prop_assert!(!recalled(&records).admits(&forgotten(), at("2026-03-01T09:00:01Z")) || standing == Standing::Free);
+    }
+
+    /// Whatever the trail says, it says no less after somebody put the same on record once more, and called that off: what
+    /// was there may have been stored, and forgotten by an etcd that was restored.
+    #[test]
+    fn what_was_on_record_before_is_not_called_off_with_what_came_after(
+        told in prop::collection::vec(anything(), 0..12),
+        kind in prop::sample::select(vec![RecordKind::Denied, RecordKind::GrantIntended]),
+        words in 1_usize..4,
+        is_on_connect in any::<bool>(),
+    ) {
+        let mut records: Vec<Value> = told.iter().map(|told| said(*told, is_on_connect)).collect();
+        let before = recalled(&records);
+        records.push(said(Ok(kind), is_on_connect));
+        records.extend(std::iter::repeat_n(called_off(kind), words));
+        let after = recalled(&records);
+        // Whoever is granted was not refused after all; otherwise a refusal stands.
+        if kind == RecordKind::Denied {
+            prop_assert_eq!(after.is_closed(&forgotten()), before.is_closed(&forgotten()), "{:?}", told);
+        }
+        prop_assert_eq!(after.is_consumed(&forgotten()), before.is_consumed(&forgotten()), "{:?}", told);
+        prop_assert_eq!(after.is_over(&forgotten()), before.is_over(&forgotten()), "{:?}", told);
+    }
+}
+
+/// A kind of record, or that one of a kind is called off.
+fn anything() -> impl Strategy<Value = Result<RecordKind, RecordKind>> {
+    use RecordKind::{Denied, EndIntended, Ended, GrantIntended, Granted, PushIntended};
+    let told = vec![Denied, GrantIntended, Granted, PushIntended, EndIntended, Ended];
+    let called_off = vec![Denied, GrantIntended, EndIntended];
+    prop_oneof![
+        2 => prop::sample::select(told).prop_map(Ok),
+        1 => prop::sample::select(called_off).prop_map(Err),
+    ]
+}
+
+fn said(told: Result<RecordKind, RecordKind>, is_on_connect: bool) -> Value {
+    match told {
+        Ok(kind) if is_on_connect => on_connect(kind),
+        Ok(kind) => record(kind),
+        Err(RecordKind::EndIntended) => end_called_off(),
+        Err(kind) => called_off(kind),
     }
 }
 

@@ -478,7 +478,7 @@ impl Life {
                 Effect::Audit { record, required } => {
                     self.sight.tells(&record);
                     if self.audit_works {
-                        self.sight.has_told(record.kind);
+                        self.sight.has_told(&record);
                         let name = format!("audit {:?}", record.kind);
                         self.is_bounded(&record);
                         // As the controller does: the same record, told again after a failed write, is one record.
