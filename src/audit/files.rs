@@ -57,6 +57,14 @@ pub(super) fn closed_number(open: &Path, path: &Path) -> Option<i64> {
     if is_number && is_digest { number.parse().ok() } else { None }
 }
 
+/// Whether a closed file of this open one, by its name, is the one whose first record has this digest.
+pub(super) fn may_be(path: &Path, open: &Path, file: &str) -> bool {
+    closed_number(open, path).is_some_and(|sequence| {
+        let digest = file.to_owned();
+        closed_path(open, &Receipt { sequence, digest }).file_name() == path.file_name()
+    })
+}
+
 /// Whether a file in a folder is one of a trail, by its name: not what a crash had left, and nothing hidden.
 pub(super) fn is_of_a_trail(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_bytes();
@@ -216,6 +224,10 @@ mod tests {
             let path = closed_path(Path::new(open), &receipt(42, "a"));
             assert_eq!(path, Path::new(closed));
             assert_eq!(closed_number(Path::new(open), &path), Some(42), "{open}");
+            assert!(may_be(&path, Path::new(open), &"a".repeat(64)), "{open}");
+            for other in ["b".repeat(64), "a".repeat(15), String::new(), format!("{}b", "a".repeat(15))] {
+                assert!(!may_be(&path, Path::new(open), &other), "{open}, {other}");
+            }
         }
         for other in [
             "audit.jsonl",

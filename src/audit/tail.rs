@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::files::{self, Closed};
 use super::line::{self, ENVELOPE_BYTES_MAX, LINE_BYTES_MAX, Link};
+use super::memory::READ_BYTES_MAX;
 use super::open::{OpenError, Torn, failed};
 use super::store::{FileStore, Names, real};
 use super::trail::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
@@ -66,35 +67,77 @@ pub(super) fn lock(path: PathBuf, names: Box<dyn Names>, sink: &Arc<str>) -> Res
     }
 }
 
-/// The files that were closed beside the open one, in the order in which they were written.
+/// The files that were closed beside the open one, in the order in which they were written: all of them.
 pub(super) fn closed_beside(open: &Path) -> io::Result<Vec<Closed>> {
+    let names = closed_names(&real(open))?;
+    Ok(files::in_order(names.into_iter().filter_map(|(path, number)| closed_at(path, number)).collect()))
+}
+
+/// The same, but no more of them than it takes to `bytes_min` bytes, back from the open one, and the one that is `named`.
+///
+/// Each names the one before, by what is in that one's name. All are opened only where that leads nowhere: one is missing
+/// between others or was renamed, or the open one has no line yet.
+pub(super) fn closed_back(open: &Path, bytes_min: u64, named: Option<&str>) -> io::Result<Vec<Closed>> {
     let open = real(open);
+    let mut names = closed_names(&open)?;
+    let all = names.len();
+    let mut take = |file: &str| {
+        let at = names.iter().position(|(path, _)| files::may_be(path, &open, file))?;
+        let (path, number) = names.swap_remove(at);
+        closed_at(path, number).filter(|closed| closed.file.as_deref() == Some(file))
+    };
+    let (mut back, mut bytes) = (Vec::new(), 0);
+    let mut before = goes_on_from(&open)?;
+    while bytes < bytes_min
+        && let Some(closed) = before.as_deref().and_then(&mut take)
+    {
+        bytes = bytes.saturating_add(std::fs::metadata(&closed.path).map_or(0, |it| it.len()));
+        before.clone_from(&closed.previous_file);
+        back.push(closed);
+    }
+    let is_known = |file: &str| back.iter().any(|closed| closed.file.as_deref() == Some(file));
+    let named = named.filter(|file| !is_known(file)).and_then(&mut take);
+    if bytes < bytes_min && back.len() < all {
+        return closed_beside(&open);
+    }
+    back.extend(named);
+    back.reverse();
+    Ok(back)
+}
+
+/// The file that another, if it is there, begins by naming as the one before it.
+pub(super) fn goes_on_from(path: &Path) -> io::Result<Option<String>> {
+    match File::open(path).and_then(|file| first_line(&file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        first => Ok(first?.and_then(|link| link.previous_file().map(str::to_owned))),
+    }
+}
+
+/// What has the name of a closed file of this open one, with the number in it.
+fn closed_names(open: &Path) -> io::Result<Vec<(PathBuf, i64)>> {
     let directory = open.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut closed = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
-        let Some(number) = files::closed_number(&open, &path) else { continue };
-        if !entry.file_type()?.is_file() {
-            continue;
+        if let Some(number) = files::closed_number(open, &path)
+            && entry.file_type()?.is_file()
+        {
+            names.push((path, number));
         }
-        let first = match File::open(&path).and_then(|file| first_line(&file)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            // What it says matters only if it is the last one, and then it is opened again.
-            first => first.ok().flatten(),
-        };
-        let previous_file = first.as_ref().and_then(|link| link.previous_file().map(str::to_owned));
-        closed.push(Closed { path, number, file: first.map(|link| link.receipt.digest), previous_file });
     }
-    Ok(files::in_order(closed))
+    Ok(names)
 }
 
-/// Whether a file, if it is there, begins by naming one before it.
-pub(super) fn goes_on_from_another(path: &Path) -> io::Result<bool> {
-    match File::open(path).and_then(|file| first_line(&file)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        first => Ok(first?.is_some_and(|link| link.previous_file().is_some())),
-    }
+/// A closed file, by its first line; none, if whoever ships closed files was there.
+fn closed_at(path: PathBuf, number: i64) -> Option<Closed> {
+    let first = match File::open(&path).and_then(|file| first_line(&file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        // What it says matters only if it is the last one, and then it is opened again.
+        first => first.ok().flatten(),
+    };
+    let previous_file = first.as_ref().and_then(|link| link.previous_file().map(str::to_owned));
+    Some(Closed { path, number, file: first.map(|link| link.receipt.digest), previous_file })
 }
 
 /// What a crash may have left undone of closing a file: nobody writes to it any more. A manner, and no protection.
@@ -183,7 +226,8 @@ pub(super) fn mend(
     sink: &Arc<str>,
 ) -> Result<Found, OpenError> {
     let FileStore { path, file, names, .. } = store;
-    let closed = closed_beside(path).map_err(failed(sink, "look for closed files beside it"))?;
+    let closed =
+        closed_back(path, READ_BYTES_MAX, head_file).map_err(failed(sink, "look for closed files beside it"))?;
     let first = first_line(file).map_err(failed(sink, "read the file's beginning"))?;
     let name = first.as_ref().map(|link| link.receipt.digest.as_str());
     // A lease that was renewed before a file was full names that one. One that was shipped since, the next one names.

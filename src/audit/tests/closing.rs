@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::super::files::closed_path;
 use super::super::open;
 use super::super::store::{Names, OnDisk};
+use super::super::tail::closed_back;
 use super::super::writer::Chain;
 use super::super::{Begin, Leader, OpenError, Receipt, Sinks, verify_files};
 use super::rotation::{FILE_BYTES_MAX, Folder, commit, first_line, folder, receipt_of};
@@ -299,6 +300,47 @@ fn a_gap_among_closed_files_is_gone_on_behind_only_where_the_lease_says_so() {
     let (_chain, opened) = folder.open(led(&firsts[3], &firsts[3])).unwrap();
     assert_eq!(first_line(&folder.open)["record"]["previousFile"], firsts.last().unwrap().digest);
     assert_eq!(opened.file_head, None);
+}
+
+#[test]
+fn no_more_closed_files_are_looked_into_than_are_read_back_unless_one_is_missing() {
+    let folder = folder();
+    folder.write(30);
+    let all = folder.closed();
+    let [.., before, newest] = &all[..] else { panic!("{all:?}") };
+    let bytes = fs::metadata(newest).unwrap().len();
+    #[track_caller]
+    fn check(folder: &Folder, bytes_min: u64, named: Option<&Receipt>, expected: &[PathBuf]) {
+        let back = closed_back(&folder.open, bytes_min, named.map(|first| first.digest.as_str())).unwrap();
+        assert_eq!(back.into_iter().map(|closed| closed.path).collect::<Vec<_>>(), expected, "{bytes_min}, {named:?}");
+    }
+    check(&folder, 0, None, &[]);
+    check(&folder, bytes, None, std::slice::from_ref(newest));
+    check(&folder, bytes + 1, None, &[before.clone(), newest.clone()]);
+    check(&folder, u64::MAX, None, &all);
+    // The one that the lease names, wherever that is, and none that nobody has.
+    let first = receipt_of(&first_line(&all[0]));
+    check(&folder, 1, Some(&first), &[all[0].clone(), newest.clone()]);
+    check(&folder, 1, Some(&receipt_of(&first_line(newest))), std::slice::from_ref(newest));
+    check(&folder, 1, Some(&Receipt { digest: "f".repeat(64), ..first }), std::slice::from_ref(newest));
+    // Whoever renamed one leads astray, and then all are looked into; so it is where one is missing.
+    let renamed = folder.path().join("audit.0000000000000002-ffffffffffffffff.jsonl");
+    fs::rename(newest, &renamed).unwrap();
+    let mut expected = all.clone();
+    *expected.last_mut().unwrap() = renamed.clone();
+    check(&folder, 1, None, &expected);
+    fs::rename(&renamed, newest).unwrap();
+    fs::remove_file(before).unwrap();
+    let left: Vec<PathBuf> = all.iter().filter(|path| *path != before).cloned().collect();
+    check(&folder, bytes + 1, None, &left);
+    // Shipped, the oldest first: then nothing is missing between.
+    for path in &all[..all.len() - 1] {
+        let _ = fs::remove_file(path);
+    }
+    check(&folder, u64::MAX, None, std::slice::from_ref(newest));
+    // The open one has no line yet.
+    fs::write(&folder.open, "").unwrap();
+    check(&folder, 1, None, std::slice::from_ref(newest));
 }
 
 #[test]
