@@ -25,7 +25,7 @@ const _: () = assert!(super::line::INTEGER_MAX < 10_i64.pow(NUMBER_DIGITS as u32
 /// What a file is called once it is closed, beside the open one.
 pub(super) fn closed_path(open: &Path, first: &Receipt) -> PathBuf {
     let mut name = open.file_stem().unwrap_or_default().to_owned();
-    let digest = first.digest.get(..DIGEST_DIGITS).unwrap_or_default();
+    let digest = digits(&first.digest);
     name.push(format!(".{:0width$}-{digest}", first.sequence, width = NUMBER_DIGITS));
     if let Some(extension) = open.extension() {
         name.push(".");
@@ -42,8 +42,8 @@ pub(super) fn next_path(open: &Path) -> PathBuf {
     open.with_file_name(name)
 }
 
-/// The number of the first record of a closed file, by its name; none, if it is no closed file of this open one.
-pub(super) fn closed_number(open: &Path, path: &Path) -> Option<i64> {
+/// Number and digits of the first record of a closed file, by its name; none, if it is no closed file of this open one.
+pub(super) fn closed_name<'a>(open: &Path, path: &'a Path) -> Option<(i64, &'a str)> {
     let name = path.file_name()?.as_bytes();
     let rest = name.strip_prefix(open.file_stem()?.as_bytes())?.strip_prefix(b".")?;
     let rest = match open.extension() {
@@ -54,15 +54,12 @@ pub(super) fn closed_number(open: &Path, path: &Path) -> Option<i64> {
     let is_number = number.len() == NUMBER_DIGITS && number.bytes().all(|byte| byte.is_ascii_digit());
     let is_digest =
         digest.len() == DIGEST_DIGITS && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_number && is_digest { number.parse().ok() } else { None }
+    if is_number && is_digest { Some((number.parse().ok()?, digest)) } else { None }
 }
 
-/// Whether a closed file of this open one, by its name, is the one whose first record has this digest.
-pub(super) fn may_be(path: &Path, open: &Path, file: &str) -> bool {
-    closed_number(open, path).is_some_and(|sequence| {
-        let digest = file.to_owned();
-        closed_path(open, &Receipt { sequence, digest }).file_name() == path.file_name()
-    })
+/// As much of the digest of a file's first record as is in its closed name.
+pub(super) fn digits(digest: &str) -> &str {
+    digest.get(..DIGEST_DIGITS).unwrap_or_default()
 }
 
 /// Whether a file in a folder is one of a trail, by its name: not what a crash had left, and nothing hidden.
@@ -223,11 +220,8 @@ mod tests {
         ] {
             let path = closed_path(Path::new(open), &receipt(42, "a"));
             assert_eq!(path, Path::new(closed));
-            assert_eq!(closed_number(Path::new(open), &path), Some(42), "{open}");
-            assert!(may_be(&path, Path::new(open), &"a".repeat(64)), "{open}");
-            for other in ["b".repeat(64), "a".repeat(15), String::new(), format!("{}b", "a".repeat(15))] {
-                assert!(!may_be(&path, Path::new(open), &other), "{open}, {other}");
-            }
+            let named = closed_name(Path::new(open), &path);
+            assert_eq!(named, Some((42, digits(&"a".repeat(64)))), "{open}");
         }
         for other in [
             "audit.jsonl",
@@ -242,7 +236,7 @@ mod tests {
             "audit.b.0000000000000042-aaaaaaaaaaaaaaaa.jsonl",
             "other.0000000000000042-aaaaaaaaaaaaaaaa.jsonl",
         ] {
-            assert_eq!(closed_number(Path::new("/a/audit.jsonl"), Path::new(other)), None, "{other}");
+            assert_eq!(closed_name(Path::new("/a/audit.jsonl"), Path::new(other)), None, "{other}");
         }
     }
 

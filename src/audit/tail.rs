@@ -1,5 +1,6 @@
 //! The end of a file that an earlier writer left: found, verified, and mended if a crash tore it.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
@@ -70,7 +71,7 @@ pub(super) fn lock(path: PathBuf, names: Box<dyn Names>, sink: &Arc<str>) -> Res
 /// The files that were closed beside the open one, in the order in which they were written: all of them.
 pub(super) fn closed_beside(open: &Path) -> io::Result<Vec<Closed>> {
     let names = closed_names(&real(open))?;
-    Ok(files::in_order(names.into_iter().filter_map(|(path, number)| closed_at(path, number)).collect()))
+    Ok(files::in_order(names.into_iter().filter_map(|(_, path, number)| closed_at(path, number)).collect()))
 }
 
 /// The same, but no more of them than it takes to `bytes_min` bytes, back from the open one, and the one that is `named`.
@@ -79,11 +80,11 @@ pub(super) fn closed_beside(open: &Path) -> io::Result<Vec<Closed>> {
 /// between others or was renamed, or the open one has no line yet.
 pub(super) fn closed_back(open: &Path, bytes_min: u64, named: Option<&str>) -> io::Result<Vec<Closed>> {
     let open = real(open);
-    let mut names = closed_names(&open)?;
+    let names = closed_names(&open)?;
     let all = names.len();
+    let mut names: HashMap<_, _> = names.into_iter().map(|(digits, path, number)| (digits, (path, number))).collect();
     let mut take = |file: &str| {
-        let at = names.iter().position(|(path, _)| files::may_be(path, &open, file))?;
-        let (path, number) = names.swap_remove(at);
+        let (path, number) = names.remove(files::digits(file))?;
         closed_at(path, number).filter(|closed| closed.file.as_deref() == Some(file))
     };
     let (mut back, mut bytes) = (Vec::new(), 0);
@@ -113,17 +114,17 @@ pub(super) fn goes_on_from(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// What has the name of a closed file of this open one, with the number in it.
-fn closed_names(open: &Path) -> io::Result<Vec<(PathBuf, i64)>> {
+/// What has the name of a closed file of this open one, with the digits and the number in it.
+fn closed_names(open: &Path) -> io::Result<Vec<(String, PathBuf, i64)>> {
     let directory = open.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
-        if let Some(number) = files::closed_number(open, &path)
+        if let Some((number, digits)) = files::closed_name(open, &path)
             && entry.file_type()?.is_file()
         {
-            names.push((path, number));
+            names.push((digits.to_owned(), path, number));
         }
     }
     Ok(names)

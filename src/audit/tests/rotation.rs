@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::super::files::{closed_number, closed_path, next_path};
+use super::super::files::{closed_name, closed_path, next_path};
 use super::super::line::{Draft, file_continued};
 use super::super::open::{self, Ready};
 use super::super::tail::closed_beside;
@@ -530,7 +530,7 @@ proptest! {
         let files = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().path());
         prop_assert_eq!(files.filter(|path| path.to_string_lossy().contains(".torn-")).count(), torn);
         for path in folder.closed() {
-            prop_assert!(closed_number(&folder.open, &path).is_some());
+            prop_assert!(closed_name(&folder.open, &path).is_some());
             prop_assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o222, 0, "{:?} may be written", path);
         }
     }
