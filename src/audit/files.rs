@@ -25,7 +25,7 @@ const _: () = assert!(super::line::INTEGER_MAX < 10_i64.pow(NUMBER_DIGITS as u32
 /// What a file is called once it is closed, beside the open one.
 pub(super) fn closed_path(open: &Path, first: &Receipt) -> PathBuf {
     let mut name = open.file_stem().unwrap_or_default().to_owned();
-    let digest = first.digest.get(..DIGEST_DIGITS).unwrap_or_default();
+    let digest = digits(&first.digest);
     name.push(format!(".{:0width$}-{digest}", first.sequence, width = NUMBER_DIGITS));
     if let Some(extension) = open.extension() {
         name.push(".");
@@ -42,8 +42,8 @@ pub(super) fn next_path(open: &Path) -> PathBuf {
     open.with_file_name(name)
 }
 
-/// The number of the first record of a closed file, by its name; none, if it is no closed file of this open one.
-pub(super) fn closed_number(open: &Path, path: &Path) -> Option<i64> {
+/// Number and digits of the first record of a closed file, by its name; none, if it is no closed file of this open one.
+pub(super) fn closed_name<'a>(open: &Path, path: &'a Path) -> Option<(i64, &'a str)> {
     let name = path.file_name()?.as_bytes();
     let rest = name.strip_prefix(open.file_stem()?.as_bytes())?.strip_prefix(b".")?;
     let rest = match open.extension() {
@@ -54,7 +54,12 @@ pub(super) fn closed_number(open: &Path, path: &Path) -> Option<i64> {
     let is_number = number.len() == NUMBER_DIGITS && number.bytes().all(|byte| byte.is_ascii_digit());
     let is_digest =
         digest.len() == DIGEST_DIGITS && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if is_number && is_digest { number.parse().ok() } else { None }
+    if is_number && is_digest { Some((number.parse().ok()?, digest)) } else { None }
+}
+
+/// As much of the digest of a file's first record as is in its closed name.
+pub(super) fn digits(digest: &str) -> &str {
+    digest.get(..DIGEST_DIGITS).unwrap_or_default()
 }
 
 /// Whether a file in a folder is one of a trail, by its name: not what a crash had left, and nothing hidden.
@@ -85,23 +90,50 @@ pub(super) struct Closed {
     pub previous_file: Option<String>,
 }
 
-/// Puts closed files in the order in which they were written: each behind the one that it goes on from, else by number.
+impl Closed {
+    /// Whether its writer's first record of all begins it.
+    fn begins(&self) -> bool {
+        self.file.is_some() && self.previous_file.is_none()
+    }
+}
+
+/// Files are missing between others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gap;
+
+/// Puts closed files in the order in which they were written: each behind the one that it goes on from. Where one between is
+/// missing, the writer's first goes before, and then numbers decide, which is wrong where a trail went back.
 pub(super) fn in_order(mut closed: Vec<Closed>) -> Vec<Closed> {
     closed.sort_by(|one, other| (one.number, &one.path).cmp(&(other.number, &other.path)));
-    let previous: Vec<Option<usize>> =
-        follow(&closed.iter().map(|it| (it.file.as_deref(), it.previous_file.as_deref())).collect::<Vec<_>>());
-    let (mut order, mut is_placed) = (Vec::with_capacity(closed.len()), vec![false; closed.len()]);
-    for last in 0..closed.len() {
-        let mut before = Vec::new();
-        let mut at = Some(last);
-        while let Some(file) = at.filter(|file| !is_placed[*file]) {
-            is_placed[file] = true;
-            before.push(file);
-            at = previous[file];
-        }
-        order.extend(before.into_iter().rev());
-    }
-    order.into_iter().map(|file| closed[file].clone()).collect()
+    let mut rows = rows_of(&closed);
+    rows.sort_by_key(|row| row.first().map(|first| (!closed[*first].begins(), *first)));
+    rows.into_iter().flatten().map(|file| closed[file].clone()).collect()
+}
+
+fn rows_of(closed: &[Closed]) -> Vec<Vec<usize>> {
+    in_rows(&closed.iter().map(|it| (it.file.as_deref(), it.previous_file.as_deref())).collect::<Vec<_>>())
+}
+
+/// Finds the file that was closed last, of these in their order, so that another may go on from it.
+///
+/// `named` is the file that the lease names. If it is one of these, or one goes on from it, that row is the one to go on in;
+/// if it is another writer's, it says nothing. Whoever has no lease never went back in numbers.
+///
+/// # Errors
+/// Files are missing between these, and the order is not certain, or the lease names one before the gap.
+pub(super) fn newest<'a>(closed: &'a [Closed], named: Option<&str>) -> Result<Option<&'a Closed>, Gap> {
+    let Some(last) = closed.last() else { return Ok(None) };
+    let rows = rows_of(closed);
+    let Some(named) = named.filter(|_| rows.len() > 1) else { return Ok(Some(last)) };
+    let names = |it: &Closed| [&it.file, &it.previous_file].into_iter().flatten().any(|file| file == named);
+    let last_row: Vec<&Closed> =
+        rows.iter().filter(|row| row.contains(&(closed.len() - 1))).flatten().map(|file| &closed[*file]).collect();
+    let is_certain = if closed.iter().any(names) {
+        last_row.iter().any(|it| names(it))
+    } else {
+        rows.len() == 2 && closed[0].begins() && last_row.first().is_some_and(|it| it.previous_file.is_some())
+    };
+    if is_certain { Ok(Some(last)) } else { Err(Gap) }
 }
 
 /// Finds for each file, of which its own name and the one that it goes on from are given, which one that is. Each is gone on
@@ -188,7 +220,8 @@ mod tests {
         ] {
             let path = closed_path(Path::new(open), &receipt(42, "a"));
             assert_eq!(path, Path::new(closed));
-            assert_eq!(closed_number(Path::new(open), &path), Some(42), "{open}");
+            let named = closed_name(Path::new(open), &path);
+            assert_eq!(named, Some((42, digits(&"a".repeat(64)))), "{open}");
         }
         for other in [
             "audit.jsonl",
@@ -203,7 +236,7 @@ mod tests {
             "audit.b.0000000000000042-aaaaaaaaaaaaaaaa.jsonl",
             "other.0000000000000042-aaaaaaaaaaaaaaaa.jsonl",
         ] {
-            assert_eq!(closed_number(Path::new("/a/audit.jsonl"), Path::new(other)), None, "{other}");
+            assert_eq!(closed_name(Path::new("/a/audit.jsonl"), Path::new(other)), None, "{other}");
         }
     }
 
@@ -222,6 +255,55 @@ mod tests {
             assert_eq!(is_of_a_trail(&Path::new("/a/.b").join(name)), is, "{name}");
         }
         assert!(!is_of_a_trail(&next_path(Path::new("/a/audit.jsonl"))));
+    }
+
+    /// Closed files by number, own name, and the one that each goes on from.
+    fn closed(files: &[(i64, &str, &str)]) -> Vec<Closed> {
+        let name = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+        let closed = files.iter().map(|(number, file, previous)| Closed {
+            path: PathBuf::from(file),
+            number: *number,
+            file: name(file),
+            previous_file: name(previous),
+        });
+        in_order(closed.collect())
+    }
+
+    #[test]
+    fn a_new_file_goes_on_from_the_one_closed_last_or_from_none_where_that_is_not_certain() {
+        #[track_caller]
+        fn check(files: &[(i64, &str, &str)], named: Option<&str>, expected: Result<Option<&str>, Gap>) {
+            let closed = closed(files);
+            let newest = newest(&closed, named).map(|it| it.and_then(|it| it.file.as_deref()));
+            assert_eq!(newest, expected, "{files:?}, {named:?}");
+        }
+        let (foreign, last) = (Some("else"), Ok(Some("d")));
+        check(&[], None, Ok(None));
+        check(&[], foreign, Ok(None));
+        // Nothing is missing between them, however numbers go.
+        let whole = [(1, "a", ""), (900, "b", "a"), (500, "c", "b"), (700, "d", "c")];
+        for named in [None, foreign, Some("a"), Some("d")] {
+            check(&whole, named, last);
+            check(&whole[1..], named, last);
+            check(&whole[3..], named, last);
+        }
+        // The third is gone. The first of all says that it is; numbers would have "b" last.
+        let gap = [whole[0], whole[1], whole[3]];
+        for named in [None, foreign, Some("c"), Some("d")] {
+            check(&gap, named, last);
+        }
+        check(&gap, Some("a"), Err(Gap));
+        check(&gap, Some("b"), Err(Gap));
+        // The first is gone, too: by numbers "b" is last, and it is not.
+        let gaps = [whole[1], whole[3]];
+        for named in [foreign, Some("d"), Some("c")] {
+            check(&gaps, named, Err(Gap));
+        }
+        check(&gaps, Some("b"), Ok(Some("b")));
+        // Who has no lease never went back.
+        check(&[(1, "a", ""), (400, "b", "a"), (900, "d", "c"), (700, "x", "w")], None, last);
+        check(&[(1, "a", ""), (400, "b", "a"), (900, "d", "c"), (700, "x", "w")], foreign, Err(Gap));
+        check(&[(1, "a", ""), (400, "b", "")], foreign, Err(Gap));
     }
 
     #[test]

@@ -13,11 +13,11 @@ use serde_json::value::RawValue;
 
 use super::files;
 use super::line::LINE_BYTES_MAX;
-use super::tail::{closed_beside, goes_on_from_another};
+use super::tail::{closed_back, goes_on_from};
 
 /// How much of the end of the trail is read, whatever files it stands in: half a million records. Measured with what the controller makes of them: 1.4 to
 /// 3.6 s, on two cores that had much else to do.
-const READ_BYTES_MAX: u64 = 512 << 20;
+pub(super) const READ_BYTES_MAX: u64 = 512 << 20;
 
 /// How far back it went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,11 +43,11 @@ struct Line<'a> {
 /// # Errors
 /// A file that is there and cannot be read.
 pub fn read_back(open: &Path, since: Timestamp, tell: impl FnMut(Timestamp, &str)) -> io::Result<ReadBack> {
-    let closed = closed_beside(open)?;
+    let closed = closed_back(open, READ_BYTES_MAX, None)?;
     // Whoever ships closed files has taken those before.
     let is_more_before = match closed.first() {
         Some(closed) => closed.previous_file.is_some(),
-        None => goes_on_from_another(open)?,
+        None => goes_on_from(open)?.is_some(),
     };
     let mut files: Vec<PathBuf> = closed.into_iter().map(|closed| closed.path).collect();
     files.push(open.to_owned());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::line::{self, Draft, Opening};
-use super::store::{Copier, OutputStore, StandardOutput, Store};
+use super::store::{Copier, Names, OnDisk, OutputStore, StandardOutput, Store};
 use super::tail::{self, Found, TORN_FILES_MAX};
 use super::writer::Chain;
 use super::{Finding, Receipt};
@@ -128,6 +128,14 @@ pub enum OpenError {
         /// The last record that is known.
         known: i64,
     },
+    /// Closed files are missing, and which of those that are there was closed last cannot be told.
+    #[error(
+        "audit trail {path}: it is empty, and of the closed files beside it some between others are missing, so which one it goes on from cannot be told. Put back what is missing; or move away all that were closed before the missing ones, and the next opening goes on from the newest"
+    )]
+    Gap {
+        /// The open file.
+        path: PathBuf,
+    },
     /// `Begin::known_head` is no receipt.
     #[error("the known head of the audit trail, record {sequence}, is no receipt; look at where it is kept")]
     NoReceipt {
@@ -167,6 +175,11 @@ pub(super) struct Ready {
 
 /// Opens the sinks and appends the opening record. Blocks.
 pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
+    open_on(Box::new(OnDisk), sinks, begin)
+}
+
+/// The same, where names are given to files in this way.
+pub(super) fn open_on(names: Box<dyn Names>, sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     let Begin { now, known_head, leader } = begin;
     let head_file = leader.as_ref().and_then(|leader| leader.head_file.as_deref());
     if let Some(known) = known_head.as_ref().filter(|known| !known.is_plausible()) {
@@ -176,7 +189,7 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
     let (sink, store, found, copier): (Arc<str>, Box<dyn Store>, Found, _) = match sinks {
         Sinks { file: Some(path), stdout } => {
             let sink: Arc<str> = path.display().to_string().into();
-            let store = tail::lock(path, &sink)?;
+            let store = tail::lock(path, names, &sink)?;
             let found = tail::mend(&store, known_head.as_ref(), head_file, &sink)?;
             let copier = if stdout { Some(copier().map_err(failed(&sink, "copy to standard output"))?) } else { None };
             (sink, Box::new(store), found, copier)

@@ -1,5 +1,6 @@
 //! Where the lines go: a file that can be taken back, or an output that cannot.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -22,23 +23,65 @@ pub(super) trait Store: Send {
     fn sync(&mut self) -> io::Result<()>;
     /// Takes back what was written after the first `bytes`.
     fn truncate(&mut self, bytes: u64) -> io::Result<()>;
-    /// Closes what begins with this line, and goes on in something new and empty. After an error nothing has changed.
+    /// Closes what begins with this line, and goes on in something new and empty. What changed before an error, the next
+    /// `check` puts back, or it fails.
     fn close(&mut self, first: &Receipt) -> io::Result<()>;
 }
+
+/// What is done to the names in a folder, each of which may fail, so that tests can make it fail, and see the order.
+pub(super) trait Names: Send + fmt::Debug {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Makes durable what is in a file, before it gets another name.
+    fn sync_file(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    /// Makes durable the names in this file's folder.
+    fn sync_folder_of(&self, path: &Path) -> io::Result<()> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    }
+}
+
+/// The operating system's.
+#[derive(Debug)]
+pub(super) struct OnDisk;
+
+impl Names for OnDisk {}
 
 /// A file, and the lock on it, which goes when the file is closed.
 #[derive(Debug)]
 pub(super) struct FileStore {
     pub path: PathBuf,
     pub file: File,
-    /// Whether its name may not be durable yet.
-    is_new: bool,
+    pub names: Box<dyn Names>,
+    name: Name,
+}
+
+/// How it stands with the open file's name. Nothing is written before it is durable.
+#[derive(Debug)]
+enum Name {
+    Durable,
+    /// It has its name, and a power cut may take that.
+    New,
+    /// It may have its closed name already, and none has its path.
+    Closing {
+        path: PathBuf,
+        closed: PathBuf,
+    },
 }
 
 impl FileStore {
-    /// A file that is open, at this path.
-    pub fn new(path: PathBuf, file: File) -> Self {
-        FileStore { path, file, is_new: false }
+    /// A file that is open, at this path, which is durable.
+    pub fn new(path: PathBuf, file: File, names: Box<dyn Names>) -> Self {
+        FileStore { path, file, names, name: Name::Durable }
     }
 
     /// Returns whether the path still names the file that is open.
@@ -51,9 +94,20 @@ impl FileStore {
 }
 
 impl Store for FileStore {
+    /// Also puts back the name of a file that could not be closed, and makes names durable: a batch that a power cut tears
+    /// is then in the file that has the path, and in no closed one.
     fn check(&mut self, bytes: u64) -> io::Result<()> {
+        if let Name::Closing { path, closed } = &self.name
+            && !fs::exists(path)?
+        {
+            self.names.rename(closed, path)?;
+        }
         if !self.is_at_its_path()? {
             return Err(io::Error::other("another file was put in its place; put it back, or restart to begin there"));
+        }
+        if !matches!(self.name, Name::Durable) {
+            self.names.sync_folder_of(&real(&self.path))?;
+            self.name = Name::Durable;
         }
         let found = self.file.metadata()?.len();
         if found != bytes {
@@ -68,12 +122,7 @@ impl Store for FileStore {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
-        if self.is_new {
-            sync_directory(&real(&self.path))?;
-            self.is_new = false;
-        }
-        Ok(())
+        self.file.sync_data()
     }
 
     fn truncate(&mut self, bytes: u64) -> io::Result<()> {
@@ -104,20 +153,17 @@ impl Store for FileStore {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {} // of a crash: nobody was told of anything in it
         }
-        self.file.sync_all()?;
+        self.names.sync_file(&self.file)?;
         let mode = self.file.metadata()?.permissions().mode() & 0o777;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&next)?;
+        let file = self.names.create(&next)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         file.try_lock()?;
-        fs::rename(&path, &closed)?;
-        let renamed = sync_directory(&path).and_then(|()| fs::rename(&next, &path));
-        if let Err(error) = renamed {
-            // If this fails, too, the path names nothing, and takes nothing until the file is put back or opened anew.
-            fs::rename(&closed, &path)?;
-            return Err(error);
-        }
+        self.name = Name::Closing { path: path.clone(), closed: closed.clone() };
+        self.names.rename(&path, &closed)?;
+        self.names.sync_folder_of(&path)?;
+        self.names.rename(&next, &path)?;
         let full = std::mem::replace(&mut self.file, file);
-        self.is_new = true;
+        self.name = Name::New;
         // A manner, and no protection: whoever may write the folder may change it back.
         let _ = full.set_permissions(Permissions::from_mode(mode & !0o222));
         Ok(())
@@ -127,12 +173,6 @@ impl Store for FileStore {
 /// The file itself, where a path is a link to it: its folder is where the others are.
 pub(super) fn real(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Makes names in the file's directory durable.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
 }
 
 /// An output such as a pipe: what it took is as durable as it gets, and cannot be taken back.

@@ -1,15 +1,17 @@
 //! The end of a file that an earlier writer left: found, verified, and mended if a crash tore it.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::{self, Closed};
 use super::line::{self, ENVELOPE_BYTES_MAX, LINE_BYTES_MAX, Link};
+use super::memory::READ_BYTES_MAX;
 use super::open::{OpenError, Torn, failed};
-use super::store::{FileStore, real, sync_directory};
+use super::store::{FileStore, Names, real};
 use super::trail::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use super::verify::{Joint, compare, follows_in_file};
 use super::{Finding, Receipt};
@@ -39,7 +41,7 @@ pub(super) struct Found {
 }
 
 /// Opens the file, or creates it, as its one writer.
-pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenError> {
+pub(super) fn lock(path: PathBuf, names: Box<dyn Names>, sink: &Arc<str>) -> Result<FileStore, OpenError> {
     if path.is_dir() {
         return Err(OpenError::NotAFile { path });
     }
@@ -57,7 +59,7 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
         Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path }),
         Err(TryLockError::Error(source)) => return Err(failed(sink, "lock the file")(source)),
     }
-    let store = FileStore::new(path, file);
+    let store = FileStore::new(path, file, names);
     // Between opening and locking, the writer before us may have been told to move it.
     match store.is_at_its_path() {
         Ok(true) => Ok(store),
@@ -66,66 +68,142 @@ pub(super) fn lock(path: PathBuf, sink: &Arc<str>) -> Result<FileStore, OpenErro
     }
 }
 
-/// The files that were closed beside the open one, in the order in which they were written.
+/// The files that were closed beside the open one, in the order in which they were written: all of them.
 pub(super) fn closed_beside(open: &Path) -> io::Result<Vec<Closed>> {
+    let names = closed_names(&real(open))?;
+    Ok(files::in_order(names.into_iter().filter_map(|(_, path, number)| closed_at(path, number)).collect()))
+}
+
+/// The same, but no more of them than it takes to `bytes_min` bytes, back from the open one, and the one that is `named`.
+///
+/// Each names the one before, by what is in that one's name. All are opened only where that leads nowhere: one is missing
+/// between others or was renamed, or the open one has no line yet.
+pub(super) fn closed_back(open: &Path, bytes_min: u64, named: Option<&str>) -> io::Result<Vec<Closed>> {
     let open = real(open);
+    let names = closed_names(&open)?;
+    let all = names.len();
+    let mut names: HashMap<_, _> = names.into_iter().map(|(digits, path, number)| (digits, (path, number))).collect();
+    let mut take = |file: &str| {
+        let (path, number) = names.remove(files::digits(file))?;
+        closed_at(path, number).filter(|closed| closed.file.as_deref() == Some(file))
+    };
+    let (mut back, mut bytes) = (Vec::new(), 0);
+    let mut before = goes_on_from(&open)?;
+    while bytes < bytes_min
+        && let Some(closed) = before.as_deref().and_then(&mut take)
+    {
+        bytes = bytes.saturating_add(std::fs::metadata(&closed.path).map_or(0, |it| it.len()));
+        before.clone_from(&closed.previous_file);
+        back.push(closed);
+    }
+    let is_known = |file: &str| back.iter().any(|closed| closed.file.as_deref() == Some(file));
+    let named = named.filter(|file| !is_known(file)).and_then(&mut take);
+    if bytes < bytes_min && back.len() < all {
+        return closed_beside(&open);
+    }
+    back.extend(named);
+    back.reverse();
+    Ok(back)
+}
+
+/// The file that another, if it is there, begins by naming as the one before it.
+pub(super) fn goes_on_from(path: &Path) -> io::Result<Option<String>> {
+    match File::open(path).and_then(|file| first_line(&file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        first => Ok(first?.and_then(|link| link.previous_file().map(str::to_owned))),
+    }
+}
+
+/// What has the name of a closed file of this open one, with the digits and the number in it.
+fn closed_names(open: &Path) -> io::Result<Vec<(String, PathBuf, i64)>> {
     let directory = open.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut closed = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
-        let Some(number) = files::closed_number(&open, &path) else { continue };
-        if !entry.file_type()?.is_file() {
-            continue;
+        if let Some((number, digits)) = files::closed_name(open, &path)
+            && entry.file_type()?.is_file()
+        {
+            names.push((digits.to_owned(), path, number));
         }
-        let first = match File::open(&path).and_then(|file| first_line(&file)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            // What it says matters only if it is the last one, and then it is opened again.
-            first => first.ok().flatten(),
-        };
-        let previous_file = first.as_ref().and_then(|link| link.previous_file().map(str::to_owned));
-        closed.push(Closed { path, number, file: first.map(|link| link.receipt.digest), previous_file });
     }
-    Ok(files::in_order(closed))
+    Ok(names)
 }
 
-/// Whether a file, if it is there, begins by naming one before it.
-pub(super) fn goes_on_from_another(path: &Path) -> io::Result<bool> {
-    match File::open(path).and_then(|file| first_line(&file)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        first => Ok(first?.is_some_and(|link| link.previous_file().is_some())),
-    }
+/// A closed file, by its first line; none, if whoever ships closed files was there.
+fn closed_at(path: PathBuf, number: i64) -> Option<Closed> {
+    let first = match File::open(&path).and_then(|file| first_line(&file)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        // What it says matters only if it is the last one, and then it is opened again.
+        first => first.ok().flatten(),
+    };
+    let previous_file = first.as_ref().and_then(|link| link.previous_file().map(str::to_owned));
+    Some(Closed { path, number, file: first.map(|link| link.receipt.digest), previous_file })
 }
 
 /// What a crash may have left undone of closing a file: nobody writes to it any more. A manner, and no protection.
-fn close_to_writes(path: &Path) {
+fn set_readonly(path: &Path, is_readonly: bool) {
     if let Ok(metadata) = std::fs::metadata(path) {
-        let mut permissions = metadata.permissions();
-        permissions.set_readonly(true);
-        let _ = std::fs::set_permissions(path, permissions);
+        let mode = metadata.permissions().mode();
+        let mode = if is_readonly { mode & !0o222 } else { mode | 0o200 };
+        let _ = std::fs::set_permissions(path, Permissions::from_mode(mode));
     }
 }
 
-/// Reads the end of a closed file, which whoever closed it had left whole.
-fn end_of_closed(path: &Path, known: Option<&Receipt>, sink: &Arc<str>) -> Result<Tail, OpenError> {
-    let file = File::open(path).map_err(failed(sink, "open the file closed last"))?;
-    // Its writer lets go of it when the next file has its place.
-    match file.try_lock_shared() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => return Err(failed(sink, "lock the file closed last")(source)),
-    }
-    let broken = |offset, finding| OpenError::Broken { path: path.to_owned(), offset, finding };
-    let (start, text) = end(&file).map_err(failed(sink, "read the file closed last"))?;
-    let found = tail(&text, start > 0, known).map_err(|(at, finding)| broken(start + at as u64, finding))?;
-    if found.head.is_none() || found.whole < text.len() || found.newline_missing {
-        return Err(broken(start + found.whole as u64, Finding::Torn));
-    }
-    match (known, &found.head) {
-        (Some(known), Some(head)) if head.sequence < known.sequence => {
-            Err(OpenError::Behind { path: path.to_owned(), found: head.sequence, known: known.sequence })
+/// The end of a closed file.
+struct ClosedEnd {
+    file: File,
+    start: u64,
+    text: Vec<u8>,
+    tail: Tail,
+}
+
+impl ClosedEnd {
+    /// Reads it, and misses the head that is known to stand in it.
+    fn of(path: &Path, known: Option<&Receipt>, sink: &Arc<str>) -> Result<Self, OpenError> {
+        let file = File::open(path).map_err(failed(sink, "open the file closed last"))?;
+        // Its writer lets go of it when the next file has its place.
+        match file.try_lock_shared() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(failed(sink, "lock the file closed last")(source)),
         }
-        _ => Ok(found),
+        let broken = |offset, finding| OpenError::Broken { path: path.to_owned(), offset, finding };
+        let (start, text) = end(&file).map_err(failed(sink, "read the file closed last"))?;
+        let tail = tail(&text, start > 0, known).map_err(|(at, finding)| broken(start + at as u64, finding))?;
+        match (known, &tail.head) {
+            (_, None) => Err(broken(start + tail.whole as u64, Finding::Torn)),
+            (Some(known), Some(head)) if head.sequence < known.sequence => {
+                Err(OpenError::Behind { path: path.to_owned(), found: head.sequence, known: known.sequence })
+            }
+            _ => Ok(ClosedEnd { file, start, text, tail }),
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.tail.whole == self.text.len() && !self.tail.newline_missing
+    }
+
+    /// Refuses one that is not as whoever closed it leaves it.
+    fn whole(self, path: &Path) -> Result<Self, OpenError> {
+        if self.is_whole() {
+            return Ok(self);
+        }
+        let offset = self.start + self.tail.whole as u64;
+        Err(OpenError::Broken { path: path.to_owned(), offset, finding: Finding::Torn })
+    }
+
+    /// Makes it something to build on: a file that could not be closed, and whose own name was not durable yet, may have its
+    /// closed one and the end of a torn batch.
+    fn mend(self, path: &Path, names: &dyn Names, sink: &Arc<str>) -> Result<(Tail, Option<Torn>), OpenError> {
+        let file = if self.is_whole() {
+            self.file
+        } else {
+            set_readonly(path, false);
+            OpenOptions::new().write(true).open(path).map_err(failed(sink, "write to the file closed last"))?
+        };
+        let (torn, _) = make_whole(path, &file, (self.start, &self.text), &self.tail, names, sink)?;
+        Ok((self.tail, torn))
     }
 }
 
@@ -148,55 +226,93 @@ pub(super) fn mend(
     head_file: Option<&str>,
     sink: &Arc<str>,
 ) -> Result<Found, OpenError> {
-    let FileStore { path, file, .. } = store;
-    let closed = closed_beside(path).map_err(failed(sink, "look for closed files beside it"))?;
+    let FileStore { path, file, names, .. } = store;
+    let closed =
+        closed_back(path, READ_BYTES_MAX, head_file).map_err(failed(sink, "look for closed files beside it"))?;
     let first = first_line(file).map_err(failed(sink, "read the file's beginning"))?;
     let name = first.as_ref().map(|link| link.receipt.digest.as_str());
-    // A lease that was renewed before a file was full names that one.
-    let closed_known = closed.iter().find(|it| it.file.is_some() && it.file.as_deref() == head_file);
-    let goes_on = first.as_ref().and_then(|link| link.previous_file());
+    // A lease that was renewed before a file was full names that one. One that was shipped since, the next one names.
+    let is_named = |file: Option<&str>| file.is_some() && file == head_file;
+    let closed_known = closed.iter().find(|it| is_named(it.file.as_deref()));
     let is_in_open = head_file.is_none() || head_file == name;
-    let is_known = is_in_open || closed_known.is_some() || head_file == goes_on;
-    if let Some(closed) = closed_known {
-        end_of_closed(&closed.path, known, sink)?;
-    }
-    // What stands in another file says nothing of this one.
-    let known = known.filter(|_| is_in_open);
+    let is_known = is_in_open
+        || closed_known.is_some()
+        || is_named(first.as_ref().and_then(|link| link.previous_file()))
+        || closed.iter().any(|it| is_named(it.previous_file.as_deref()));
     let (start, text) = end(file).map_err(failed(sink, "read the file's end"))?;
-    let Tail { mut head, whole, newline_missing, mut opens } = tail(&text, start > 0, known)
-        .map_err(|(at, finding)| OpenError::Broken { path: path.clone(), offset: start + at as u64, finding })?;
-    let mut previous_file = None;
-    if let Some(last) = closed.last() {
-        close_to_writes(&last.path);
+    // What stands in another file says nothing of this one.
+    let of_open = tail(&text, start > 0, known.filter(|_| is_in_open)).map_err(|(at, finding)| OpenError::Broken {
+        path: path.clone(),
+        offset: start + at as u64,
+        finding,
+    })?;
+    let last = match &of_open.head {
+        Some(_) => None,
+        None => files::newest(&closed, head_file).map_err(|files::Gap| OpenError::Gap { path: path.clone() })?,
+    };
+    if let Some(named) = closed_known.filter(|it| last.is_none_or(|last| last.path != it.path)) {
+        ClosedEnd::of(&named.path, known, sink)?.whole(&named.path)?;
     }
-    if let (None, Some(last)) = (&head, closed.last()) {
-        let Tail { head: closed_head, opens: closed_opens, .. } = end_of_closed(&last.path, known, sink)?;
-        (head, opens, previous_file) = (closed_head, closed_opens, last.file.clone());
+    let (mut head, mut opens, mut previous_file) = (of_open.head.clone(), of_open.opens.clone(), None);
+    let mut last_torn = None;
+    if let Some(last) = last {
+        let is_there = head_file.is_none() || is_named(last.file.as_deref());
+        let mut end = ClosedEnd::of(&last.path, known.filter(|_| is_there), sink)?;
+        if !text.is_empty() {
+            end = end.whole(&last.path)?; // what was begun behind it was begun behind a whole one
+        }
+        (head, opens, previous_file) = (end.tail.head.clone(), end.tail.opens.clone(), last.file.clone());
+        if head_file.is_none() || previous_file.is_some() {
+            last_torn = end.mend(&last.path, &**names, sink)?.1;
+        }
+    }
+    if let Some(last) = closed.last() {
+        set_readonly(&last.path, true);
     }
     if head.is_some() && name.is_none() && previous_file.is_none() && head_file.is_some() {
         // Whose file it is cannot be told, nor whether it lacks the head that is known.
         let finding = Finding::Unreadable { reason: "the first line is none".to_owned() };
         return Err(OpenError::Broken { path: path.clone(), offset: 0, finding });
     }
-    if let Some(known) = known.filter(|_| !text.is_empty()) {
+    if let Some(known) = known.filter(|_| is_in_open && !text.is_empty()) {
         let found = head.as_ref().map_or(0, |head| head.sequence);
         if found < known.sequence {
             return Err(OpenError::Behind { path: path.clone(), found, known: known.sequence });
         }
     }
-    let torn_text = &text[whole..];
-    let torn = if torn_text.is_empty() { None } else { Some(set_aside(path, torn_text, sink)?) };
-    let mut bytes = start + whole as u64;
-    file.set_len(bytes).map_err(failed(sink, "cut off the torn end"))?;
-    if newline_missing {
+    // Where a path is a link, its file has another folder, and that one has the names.
+    let there = real(path);
+    let (torn, bytes) = make_whole(&there, file, (start, &text), &of_open, &**names, sink)?;
+    names.sync_folder_of(&there).map_err(failed(sink, "sync the file's directory"))?;
+    let first = first.filter(|_| head.is_some() && previous_file.is_none()).map(|link| link.receipt);
+    Ok(Found { first, previous_file, head, bytes, torn: torn.or(last_torn), is_known, opens })
+}
+
+/// Leaves whole durable lines only. Returns what was set aside, and the length.
+fn make_whole(
+    path: &Path,
+    file: &File,
+    (start, text): (u64, &[u8]),
+    tail: &Tail,
+    names: &dyn Names,
+    sink: &Arc<str>,
+) -> Result<(Option<Torn>, u64), OpenError> {
+    let mut bytes = start + tail.whole as u64;
+    let torn = match &text[tail.whole..] {
+        [] => None,
+        torn => {
+            let torn = set_aside(path, torn, names, sink)?;
+            file.set_len(bytes).map_err(failed(sink, "cut off the torn end"))?;
+            Some(torn)
+        }
+    };
+    if tail.newline_missing {
         file.write_all_at(b"\n", bytes).map_err(failed(sink, "end the last line"))?;
         bytes += 1;
     }
     // Also what the writer before us left unsynced: we build on it.
-    file.sync_all().map_err(failed(sink, "sync the file"))?;
-    sync_directory(path).map_err(failed(sink, "sync the file's directory"))?;
-    let first = first.filter(|_| head.is_some() && previous_file.is_none()).map(|link| link.receipt);
-    Ok(Found { first, previous_file, head, bytes, torn, is_known, opens })
+    names.sync_file(file).map_err(failed(sink, "sync the file"))?;
+    Ok((torn, bytes))
 }
 
 /// The first line of a file, if that is whole: its digest tells the file from others.
@@ -275,7 +391,7 @@ fn tail(text: &[u8], begins_amid_a_line: bool, known: Option<&Receipt>) -> Resul
 }
 
 /// Copies what a crash left to the first free `<file>.torn-<n>`.
-fn set_aside(path: &Path, text: &[u8], sink: &Arc<str>) -> Result<Torn, OpenError> {
+fn set_aside(path: &Path, text: &[u8], names: &dyn Names, sink: &Arc<str>) -> Result<Torn, OpenError> {
     for number in 1..=TORN_FILES_MAX {
         let mut aside = path.as_os_str().to_owned();
         aside.push(format!(".torn-{number}"));
@@ -284,7 +400,8 @@ fn set_aside(path: &Path, text: &[u8], sink: &Arc<str>) -> Result<Torn, OpenErro
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             opened => opened.map_err(failed(sink, "set the torn end aside"))?,
         };
-        let copied = file.write_all_at(text, 0).and_then(|()| file.sync_all()).and_then(|()| sync_directory(path));
+        let copied =
+            file.write_all_at(text, 0).and_then(|()| file.sync_all()).and_then(|()| names.sync_folder_of(path));
         if let Err(source) = copied {
             let _ = std::fs::remove_file(&aside); // a piece of it would mislead; the whole is still in the file
             return Err(failed(sink, "set the torn end aside")(source));

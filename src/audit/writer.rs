@@ -108,14 +108,17 @@ impl Chain {
     /// next batch write at that place. As long as the cut fails, so does every commit.
     ///
     /// A file that is full is closed before, and the new one begins with a line that names it. That line is in the text, and
-    /// has no receipt. A file that cannot be closed grows on: nothing is refused for that.
+    /// has no receipt. A file that cannot be closed grows on: nothing is refused for that, but as long as it has not its name
+    /// back, and durably.
     pub fn commit<'a>(
         &mut self,
         drafts: impl Iterator<Item = &'a Draft> + Clone,
     ) -> io::Result<(String, Vec<Receipt>)> {
         self.take_back()?;
         self.store.check(self.bytes_durable)?;
-        self.close_if_full(drafts.clone().map(|draft| (draft.bytes() + ENVELOPE_BYTES_MAX) as u64).sum());
+        if self.close_if_full(drafts.clone().map(|draft| (draft.bytes() + ENVELOPE_BYTES_MAX) as u64).sum()) {
+            self.store.check(self.bytes_durable)?; // of the new one; or the full one is put back
+        }
         let (mut text, mut receipts, mut head) = (String::new(), Vec::new(), self.head.clone());
         let continued = match (&self.previous_file, drafts.clone().next()) {
             (Some(file), Some(draft)) => {
@@ -152,11 +155,11 @@ impl Chain {
         Ok((text, receipts))
     }
 
-    /// Closes the open file, if it would grow too long by so many bytes.
-    fn close_if_full(&mut self, more: u64) {
-        let Some(bytes_max) = self.file_bytes_max else { return };
+    /// Closes the open file, if it would grow too long by so many bytes. Returns whether that was tried.
+    fn close_if_full(&mut self, more: u64) -> bool {
+        let Some(bytes_max) = self.file_bytes_max else { return false };
         if self.bytes_durable < self.close_again_at || !files::is_full(self.bytes_durable, more, bytes_max) {
-            return;
+            return false;
         }
         match self.first.as_ref().map(|first| self.store.close(first)) {
             Some(Ok(())) => {
@@ -171,6 +174,7 @@ impl Chain {
                 self.close_again_at = self.bytes_durable.saturating_add(CLOSE_AGAIN_BYTES);
             }
         }
+        true
     }
 
     fn write(&mut self, text: &[u8]) -> io::Result<()> {

@@ -252,7 +252,7 @@ impl Records {
                         "the leader before has not let go of the audit trail, so nothing is granted; ends go on; trying again"
                     );
                 }
-                Err(error @ (OpenError::Behind { .. } | OpenError::Broken { .. }))
+                Err(error @ (OpenError::Behind { .. } | OpenError::Broken { .. } | OpenError::Gap { .. }))
                     if matches!(term, Term::Next { .. }) =>
                 {
                     tracing::error!(

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use futures::future::join_all;
 
-use super::super::store::{Copier, FileStore, OutputStore, Store};
+use super::super::store::{Copier, FileStore, OnDisk, OutputStore, Store};
 use super::super::writer::Chain;
 use super::super::{AppendError, Class, Limits, Receipt, Trail, verify};
 use super::{Disk, heads, now, open, record, verified};
@@ -127,7 +127,7 @@ fn taking_back_never_fills_up_a_file_that_someone_else_cut() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("audit.jsonl");
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
-    let mut store = FileStore::new(path.clone(), file);
+    let mut store = FileStore::new(path.clone(), file, Box::new(OnDisk));
     assert_eq!(store.write_at(b"12345", 0).unwrap(), 5);
     assert!(store.truncate(6).is_err());
     store.truncate(4).unwrap();

@@ -1,5 +1,6 @@
 //! The world of these tests: a disk that fails as it is told to, and trails on it and on real files.
 
+mod closing;
 mod crash;
 mod faults;
 mod joins;

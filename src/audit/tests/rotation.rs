@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::super::files::{closed_number, closed_path, next_path};
+use super::super::files::{closed_name, closed_path, next_path};
 use super::super::line::{Draft, file_continued};
 use super::super::open::{self, Ready};
 use super::super::tail::closed_beside;
@@ -19,24 +19,24 @@ use super::super::{
 use super::{Disk, begin, draft, heads, now, record};
 
 /// A few records.
-const FILE_BYTES_MAX: u64 = 1500;
+pub(super) const FILE_BYTES_MAX: u64 = 1500;
 
-struct Folder {
-    directory: tempfile::TempDir,
-    open: PathBuf,
+pub(super) struct Folder {
+    pub directory: tempfile::TempDir,
+    pub open: PathBuf,
 }
 
-fn folder() -> Folder {
+pub(super) fn folder() -> Folder {
     let directory = tempfile::tempdir().unwrap();
     Folder { open: directory.path().join("audit.jsonl"), directory }
 }
 
 impl Folder {
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.directory.path().to_owned()
     }
 
-    fn closed(&self) -> Vec<PathBuf> {
+    pub fn closed(&self) -> Vec<PathBuf> {
         closed_beside(&self.open).unwrap().into_iter().map(|closed| closed.path).collect()
     }
 
@@ -45,7 +45,7 @@ impl Folder {
         self.closed().into_iter().chain([self.open.clone()]).collect()
     }
 
-    fn open(&self, begin: Begin) -> Result<(Chain, Opened), OpenError> {
+    pub fn open(&self, begin: Begin) -> Result<(Chain, Opened), OpenError> {
         let sinks = Sinks { file: Some(self.open.clone()), stdout: false };
         let ready = open::open(sinks, begin)?;
         let Ready { chain, opened, .. } = ready;
@@ -53,7 +53,7 @@ impl Folder {
     }
 
     /// Writes so many records, each in a batch of its own, and returns all receipts.
-    fn write(&self, records: usize) -> Vec<Receipt> {
+    pub fn write(&self, records: usize) -> Vec<Receipt> {
         let (mut chain, opened) = self.open(begin()).unwrap();
         let mut receipts = vec![opened.head];
         for number in 0..records {
@@ -63,7 +63,7 @@ impl Folder {
     }
 
     #[track_caller]
-    fn verified(&self, receipts: &[Receipt]) -> u64 {
+    pub fn verified(&self, receipts: &[Receipt]) -> u64 {
         verify_files(&[self.path()], heads(receipts)).unwrap_or_else(|error| panic!("{error}")).records
     }
 
@@ -75,15 +75,15 @@ impl Folder {
     }
 }
 
-fn commit(chain: &mut Chain, number: usize) -> Vec<Receipt> {
+pub(super) fn commit(chain: &mut Chain, number: usize) -> Vec<Receipt> {
     chain.commit(std::iter::once(&draft(&record(number)))).unwrap().1
 }
 
-fn first_line(path: &Path) -> Value {
+pub(super) fn first_line(path: &Path) -> Value {
     serde_json::from_str(fs::read_to_string(path).unwrap().lines().next().unwrap()).unwrap()
 }
 
-fn receipt_of(line: &Value) -> Receipt {
+pub(super) fn receipt_of(line: &Value) -> Receipt {
     serde_json::from_value(serde_json::json!({"sequence": line["sequence"], "digest": line["digest"]})).unwrap()
 }
 
@@ -530,7 +530,7 @@ proptest! {
         let files = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().path());
         prop_assert_eq!(files.filter(|path| path.to_string_lossy().contains(".torn-")).count(), torn);
         for path in folder.closed() {
-            prop_assert!(closed_number(&folder.open, &path).is_some());
+            prop_assert!(closed_name(&folder.open, &path).is_some());
             prop_assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o222, 0, "{:?} may be written", path);
         }
     }
