@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::config::Kubeconfig;
 use lab::standin::{Api, Fault, FaultKind};
 use serde_json::{Value, json};
 
 use crate::days;
-use crate::stand::{Ask, Day, LATE_MAX, Outcome, SOON, Special, Stand, expiration, reason, shared, shown};
+use crate::stand::{Ask, Day, LATE_MAX, Outage, Outcome, SOON, Special, Stand, expiration, reason, shared, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -45,37 +45,36 @@ fn granted_once(stand: &Stand, object: &instance_access::api::InstanceAccess) ->
     Ok(())
 }
 
+const SECOND: SignedDuration = SignedDuration::from_secs(1);
 /// How long before an end the API server goes, in seconds: also a machine that stands still for a while has it gone by then.
-const AHEAD: u64 = 15;
+const AHEAD: i64 = 15;
+
+fn name(object: &instance_access::api::InstanceAccess) -> anyhow::Result<&str> {
+    object.metadata.name.as_deref().context("a name")
+}
 
 async fn a_grant_ends_in_time_and_on_record_while_the_api_server_is_away() -> Outcome {
     let stand = Stand::own(Special::default()).await?;
-    let (one, two) = (stand.running(), stand.running());
-    stand.ask(Ask::new("stopped").instance(&one).ends_in(95)).await?;
-    stand.ask(Ask::new("frozen").instance(&two).ends_in(125)).await?;
-    let first = stand.until_granted("stopped").await?;
-    let second = stand.until_granted("frozen").await?;
-
     // Gone over the end of the first.
-    stand.until_before(&first, AHEAD).await?;
-    stand.lab.stop_api_server();
+    let stopped = Outage::ApiServerStopped;
+    let (first, one) = stand.begun_before_the_end(|| Ask::new("stopped").ends_in(95), AHEAD, stopped).await?;
     until_recorded(&stand, &first, "Ended").await?;
     lab::pace::in_time("the record of the end", expiration(&first)?, Timestamp::now(), LATE_MAX).await?;
     anyhow::ensure!(stand.lab.standin().active_keys(&one, "ec2-user").is_empty(), "a key is readable after the end");
-    stand.lab.start_api_server().await?;
-    let object = stand.until("stopped", "Expired", &["the grant's time was over"]).await?;
+    stand.is_over(stopped).await?;
+    let object = stand.until(name(&first)?, "Expired", &["the grant's time was over"]).await?;
     stand.ended_in_fact(&object, &one).await?;
     let status = object.status.as_ref().context("status")?;
     anyhow::ensure!(status.end_time.as_ref().map(|time| time.0) == Some(expiration(&object)?), "endTime is the end");
     anyhow::ensure!(stand.controller.recorded(&object, "Ended") == 1, "one end, one record");
 
     // Hanging over the end of the second.
-    stand.until_before(&second, AHEAD).await?;
-    stand.lab.freeze_api_server()?;
+    let frozen = Outage::ApiServerFrozen;
+    let (second, two) = stand.begun_before_the_end(|| Ask::new("frozen").ends_in(95), AHEAD, frozen).await?;
     until_recorded(&stand, &second, "Ended").await?;
     lab::pace::in_time("the record of the end", expiration(&second)?, Timestamp::now(), LATE_MAX).await?;
-    stand.lab.thaw_api_server()?;
-    let other = stand.until("frozen", "Expired", &[]).await?;
+    stand.is_over(frozen).await?;
+    let other = stand.until(name(&second)?, "Expired", &[]).await?;
     stand.ended_in_fact(&other, &two).await?;
     anyhow::ensure!(stand.controller.recorded(&other, "Ended") == 1, "one end, one record");
     stand.controller.verify(&[&object, &other]).await?;
@@ -216,7 +215,6 @@ async fn compact(stand: &Stand, revision: i64) -> Outcome {
 
 async fn a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_status_from_saying_so() -> Outcome {
     let stand = shared().await?;
-    let id = stand.running();
     // Objects that nobody made: where garbage is collected, a request that is owned by them goes, which is an end as well.
     let owner = |number: u32, controller: bool| {
         let uid = format!("5a3f6a0e-5f0f-4b43-9c1a-{number:012}");
@@ -225,26 +223,28 @@ async fn a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_statu
             "controller": controller, "blockOwnerDeletion": true,
         })
     };
-    let ask = Ask::new("edited-to-the-end").instance(&id).with_metadata("ownerReferences", json!([owner(0, true)]));
-    stand.ask(ask.ends_in(95)).await?;
-    let granted = stand.until_granted("edited-to-the-end").await?;
-    let end = expiration(&granted)?;
-    stand.until_before(&granted, 2).await?;
+    let ask = || {
+        let owners = json!([owner(0, true)]);
+        Ask::new("edited-to-the-end").with_metadata("ownerReferences", owners).ends_in(95)
+    };
+    let (granted, id) = stand.begun_before_the_end(ask, 2, Outage::Nothing).await?;
+    let (end, name) = (expiration(&granted)?, name(&granted)?);
     let edits = async |who: &str| {
-        for number in 0..150 {
+        // Over the end, however quick the API server is.
+        for number in (0..).take_while(|number| *number < 150 || Timestamp::now() < end + SECOND) {
             let novel = json!({who: number.to_string()});
             let owners = [owner(number, number % 2 == 0), owner(number + 1, false)];
             let edit = json!({"metadata": {"labels": novel, "annotations": novel, "ownerReferences": owners}});
-            stand.merge(who, "edited-to-the-end", edit).await?;
+            stand.merge(who, name, edit).await?;
         }
         anyhow::Ok(())
     };
-    let (alice, bob, ended) = tokio::join!(edits("alice"), edits("bob"), stand.ended_well("edited-to-the-end", &id));
+    let (alice, bob, ended) = tokio::join!(edits("alice"), edits("bob"), stand.ended_well(name, &id));
     alice?;
     bob?;
     let ended = ended?;
     anyhow::ensure!(expiration(&ended)? == end, "the edits moved the end from {end}");
-    let owners = stand.get("edited-to-the-end").await?.metadata.owner_references.map_or(0, |owners| owners.len());
+    let owners = stand.get(name).await?.metadata.owner_references.map_or(0, |owners| owners.len());
     anyhow::ensure!(owners == 2, "{owners} owners: the edits were lost");
     stand.controller.verify(&[&ended]).await?;
     Ok(())

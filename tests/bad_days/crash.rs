@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
+use instance_access::api::InstanceAccess;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, expiration, is, shown};
+use crate::stand::{Ask, Day, Outage, Outcome, SOON, Special, Stand, expiration, is, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -30,17 +31,35 @@ fn records(stand: &Stand, kind: &str) -> Vec<(String, String)> {
     of_kind.map(|record| (text(&record["request"]["uid"]), text(&record["grantId"]))).collect()
 }
 
+/// Of a look that failed: nothing more has come.
+fn unseen(error: anyhow::Error) -> (usize, String) {
+    (0, format!("{error:#}"))
+}
+
+/// How many are granted.
+fn granted(objects: &[InstanceAccess]) -> usize {
+    objects.iter().filter(|object| is(object, "Active", "True").is_ok()).count()
+}
+
+/// Whether all of so many are gone, or how many are.
+async fn gone(stand: &Stand, all: usize) -> Result<(), (usize, String)> {
+    match stand.list().await.map_err(unseen)?.len() {
+        0 => Ok(()),
+        left => Err((all.saturating_sub(left), format!("{left} are left"))),
+    }
+}
+
 async fn a_controller_that_slept_over_an_end_tells_it_when_it_wakes_and_pushes_nothing_late() -> Outcome {
     let stand = Stand::own(Special::default()).await?;
-    let id = stand.running();
-    stand.ask(Ask::new("slept").instance(&id).ends_in(90)).await?;
-    let end = expiration(&stand.until_granted("slept").await?)?;
     // As a suspended machine: from before the second push to after the end.
-    stand.controller.signal("-STOP").await?;
+    let outage = Outage::ControllerFrozen;
+    let (granted, id) = stand.begun_before_the_end(|| Ask::new("slept").ends_in(90), 90, outage).await?;
+    let end = expiration(&granted)?;
     let rest = Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default();
     tokio::time::sleep(rest + Duration::from_secs(1)).await;
-    stand.controller.signal("-CONT").await?;
-    let object = stand.until("slept", "Expired", &["the grant's time was over"]).await?;
+    stand.is_over(outage).await?;
+    let name = granted.metadata.name.as_deref().context("a name")?;
+    let object = stand.until(name, "Expired", &["the grant's time was over"]).await?;
     stand.ended_in_fact(&object, &id).await?;
     let end_time = object.status.as_ref().and_then(|status| status.end_time.as_ref()).map(|time| time.0);
     anyhow::ensure!(end_time == Some(end), "endTime is {end_time:?}, not {end}: access ended then");
@@ -78,14 +97,15 @@ async fn fifty_requests_survive_a_kill_in_the_middle_each_granted_once() -> Outc
         asked?;
     }
     let all = async || {
-        let objects = stand.list().await.map_err(|error| format!("{error:#}"))?;
+        let objects = stand.list().await.map_err(unseen)?;
+        let granted = granted(&objects);
         match objects.iter().find(|object| is(object, "Active", "True").is_err()) {
             None if objects.len() == 50 => Ok(objects),
-            None => Err(format!("{} requests", objects.len())),
-            Some(object) => Err(format!("{:?}: {}", object.metadata.name, shown(object))),
+            None => Err((granted, format!("{} requests", objects.len()))),
+            Some(object) => Err((granted, format!("{:?}: {}", object.metadata.name, shown(object)))),
         }
     };
-    let objects = lab::poll::while_it_moves("all fifty to be granted", SOON, all).await?;
+    let objects = lab::poll::while_it_grows("all fifty to be granted", SOON, all).await?;
 
     let mut grants: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (uid, grant) in records(&stand, "GrantIntended") {
@@ -121,12 +141,12 @@ async fn five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over
         futures::stream::iter(0..DELETED).map(|number| stand.ask(Ask::new(&format!("many-{number}")).instance(&id)));
     made.buffer_unordered(16).try_collect::<Vec<_>>().await?;
     let uids = async || {
-        let objects = stand.list().await.map_err(|error| format!("{error:#}"))?;
+        let objects = stand.list().await.map_err(unseen)?;
         let granted = objects.iter().filter(|object| expiration(object).is_ok());
         let uids: BTreeSet<String> = granted.filter_map(|object| object.metadata.uid.clone()).collect();
-        if uids.len() == DELETED { Ok(uids) } else { Err(format!("{} are granted", uids.len())) }
+        if uids.len() == DELETED { Ok(uids) } else { Err((uids.len(), format!("{} are granted", uids.len()))) }
     };
-    let uids = lab::poll::while_it_moves("all to be granted", SOON, uids).await?;
+    let uids = lab::poll::while_it_grows("all to be granted", SOON, uids).await?;
     let entered = async || -> anyhow::Result<BTreeSet<String>> {
         let list: Value = serde_json::from_str(&stand.read(LEDGER).await?)?;
         let items = list["items"].as_array().context("items")?;
@@ -134,18 +154,14 @@ async fn five_hundred_that_are_deleted_at_once_all_go_and_none_is_forgotten_over
     };
     stand.delete_all("alice").await?;
     // All of them wait for their last key to fade, and then come at once.
-    lab::poll::while_it_moves("a hundred entries", SOON, async || match entered().await {
-        Ok(some) if some.len() >= 100 => Ok(()),
-        other => Err(format!("{:?}", other.map(|some| some.len()))),
+    lab::poll::while_it_grows("a hundred entries", SOON, async || match entered().await.map_err(unseen)?.len() {
+        some if some >= 100 => Ok(()),
+        some => Err((some, some.to_string())),
     })
     .await?;
     stand.controller.kill();
     stand.controller.start()?;
-    lab::poll::while_it_moves("all to go", SOON, async || match stand.list().await {
-        Ok(left) if left.is_empty() => Ok(()),
-        other => Err(format!("{:?}", other.map(|left| left.len()))),
-    })
-    .await?;
+    lab::poll::while_it_grows("all to go", SOON, async || gone(&stand, DELETED).await).await?;
     anyhow::ensure!(entered().await? == uids, "the ledger has {} of {DELETED}", entered().await?.len());
     let ended: BTreeSet<String> = records(&stand, "Ended").into_iter().map(|(uid, _)| uid).collect();
     anyhow::ensure!(ended == uids, "{} ends are on record", ended.len());
@@ -177,18 +193,17 @@ async fn sixty_that_come_and_go_while_its_metrics_are_read_all_the_time_leave_it
         for number in 0..WATCHED {
             stand.ask(Ask::new(&format!("watched-{number}")).instance(&id)).await?;
         }
-        lab::poll::while_it_moves("all to be granted", SOON, async || match stand.list().await {
-            Ok(all) if all.iter().all(|object| is(object, "Active", "True").is_ok()) => Ok(()),
-            other => Err(format!("{:?}", other.map(|all| all.iter().map(shown).collect::<Vec<_>>()))),
+        lab::poll::while_it_grows("all to be granted", SOON, async || {
+            let all = stand.list().await.map_err(unseen)?;
+            match granted(&all) {
+                WATCHED => Ok(()),
+                granted => Err((granted, format!("{:?}", all.iter().map(shown).collect::<Vec<_>>()))),
+            }
         })
         .await?;
         stand.delete_all("alice").await?;
         // Their last keys fade first.
-        lab::poll::while_it_moves("all to go", SOON, async || match stand.list().await {
-            Ok(left) if left.is_empty() => Ok(()),
-            other => Err(format!("{:?}", other.map(|left| left.len()))),
-        })
-        .await?;
+        lab::poll::while_it_grows("all to go", SOON, async || gone(&stand, WATCHED).await).await?;
         anyhow::Ok(())
     };
     tokio::select! {

@@ -9,6 +9,7 @@ use http::Request;
 use instance_access::api::InstanceAccess;
 use jiff::Timestamp;
 use kube::Client;
+use lab::pace::LateMax;
 use serde_json::{Value, json};
 
 use crate::days;
@@ -23,9 +24,9 @@ const JUNK: usize = 10_000;
 /// Who makes it, one after the other; each has clients at once.
 const MAKERS: [&str; 3] = ["mallory", "bob", "sam"];
 const CLIENTS: usize = 8;
-/// How long a grant may take from what it waited for, in seconds at the machine's pace: a second without the flood, and the
-/// machine is full of it.
-const GRANT_MAX: f64 = 20.0;
+/// How long a grant may take from what it waited for: a second without the flood, of which the machine is full, and three with
+/// it, by the clock. Of what makes the machine slow here the operator is a part, so the clock has the last word.
+const GRANT_MAX: LateMax = LateMax::new(20.0, 30.0);
 /// Growth of the operator's resident memory, in KiB: a request at rest takes 2.5 KiB (docs/performance.md), so 10,000
 /// take 25 MiB; a thousand orphans take one; as much again for what waits and for what the allocator keeps.
 const GROWTH_KIB_MAX: u64 = 60 << 10;
@@ -162,9 +163,10 @@ async fn ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_n
 
     let all_known = async || match stand.controller.metric("instance_access_requests").await {
         Ok(known) if known >= JUNK as f64 => Ok(()),
-        other => Err(format!("{other:?}")),
+        Ok(known) => Err((known as usize, known.to_string())),
+        Err(error) => Err((0, format!("{error:#}"))),
     };
-    lab::poll::while_it_moves("the operator to have heard of all of it", SOON, all_known).await?;
+    lab::poll::while_it_grows("the operator to have heard of all of it", SOON, all_known).await?;
     let (after, kept) = (resident_kib(&stand)?, stand.controller.metric("instance_access_decisions_kept").await?);
     let reread = std::fs::read_to_string(stand.controller.log())?.matches("decisions are read again").count();
     eprintln!(

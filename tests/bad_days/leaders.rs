@@ -78,20 +78,29 @@ async fn a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_o
     eprintln!("a grant {followed:.1} s after kill -9 of the leader");
     anyhow::ensure!(followed > 2.0, "the lease was not waited for: {followed} s");
 
-    // The other way round, and this time it steps down.
-    let third = stand.controller.beside("third")?;
-    third.start()?;
-    until_log(&third, "stands by").await?;
-    let before = lease(&stand).await?;
-    other.signal("-TERM").await?;
-    let told = Instant::now();
-    anyhow::ensure!(gone(&other).await?.success(), "{}", other.log_of("error"));
-    stand.ask(Ask::new("at-last").instance(&others)).await?;
-    stand.until_granted("at-last").await?;
-    let followed = told.elapsed();
-    eprintln!("a grant {:.1} s after SIGTERM to the leader", followed.as_secs_f64());
-    anyhow::ensure!(!other.log_of("gave the lease back").is_empty(), "the lease was not given back");
-    was_given_back(&stand, &before).await?;
+    // The other way round, and this time it steps down; again, if the machine was too slow to tell.
+    let (mut third, mut segments) = (other, 2);
+    loop {
+        let leader = third;
+        third = stand.controller.beside(&format!("follower-{segments}"))?;
+        third.start()?;
+        until_log(&third, "stands by").await?;
+        let before = lease(&stand).await?;
+        leader.signal("-TERM").await?;
+        let told = Instant::now();
+        anyhow::ensure!(gone(&leader).await?.success(), "{}", leader.log_of("error"));
+        let name = format!("at-last-{segments}");
+        stand.ask(Ask::new(&name).instance(&others)).await?;
+        stand.until_granted(&name).await?;
+        let followed = told.elapsed();
+        eprintln!("a grant {:.1} s after SIGTERM to the leader", followed.as_secs_f64());
+        anyhow::ensure!(!leader.log_of("gave the lease back").is_empty(), "the lease was not given back");
+        segments += 1;
+        if was_given_back(&stand, &before).await? {
+            break;
+        }
+        anyhow::ensure!(segments < 6, "too slow a machine to tell whether the lease was waited out");
+    }
 
     // What the first one granted, the third ends, on time and once; and it is one chain.
     let ended = stand.ended_well("before", &id).await?;
@@ -100,7 +109,7 @@ async fn a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_o
     anyhow::ensure!(records == [1, 1, 1], "records {records:?}");
     let after = stand.get("after").await?;
     let said = third.verify(&[&ended, &after]).await?;
-    anyhow::ensure!(said.contains("in 3 segments"), "{said}");
+    anyhow::ensure!(said.contains(&format!("in {segments} segments")), "{said}");
     third.signal("-TERM").await?;
     gone(&third).await?;
     let lease = lease(&stand).await?;
@@ -115,13 +124,13 @@ async fn lease(stand: &Stand) -> anyhow::Result<Lease> {
     Ok(leases.get("controller").await?)
 }
 
-/// From this version of the Lease on its holder left it empty, and only then the next one took it, long before it would have
-/// run out.
-async fn was_given_back(stand: &Stand, before: &Lease) -> Outcome {
+/// From this version of the Lease on its holder left it empty, and only then the next one took it, before it would have run
+/// out: or on a machine too slow to tell, which is `false`.
+async fn was_given_back(stand: &Stand, before: &Lease) -> anyhow::Result<bool> {
     let leases: Api<Lease> = Api::namespaced(stand.client("admin").await?, "instance-access");
     let version = before.metadata.resource_version.as_deref().context("a version")?;
     let held = before.spec.as_ref().context("a spec")?;
-    let length = held.lease_duration_seconds.context("a length")?.into();
+    let length: f64 = held.lease_duration_seconds.context("a length")?.into();
     // All that was written since, in its order: a watch leaves out nothing.
     let watched = leases.watch(&WatchParams::default().fields("metadata.name=controller"), version).await?;
     let mut watched = pin!(watched);
@@ -144,8 +153,8 @@ async fn was_given_back(stand: &Stand, before: &Lease) -> Outcome {
     let next = tokio::time::timeout(SOON, next).await.context("nobody took the lease")??;
     anyhow::ensure!(is_free, "it was taken from who held it");
     let (last, taken) = (last_time.context("a renewal")?.0, next.acquire_time.context("a time")?.0);
-    // Or a lease was waited for.
-    lab::pace::soon("the take-over after the last renewal", last, taken, length).await.map(drop)
+    // Whoever waits for the end of a lease does so by the clock.
+    lab::pace::before_a_timer("the take-over after the last renewal", last, taken, length).await
 }
 
 async fn a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes() -> Outcome {

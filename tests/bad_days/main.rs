@@ -74,6 +74,7 @@ fn main() {
         policies::days(),
         unreadable::days(),
         hostile::days(),
+        stand::days(),
     ];
     let trial = |(name, day): (&'static str, stand::Day)| {
         let runtime = runtime.handle().clone();

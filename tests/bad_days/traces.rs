@@ -4,6 +4,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
+use lab::pace::LateMax;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 
 use crate::collector::{Collector, Mood, Span, path};
@@ -14,9 +15,9 @@ pub fn days() -> Vec<(&'static str, Day)> {
     days![a_grant_is_one_trace_and_a_collector_that_hangs_delays_neither_end_nor_hand_over]
 }
 
-/// How long the process may take to end after it was told to, in seconds at the machine's pace; it gives its spans one second,
-/// and the collector a minute.
-const END_MAX: f64 = 20.0;
+/// How long the process may take to end after it was told to: it gives its spans one second, and the collector a minute, by the
+/// clock.
+const END_MAX: LateMax = LateMax::new(20.0, 40.0);
 
 fn of<'a>(spans: &'a [Span], name: &str, key: &str, value: &str) -> Option<&'a Span> {
     let is = |span: &&Span| span.name == name && span.attributes.get(key).is_some_and(|found| found == value);

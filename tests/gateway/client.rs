@@ -14,6 +14,9 @@ use crate::jump::Jump;
 use crate::request::Request;
 use crate::stand::BOUND;
 
+/// How often a machine may be too slow for a login, one time after the other.
+const TRIES_MAX: usize = 4;
+
 /// A configuration and a key, for one gateway.
 pub struct Client<'a> {
     pub request: &'a Request<'a>,
@@ -55,16 +58,17 @@ impl<'a> Client<'a> {
     pub async fn gets_in(&self, arguments: &[&str]) {
         let mut all = arguments.to_vec();
         all.push("id -un");
-        let mut shell;
-        loop {
+        for number in 1..=TRIES_MAX {
             let begin = Timestamp::now();
-            shell = self.typed(&all).await;
-            if shell.success() || !is_worth_another_try(begin, &shell.stderr).await {
-                break;
+            let shell = self.typed(&all).await;
+            if shell.success() {
+                assert_eq!(shell.stdout.trim(), "ec2-user");
+                return;
             }
+            assert!(is_worth_another_try(begin, &shell.stderr).await, "{arguments:?}, try {number}: {shell:?}");
+            eprintln!("{arguments:?}, try {number}: {}", shell.stderr.trim());
         }
-        assert!(shell.success(), "{arguments:?}: {shell:?}");
-        assert_eq!(shell.stdout.trim(), "ec2-user");
+        panic!("{arguments:?}: no shell in {TRIES_MAX} tries");
     }
 
     /// Asks the gateway for a connection as `ssh -W` does, which it must refuse; returns what the client reads.
@@ -77,7 +81,7 @@ impl<'a> Client<'a> {
 
     /// Logs in, and stays until it is cut; returns when the shell answers.
     pub async fn stays(&self, host: &str) -> Live {
-        loop {
+        for number in 1..=TRIES_MAX {
             let begin = Timestamp::now();
             let mut command = self.ssh();
             command.arg(host).arg("echo in; cat");
@@ -93,8 +97,10 @@ impl<'a> Client<'a> {
             }
             let mut said = String::new();
             child.stderr.take().expect("it is piped").read_to_string(&mut said).await.unwrap();
-            assert!(is_worth_another_try(begin, &said).await, "{host}: no shell: {line:?} {said}");
+            assert!(is_worth_another_try(begin, &said).await, "{host}, try {number}: no shell: {line:?} {said}");
+            eprintln!("{host}, try {number}: {}", said.trim());
         }
+        panic!("{host}: no shell in {TRIES_MAX} tries");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 
 use jiff::Timestamp;
+use lab::pace::LateMax;
 use lab::standin::{Api, Endpoint, Entry, Fault, FaultKind};
 use lab::{Instance, Launch, pace, poll, ssh};
 use serde_json::json;
@@ -18,8 +19,8 @@ use crate::tunnel::{self, Tls, Vouched};
 /// An endpoint's end may come so many seconds before the grant's: a tunnel lasts whole seconds, rounded down, less one for
 /// AWS's answer.
 const EARLY_SECONDS_MAX: f64 = 3.0;
-/// And nothing comes later than this, at the machine's pace.
-const LATE_SECONDS_MAX: f64 = 1.0;
+/// And nothing comes later than this.
+const LATE_MAX: LateMax = LateMax::of_cut(1.0);
 
 /// An instance without a public address.
 pub async fn private(stand: &Stand, name: &str) -> Instance {
@@ -64,7 +65,7 @@ async fn all_closed(stand: &Stand, instance: &Instance) -> usize {
 async fn is_on_time(end_time: Timestamp, expiration: Timestamp) {
     let early = seconds(end_time, expiration);
     assert!(early <= EARLY_SECONDS_MAX, "it ended {early} s before the grant");
-    pace::soon("its end", expiration, end_time, LATE_SECONDS_MAX).await.unwrap();
+    pace::soon("its end", expiration, end_time, LATE_MAX).await.unwrap();
 }
 
 pub async fn ssh_and_scp_lead_through_the_endpoint_and_leave_nothing_open() {

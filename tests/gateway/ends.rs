@@ -4,6 +4,7 @@ use std::fs::File;
 use std::process::Stdio;
 
 use jiff::Timestamp;
+use lab::pace::LateMax;
 use lab::{pace, poll, ssh};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -15,20 +16,20 @@ use crate::jump::{Jump, both};
 use crate::request::EXPIRATION;
 use crate::stand::{BOUND, END_BOUND, Stand, policy};
 
-/// Within so many seconds of its end a session is cut, at the machine's pace.
-const CUT_SECONDS_MAX: f64 = 1.0;
-/// Within so many seconds of the moment at which a watch told of a revocation: another one may be told a little later. Whoever
+/// Within a second of its end a session is cut, at the machine's pace.
+const CUT_LATE_MAX: LateMax = LateMax::of_cut(1.0);
+/// Within two seconds of a revocation: a watch may be told a little after the API server has answered whoever revoked. Whoever
 /// looked now and then would be later still.
-const REVOKE_SECONDS_MAX: f64 = 2.0;
+const REVOKE_LATE_MAX: LateMax = LateMax::of_cut(2.0);
 
 /// The moment was that of the end: not before it, and hardly after.
 pub async fn is_on_time(cut_time: Timestamp, expiration_time: Timestamp) {
-    pace::in_time("the cut", expiration_time, cut_time, CUT_SECONDS_MAX).await.unwrap();
+    pace::in_time("the cut", expiration_time, cut_time, CUT_LATE_MAX).await.unwrap();
 }
 
-/// The moment was that of a revocation, as a watch beside the gateway's told of it.
+/// The moment was that of a revocation, as whoever revoked, or a watch beside the gateway's, was told of it.
 pub async fn is_soon(cut_time: Timestamp, revoked_time: Timestamp) {
-    pace::soon("the cut", revoked_time, cut_time, REVOKE_SECONDS_MAX).await.unwrap();
+    pace::soon("the cut", revoked_time, cut_time, REVOKE_LATE_MAX).await.unwrap();
 }
 
 pub async fn a_session_is_cut_at_the_end_of_its_grant_and_told_why() {

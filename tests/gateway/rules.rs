@@ -1,6 +1,7 @@
 //! What a policy asks of sessions, of real ones: how many, how long idle, until when one is opened.
 
 use jiff::{SignedDuration, Timestamp};
+use lab::pace::LateMax;
 use lab::{pace, poll};
 use serde_json::{Value, json};
 
@@ -11,8 +12,8 @@ use crate::jump::{Jump, both};
 use crate::request::{EXPIRATION, seconds};
 use crate::stand::{BOUND, END_BOUND, Stand, policy};
 
-/// How late an idle session may be cut, in seconds at the machine's pace: a look of the gateway, and some.
-const LATE_MAX: f64 = 5.0;
+/// How late an idle session may be cut: a look of the gateway, and some; by the clock, less than another idle time.
+const LATE_MAX: LateMax = LateMax::new(5.0, 15.0);
 
 /// It was cut when it had been idle so long: not before that since nobody had sent anything yet, and hardly after since the
 /// last byte was here.

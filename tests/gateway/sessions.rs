@@ -1,7 +1,7 @@
 //! `status.sessions`: what is open through a gateway stands in the request, soon, in few writes, and right in the end.
 
 use jiff::Timestamp;
-use lab::pace;
+use lab::pace::{self, LateMax};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -55,7 +55,8 @@ pub async fn open_sessions_stand_in_status_within_seconds_and_the_end_of_the_las
     let opened = jump.records(&request.uid, "SessionOpened");
     let opened_time = time(&opened[0], "/time").unwrap();
     let shown_time = request.is_seen("shown", |it| figures(&it.object, "gateway") == Some((1, 1))).await;
-    pace::soon("the first session in status", opened_time, shown_time, GAP_SECONDS / 2.0).await.unwrap();
+    let late_max = LateMax::new(GAP_SECONDS / 2.0, GAP_SECONDS);
+    pace::soon("the first session in status", opened_time, shown_time, late_max).await.unwrap();
     // Nothing else changed, and nothing that GitOps compares.
     assert_eq!(beside(&shown), beside(&granted));
     let last = time(&shown, "/status/sessions/0/lastStartTime").unwrap();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use jiff::{SignedDuration, Timestamp};
+use lab::pace::LateMax;
 use lab::standin::{Api, Entry};
 use lab::{pace, ssh};
 use serde_json::Value;
@@ -115,7 +116,13 @@ impl<'a> Past<'a> {
                 None => (self.lease, self.lease),
             };
             ensure!(next >= last + enough, "taken over {} after the last renewal: {pair:?}", next - last);
-            pace::soon(&format!("the take-over of {pair:?}"), last + held, next, TAKE_OVER_MAX).await?;
+            // And whoever waits out one that was given back does so by the clock.
+            let rest = (self.lease - held).as_secs_f64();
+            let late_max = match pair[0].release_time {
+                Some(_) => LateMax::new(TAKE_OVER_MAX.min(rest / 3.0), rest),
+                None => TAKE_OVER_MAX.into(),
+            };
+            pace::soon(&format!("the take-over of {pair:?}"), last + held, next, late_max).await?;
         }
         for fault in self.faults.iter().filter(|fault| fault.what == "SIGTERM") {
             let told = self.terms.iter().find(|term| term.transitions == fault.transitions).context("a leader")?;

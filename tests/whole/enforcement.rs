@@ -1,6 +1,7 @@
 //! Somebody takes away, or bends, what guards the requests. Each on a stand of its own.
 
 use jiff::{SignedDuration, Timestamp};
+use lab::pace::LateMax;
 use lab::{pace, poll};
 use serde_json::{Value, json};
 
@@ -9,9 +10,9 @@ use crate::outage::end;
 use crate::request::{EXPIRATION, Request, is_over};
 use crate::stand::{BOUND, Stand};
 
-/// How soon the operator must have noticed, in seconds at the machine's pace: a watch tells it within a moment. Whoever reads
-/// all anew each half minute would be later.
-const NOTICED: f64 = 5.0;
+/// How soon the operator must have noticed: a watch tells it within a moment. Whoever reads all anew each half minute would be
+/// later, by the clock.
+const NOTICED: LateMax = LateMax::new(5.0, 20.0);
 const STANDS: &str = "instance_access_enforcement_stands";
 
 /// Waits until the controller has noticed that something is wrong, and names it.

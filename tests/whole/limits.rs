@@ -20,9 +20,9 @@ fn counts(stand: &Stand, uids: &[String]) -> (usize, usize) {
 }
 
 async fn until(stand: &Stand, uids: &[String], what: &str, is: impl Fn((usize, usize)) -> bool) {
-    let come = poll::while_it_moves(what, BOUND, async || match counts(stand, uids) {
+    let come = poll::while_it_grows(what, BOUND, async || match counts(stand, uids) {
         counts if is(counts) => Ok(()),
-        counts => Err(format!("(granted, refused) is {counts:?}")),
+        counts => Err((counts.0 + counts.1, format!("(granted, refused) is {counts:?}"))),
     });
     come.await.unwrap();
 }

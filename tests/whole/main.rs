@@ -109,7 +109,7 @@ fn main() -> std::process::ExitCode {
             killed_while_granted_it_pushes_on_and_says_nothing_new,
             killed_while_a_revocation_is_pending_it_pushes_no_more_and_ends,
             killed_between_the_entry_of_a_deleted_request_and_its_release_it_lets_it_go_and_grants_no_second,
-            told_to_stop_it_ends_at_once_and_pushes_nothing_more,
+            told_to_stop_it_waits_for_no_look_up_that_hangs_and_pushes_nothing_more,
         }
         outage {
             an_api_server_that_hangs_holds_up_neither_the_end_nor_a_shutdown,

@@ -4,38 +4,55 @@ use jiff::{SignedDuration, Timestamp};
 use lab::{pace, poll};
 
 use crate::history::{text, time};
-use crate::request::EXPIRATION;
-use crate::request::is_over;
+use crate::request::{EXPIRATION, Request, is_over};
 use crate::stand::{BOUND, Stand, kinds, shared, until_time};
 
 /// How long before an end the API server goes: it must not be there any more, also if the machine stands still for a while.
 const AHEAD: SignedDuration = SignedDuration::from_secs(20);
 
+/// A grant before whose end something was done: if the machine was so slow that it was not done by then, it is undone, and
+/// another one is asked for. Returns it, its end, and how many were asked for.
+async fn done_before_the_end<'a>(
+    stand: &'a Stand,
+    act: impl Fn(),
+    undo: impl AsyncFn(),
+) -> (Request<'a>, Timestamp, u32) {
+    for number in 1..=4 {
+        let request = stand.request("alice", &format!("look-{number}")).applied().await;
+        let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
+        until_time(expiration - AHEAD).await;
+        act();
+        if Timestamp::now() < expiration {
+            return (request, expiration, number);
+        }
+        eprintln!("{}: it was over before this machine came to do anything", request.name);
+        undo().await;
+        request.ends("Expired").await;
+    }
+    panic!("too slow a machine to do anything before a grant's end")
+}
+
 pub async fn an_end_is_recorded_on_time_while_the_api_server_is_away_and_told_once_it_is_back() {
     let stand = Stand::start("away").await;
-    let request = stand.request("alice", "look").applied().await;
-    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
-    until_time(expiration - AHEAD).await;
-    stand.lab.stop_api_server();
+    let start = async || stand.lab.start_api_server().await.unwrap();
+    let (request, expiration, number) = done_before_the_end(&stand, || stand.lab.stop_api_server(), &start).await;
     let ended = stand.record(&request.uid, "Ended", BOUND).await;
     pace::in_time("the record of the end", expiration, time(&ended, "/time").unwrap(), 2.0).await.unwrap();
     request.is_locked_out().await;
-    stand.lab.start_api_server().await.unwrap();
+    start().await;
     let ended = request.ends("Expired").await;
     assert_eq!(time(&ended, "/status/endTime"), Some(expiration));
     assert_eq!(kinds(&request.records()).iter().filter(|kind| **kind == "Ended").count(), 1);
     let stored = stand.metric("instance_access_status_writes_total{outcome=\"stored\"}").await;
-    assert_eq!(stored, 3.0, "three writes of status for one grant, also through an outage");
+    assert_eq!(stored, f64::from(3 * number), "three writes of status for one grant, also through an outage");
     request.keeps_its_promises().await;
     end(stand).await;
 }
 
 pub async fn an_api_server_that_hangs_holds_up_neither_the_end_nor_a_shutdown() {
     let stand = Stand::start("hung").await;
-    let request = stand.request("alice", "look").applied().await;
-    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
-    until_time(expiration - AHEAD).await;
-    stand.lab.freeze_api_server().unwrap();
+    let (freeze, thaw) = (|| stand.lab.freeze_api_server().unwrap(), async || stand.lab.thaw_api_server().unwrap());
+    let (request, expiration, _) = done_before_the_end(&stand, freeze, thaw).await;
     let ended = stand.record(&request.uid, "Ended", BOUND).await;
     pace::in_time("the record of the end", expiration, time(&ended, "/time").unwrap(), 2.0).await.unwrap();
     // Long enough for a write to be given up, and tried again.
@@ -55,11 +72,8 @@ pub async fn an_api_server_that_hangs_holds_up_neither_the_end_nor_a_shutdown() 
 
 pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_grant_all_the_same() {
     let stand = Stand::start("frozen").await;
-    let request = stand.request("alice", "look").applied().await;
-    let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
-    until_time(expiration - AHEAD).await;
-    stand.lab.freeze_api_server().unwrap();
-    assert!(Timestamp::now() < expiration, "the machine stood still for too long");
+    let (freeze, thaw) = (|| stand.lab.freeze_api_server().unwrap(), async || stand.lab.thaw_api_server().unwrap());
+    let (request, expiration, _) = done_before_the_end(&stand, freeze, thaw).await;
     stand.record(&request.uid, "Ended", BOUND).await;
     stand.kill_controller().await;
     stand.restart_api_server().await;

@@ -175,18 +175,25 @@ impl Request<'_> {
         gone.await.unwrap();
     }
 
-    /// Sets `spec.revoke`; returns when a watch told of it.
+    /// Sets `spec.revoke`; returns when it was stored at the latest.
     pub async fn revoke(&self, reason: &str) -> Timestamp {
         let patch = json!({"spec": {"revoke": {"reason": reason}}}).to_string();
         self.kubectl(&["patch", "instanceaccess", &self.name, "--type", "merge", "-p", &patch]).await;
-        self.is_seen("revoked", |version| !version.object["spec"]["revoke"].is_null()).await
+        self.is_stored("revoked", |version| !version.object["spec"]["revoke"].is_null()).await
     }
 
-    /// Deletes it, and does not wait for its end; returns when a watch told of it.
+    /// Deletes it, and does not wait for its end; returns when that was stored at the latest.
     pub async fn delete(&self) -> Timestamp {
         self.kubectl(&["delete", "instanceaccess", &self.name, "--wait=false"]).await;
         let is_deleted = |version: &Version| version.object.pointer("/metadata/deletionTimestamp").is_some();
-        self.is_seen("deleted", |version| version.gone || is_deleted(version)).await
+        self.is_stored("deleted", |version| version.gone || is_deleted(version)).await
+    }
+
+    /// After the answer to whoever wrote it: returns when that, or the watch, told of it first. A watch that is told late, on a
+    /// busy machine, makes nobody else seem early.
+    async fn is_stored(&self, what: &str, is: impl Fn(&Version) -> bool) -> Timestamp {
+        let answered_time = Timestamp::now();
+        self.is_seen(what, is).await.min(answered_time)
     }
 
     /// Waits for a version; returns when the watch told of the first such one. Whoever else watches was told at that time.

@@ -3,9 +3,10 @@
 //! All on one stand, in turns: each kills the controller while it holds the stand, asserts that it died where it was
 //! meant to, starts it again, and waits for the end beside the others, whose kills it has to survive as well.
 
+use std::fs;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lab::ssh::Output;
 use lab::standin::{Api, Fault, FaultKind};
 use lab::{Instance, pace, poll};
@@ -18,6 +19,13 @@ use crate::stand::{BOUND, END_BOUND, OPERATOR_RBAC, Stand, breakable, kinds};
 
 /// Longer than a kill takes, and shorter than what the controller takes for a lost call.
 const SLOW: Duration = Duration::from_secs(6);
+
+/// How long the controller tries to look an instance up, if no answer comes. Source: `CallLimits`.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it waits, once it is told to stop, for what it has begun: `DRAIN` of src/controller.
+const DRAIN: SignedDuration = SignedDuration::from_secs(15);
+/// How much later it may end: to give up a lease and to close files takes moments.
+const STOP_LATE_MAX: f64 = 3.0;
 
 /// Tries to kill it where a test wants it to die: a machine that is busy or stands still may be past that. Returns the request
 /// of the first try that was in time.
@@ -185,16 +193,27 @@ pub async fn killed_between_the_entry_of_a_deleted_request_and_its_release_it_le
     request.keeps_its_promises().await;
 }
 
-pub async fn told_to_stop_it_ends_at_once_and_pushes_nothing_more() {
+pub async fn told_to_stop_it_waits_for_no_look_up_that_hangs_and_pushes_nothing_more() {
     let (stand, guard) = breakable().await;
     let request = in_time("stopping", async |name| {
-        let slow = (Api::Ec2, "DescribeInstances", FaultKind::Slow(SLOW));
-        let (_, request) = asked(stand, name, Some(slow)).await;
+        let host = stand.instance(name).await;
+        // No look-up is answered while it has patience, and the first one says that it is under way.
+        let look_up = |kind| Fault::new(kind).on(Api::Ec2).action("DescribeInstances").instance(&host.id);
+        stand.lab.standin().set_fault(look_up(FaultKind::Slow(2 * PATIENCE)));
+        stand.lab.standin().set_fault(look_up(FaultKind::Slow(Duration::ZERO)).times(1));
+        let request = stand.request("alice", name).on(&host).applied().await;
+        stand.is_struck().await;
+        let log = stand.lab.dir().join("controller.log");
+        let begin = fs::read_to_string(&log).unwrap().len();
         let told_time = Timestamp::now();
         let status = stand.controller().await.terminate(BOUND).await.unwrap();
+        let (end_time, last) = (Timestamp::now(), told_time + DRAIN);
+        stand.lab.standin().clear_faults_on(&host.id);
         assert!(status.success(), "{status}");
-        // At once: not when the look-up's answer is there, or the push that follows.
-        pace::soon("its end", told_time, Timestamp::now(), SLOW.as_secs_f64()).await.unwrap();
+        // Not when the look-up's answer is there, or it is given up: what is not done by then is left, and told.
+        pace::soon("its end", last, end_time, STOP_LATE_MAX).await.unwrap();
+        let said = fs::read_to_string(&log).unwrap().split_off(begin);
+        assert!(end_time < last || said.contains("stopped with turns unfinished"), "it waited for the look-up: {said}");
         let pushes = request.pushes();
         assert!(pushes.iter().all(|push| push.time <= told_time), "pushed after SIGTERM: {pushes:?}");
         assert!(!pushes.is_empty() || stage(&request.newest()) != "Granted");

@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub use ask::Ask;
 pub use controller::Controller;
 pub use disk::Disk;
-pub use watch::{expiration, is, reason, shown};
+pub use watch::{days, expiration, is, reason, shown};
 
 /// What a test comes to.
 pub type Outcome = anyhow::Result<()>;
@@ -54,6 +54,16 @@ pub struct Stand {
     people: Mutex<HashMap<String, Client>>,
     instances: AtomicU32,
     _place: Option<SemaphorePermit<'static>>,
+}
+
+/// What begins before a grant's end, and is over after it.
+#[derive(Clone, Copy, Debug)]
+pub enum Outage {
+    ApiServerStopped,
+    ApiServerFrozen,
+    ControllerFrozen,
+    /// The test does it all.
+    Nothing,
 }
 
 /// What a stand has that others have not.
@@ -210,11 +220,56 @@ impl Stand {
         Ok(object)
     }
 
-    /// Waits until a while before a grant's end, or for nothing if that is past.
-    pub async fn until_before(&self, object: &InstanceAccess, seconds: u64) -> Outcome {
-        let left = Duration::try_from(watch::expiration(object)?.duration_since(Timestamp::now())).unwrap_or_default();
-        tokio::time::sleep(left.saturating_sub(Duration::from_secs(seconds))).await;
+    /// alice gets a grant by what she asks, on an instance of its own, and an outage begins so many seconds before its end:
+    /// if the machine was so slow that it began later, it is over, and she asks again. Returns the grant and its
+    /// instance.
+    pub async fn begun_before_the_end(
+        &self,
+        ask: impl Fn() -> Ask,
+        seconds: i64,
+        outage: Outage,
+    ) -> anyhow::Result<(InstanceAccess, String)> {
+        let wanted = ask().name;
+        for number in 1..=4 {
+            let (mut ask, id) = (ask(), self.running());
+            if number > 1 {
+                ask.name = format!("{wanted}-{number}");
+            }
+            self.ask(ask.clone().instance(&id)).await?;
+            let granted = self.until_granted(&ask.name).await?;
+            let end = watch::expiration(&granted)?;
+            let due = end - jiff::SignedDuration::from_secs(seconds);
+            // A moment that is past is not waited for.
+            tokio::time::sleep(Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default()).await;
+            self.begins(outage).await?;
+            if Timestamp::now() < end {
+                return Ok((granted, id));
+            }
+            eprintln!("{}: it was over before this machine came to do anything", ask.name);
+            self.is_over(outage).await?;
+        }
+        anyhow::bail!("{wanted}: too slow a machine to do anything before a grant's end")
+    }
+
+    /// It begins.
+    pub async fn begins(&self, outage: Outage) -> Outcome {
+        match outage {
+            Outage::ApiServerStopped => self.lab.stop_api_server(),
+            Outage::ApiServerFrozen => self.lab.freeze_api_server()?,
+            Outage::ControllerFrozen => self.controller.signal("-STOP").await?,
+            Outage::Nothing => {}
+        }
         Ok(())
+    }
+
+    /// It is over.
+    pub async fn is_over(&self, outage: Outage) -> Outcome {
+        match outage {
+            Outage::ApiServerStopped => self.lab.start_api_server().await,
+            Outage::ApiServerFrozen => self.lab.thaw_api_server(),
+            Outage::ControllerFrozen => self.controller.signal("-CONT").await,
+            Outage::Nothing => Ok(()),
+        }
     }
 
     /// What was true at the end, whenever status came to say so.

@@ -6,7 +6,27 @@ use anyhow::Context;
 use instance_access::api::{Condition, InstanceAccess};
 use jiff::Timestamp;
 
-use super::{Ask, SOON, Stand};
+use super::{Ask, Day, Outcome, SOON, Stand};
+use crate::days;
+
+pub fn days() -> Vec<(&'static str, Day)> {
+    days![a_slow_machine_excuses_no_end_but_that_for_which_no_time_was_left]
+}
+
+async fn a_slow_machine_excuses_no_end_but_that_for_which_no_time_was_left() -> Outcome {
+    let rows = [
+        (("Expired", false, 8.0), true),
+        (("Expired", false, 0.5), false),
+        (("Expired", true, 8.0), false),
+        (("Revoked", false, 8.0), false),
+        (("Released", false, 8.0), false),
+    ];
+    for ((reason, has_grant, stolen), expected) in rows {
+        let found = is_of_a_slow_machine(reason, has_grant, stolen);
+        anyhow::ensure!(found == expected, "{reason}, {has_grant}, {stolen}: {found}");
+    }
+    Ok(())
+}
 
 /// The conditions of a request, for a failure's message.
 pub fn shown(object: &InstanceAccess) -> String {
@@ -40,6 +60,15 @@ pub fn expiration(object: &InstanceAccess) -> anyhow::Result<Timestamp> {
     let grant = object.status.as_ref().and_then(|status| status.grant.as_ref());
     Ok(grant.with_context(|| format!("no grant: {}", shown(object)))?.expiration_time.0)
 }
+
+/// Whether a request may have ended because the machine was too slow for a grant of few seconds, and for nothing else: no grant
+/// was made, since its time was over, and the machine took some of it.
+fn is_of_a_slow_machine(reason: &str, has_grant: bool, stolen: f64) -> bool {
+    reason == "Expired" && !has_grant && stolen > STOLEN_MIN
+}
+
+/// Whoever asks for few seconds leaves some more than a grant takes; a machine that took less than this has not taken those.
+const STOLEN_MIN: f64 = 2.0;
 
 impl Stand {
     /// Waits until a request looks as it should.
@@ -89,14 +118,20 @@ impl Stand {
     pub async fn granted_for(&self, name: &str, instance_id: &str, seconds: i64) -> anyhow::Result<String> {
         for number in 1..=4 {
             let name = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
+            let asked_time = Timestamp::now();
             self.ask(Ask::new(&name).instance(instance_id).ends_in(seconds)).await?;
-            let look = |object: &InstanceAccess| {
-                if is(object, "Ended", "True").is_ok() { Ok(false) } else { is(object, "Active", "True").map(|_| true) }
-            };
-            if self.until_within(&name, "Granted", SOON, look).await? {
+            let look = |object: &InstanceAccess| is(object, "Ended", "True").or_else(|_| is(object, "Active", "True"));
+            let object = self.until_within(&name, "Granted", SOON, look).await?;
+            let Some(ended) = find(&object, "Ended").filter(|_| is(&object, "Ended", "True").is_ok()) else {
                 return Ok(name);
-            }
-            eprintln!("{name}: {seconds} s were too few for this machine");
+            };
+            let stolen = lab::pace::stolen(asked_time, Timestamp::now()).await;
+            anyhow::ensure!(
+                is_of_a_slow_machine(&ended.reason, expiration(&object).is_ok(), stolen),
+                "{name} ended, on a machine that took {stolen:.1} s: {}",
+                shown(&object)
+            );
+            eprintln!("{name}: {seconds} s were too few for this machine, which took {stolen:.1} s");
         }
         anyhow::bail!("{name}: {seconds} s are too few for this machine")
     }

@@ -6,6 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
+
+use crate::pace;
+
 /// Gap between the first two looks; grows to [`GAP_MAX`], since a busy machine is not helped by being watched.
 const GAP_MIN: Duration = Duration::from_millis(10);
 /// Longest gap between two looks: what a test waits too long at most.
@@ -31,49 +35,62 @@ const GAP_MAX: Duration = Duration::from_millis(200);
 /// assert_eq!(third.await.unwrap(), 3);
 /// # });
 /// ```
-pub async fn until<T, E, F, Fut>(what: &str, bound: Duration, look: F) -> anyhow::Result<T>
+pub async fn until<T, E, F, Fut>(what: &str, bound: Duration, mut look: F) -> anyhow::Result<T>
 where
     E: Display,
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    wait(what, bound, bound, look).await
+    wait(what, bound, bound, || {
+        let look = look();
+        async move { look.await.map_err(|seen| (None, seen)) }
+    })
+    .await
 }
 
-/// Waits as [`until`] does, for something that comes by and by: for as long as something else is seen than before, it may take
-/// ten times as long.
+/// Waits as [`until`] does, for something that comes by and by: an `Err` says how much of it has come, and what is seen. For as
+/// long as more comes it may take ten times as long by the clock, and `bound` at the machine's pace ([`pace`]). Only more than
+/// there ever was counts, or what flickers would be waited for.
 ///
 /// # Errors
-/// If nothing moved within `bound`.
-pub async fn while_it_moves<T, E, F, Fut>(what: &str, bound: Duration, look: F) -> anyhow::Result<T>
+/// If no more came within `bound`, or all of it too slowly.
+pub async fn while_it_grows<T, E, F, Fut>(what: &str, bound: Duration, mut look: F) -> anyhow::Result<T>
 where
     E: Display,
     F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, E>>,
+    Fut: Future<Output = Result<T, (usize, E)>>,
 {
-    wait(what, bound, 10 * bound, look).await
+    let begin = Timestamp::now();
+    let all = wait(what, bound, 10 * bound, || {
+        let look = look();
+        async move { look.await.map_err(|(count, seen)| (Some(count), seen)) }
+    })
+    .await?;
+    pace::soon(what, begin, Timestamp::now(), bound.as_secs_f64()).await?;
+    Ok(all)
 }
 
-/// Waits for at most `bound` where nothing moves, and for at most `all` in any case.
+/// Waits for at most `bound` where the count does not grow, and for at most `all` in any case.
 async fn wait<T, E, F, Fut>(what: &str, bound: Duration, all: Duration, mut look: F) -> anyhow::Result<T>
 where
     E: Display,
     F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, E>>,
+    Fut: Future<Output = Result<T, (Option<usize>, E)>>,
 {
     let start = Instant::now();
     let mut end = bound;
     let mut gap = GAP_MIN;
     let mut seen = None;
+    let mut most = 0;
     loop {
         match tokio::time::timeout(end.saturating_sub(start.elapsed()), look()).await {
             Ok(Ok(it)) => return Ok(it),
-            Ok(Err(other)) => {
-                let now = Some(format!("{other:#}"));
-                if all > bound && now != seen {
+            Ok(Err((count, other))) => {
+                if let Some(more) = count.filter(|count| *count > most) {
+                    most = more;
                     end = all.min(start.elapsed() + bound);
                 }
-                seen = now;
+                seen = Some(format!("{other:#}"));
             }
             Err(_) => {}
         }
@@ -102,21 +119,33 @@ pub async fn until_ok<T, E: Display>(
 mod tests {
     use super::*;
 
-    /// Counts to ten, and stays at `stops`; what is seen of it.
-    async fn counted(stops: u32, bound: Duration) -> anyhow::Result<u32> {
-        let mut count = 0;
+    /// Waits for the tenth look, by what each look before it counts.
+    async fn tenth(count: impl Fn(usize) -> usize, bound: Duration, all: Duration) -> anyhow::Result<usize> {
+        let mut looks = 0;
         let look = || {
-            count = stops.min(count + 1);
-            std::future::ready(if count == 10 { Ok(count) } else { Err(format!("{count} of 10")) })
+            looks += 1;
+            let come = count(looks);
+            std::future::ready(if looks == 10 {
+                Ok(looks)
+            } else {
+                Err((Some(come), format!("{come} at look {looks}")))
+            })
         };
-        while_it_moves("ten", bound, look).await
+        wait("the tenth look", bound, all, look).await
     }
 
     #[tokio::test]
-    async fn what_moves_is_waited_for_and_what_stands_still_is_not() {
-        // The looks to ten take more than half a second, and no two are farther apart than 200 ms.
-        assert_eq!(counted(10, Duration::from_millis(300)).await.unwrap(), 10);
-        let error = counted(3, Duration::from_millis(300)).await.unwrap_err().to_string();
-        assert!(error.ends_with("last seen: 3 of 10"), "{error}");
+    async fn what_grows_is_waited_for_and_what_stands_still_or_flickers_is_not() {
+        // Ten looks take more than half a second, and no two are farther apart than 200 ms.
+        let (bound, all) = (Duration::from_millis(300), Duration::from_secs(60));
+        assert_eq!(tenth(|look| look, bound, all).await.unwrap(), 10);
+        let rows: [(&str, fn(usize) -> usize); 3] =
+            [("stands still", |look| look.min(3)), ("flickers", |look| 3 + look % 2), ("sinks", |look| 100 - look)];
+        for (what, count) in rows {
+            let error = tenth(count, bound, all).await.expect_err(what).to_string();
+            assert!(error.starts_with("the tenth look: not within"), "{what}: {error}");
+        }
+        // What grows, but not within all the time that it may take.
+        assert!(tenth(|look| look, bound, bound).await.is_err());
     }
 }
