@@ -206,6 +206,7 @@ pub(super) fn open(sinks: Sinks, begin: Begin) -> Result<Ready, OpenError> {
         chain = chain.on_output();
     }
     let term = leader.map(|Leader { term, lease_seconds, .. }| line::Term { number: term, lease_seconds });
+    chain = chain.in_term(term);
     let is_output = term.is_some() && is_stdout;
     let opening = Opening { term, file_head: file_head.clone(), is_output, previous_file };
     let torn_off = torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str()));
