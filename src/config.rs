@@ -315,9 +315,9 @@ pub struct VerifyArgs {
     /// A record that must be in the first trail, as status.audit of an object has it; may be given several times.
     #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
     pub head: Vec<Receipt>,
-    /// A record that is in none of the files, and that one of them continues: the last one of an older file that was shipped;
-    /// may be given several times.
-    #[arg(long, value_name = "SEQUENCE:DIGEST", requires = "files")]
+    /// A record that is in none of the files, and that one of them continues, of whichever trail: the last one of the newest
+    /// file that was shipped. One that nothing needs any more is an error; may be given several times.
+    #[arg(long, value_name = "SEQUENCE:DIGEST")]
     pub after: Vec<Receipt>,
     /// A record that begins a second branch of the first trail, as a finding prints it, where you know that the Lease was
     /// deleted or etcd restored just before; that one fork is accepted; may be given several times.

@@ -13,6 +13,9 @@ pub enum Finding {
     /// The trail could not be read to its end. Says nothing about what stands in it.
     #[error("it could not be read ({0}); read it again, or from another copy")]
     Read(io::Error),
+    /// A pipe, a device, or a link to one.
+    #[error("it is no regular file; no trail leaves such a one: look who put it there, or give files")]
+    NotAFile,
     /// Longer than any line that is written.
     #[error(
         "more than {LINE_BYTES_MAX} bytes without a newline; no trail writes such a line: it was put there, or newlines were taken out"
@@ -146,6 +149,32 @@ pub enum Finding {
     SecondBeginning {
         /// It.
         first: Receipt,
+    },
+    /// Goes on from a record of `--after`, and is nothing with which a file begins.
+    #[error(
+        "record {sequence} goes on from a record that was given with --after, and neither opens a segment nor goes on from a full file; no file of a trail begins so: it was added, or the beginning of its file was cut off"
+    )]
+    Misbegun {
+        /// The line's own number.
+        sequence: i64,
+    },
+    /// Two parts that no trail has whose files were deleted the oldest first.
+    #[error(
+        "record {first} goes on from what is elsewhere, or begins the trail, and so does record {other}: in the same term, or in the order of other terms; a file was added that goes on from an old --after, or one that stood between is missing. Give only those --after that are still needed, or the older files themselves"
+    )]
+    SecondPart {
+        /// The record that begins the one.
+        first: Receipt,
+        /// The record that begins the other.
+        other: Receipt,
+    },
+    /// A record was given with `--after`, and nothing needs it.
+    #[error(
+        "--after names record {after}, and nothing goes on from it that is not here itself; an old one lets others add a file that goes on from it: take it out, or look for the file that is missing"
+    )]
+    NoAfter {
+        /// The record.
+        after: Receipt,
     },
     /// Two that continue one record, and no leader's death explains it.
     #[error(

@@ -11,11 +11,13 @@
 //! acknowledge cuts the trail in two there, and each part is judged by itself, as strictly as a whole one.
 //!
 //! Where older files are kept elsewhere, what goes on from them is a part of its own in the same way: one for each record in
-//! them that something here goes on from.
+//! them that something here goes on from. What is elsewhere cannot be asked, so those parts are held against each other: a
+//! writer's files go the oldest first, so a term stands in one part, and a later part has the later terms.
 //!
 //! Pure: the files are read in [`super::verify_files`].
 
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -34,6 +36,8 @@ const SLOW_DISK_SECONDS: i64 = 60;
 pub(super) struct Run {
     /// How it begins, if it opens a segment.
     pub opening: Option<Opening>,
+    /// The term that its first record says it goes on in, if that begins a file after a full one.
+    pub continued: Option<Term>,
     pub first: Receipt,
     pub first_time: Timestamp,
     pub last: Receipt,
@@ -150,10 +154,27 @@ pub(super) struct Judgement {
     pub tails: Vec<Tail>,
     /// Those that were acknowledged, in the order of the trail.
     pub forks: Vec<Fork>,
+    /// What begins the trail, and what goes on from what is elsewhere, in the order of their first records.
+    pub parts: Vec<Part>,
     /// The run that the trail begins with.
     pub first: Option<usize>,
-    /// The run that it ends with; of several branches the one that was written to last.
+    /// The run that it ends with: of several parts that of the one with the latest term, of several branches that of the one
+    /// that was written to last.
     pub last: Option<usize>,
+}
+
+/// A part of a trail, with its branches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Which of those that are elsewhere it goes on from; none for the trail's beginning.
+    pub after: Option<usize>,
+    /// Its first run, and the one that it ends with.
+    pub first: usize,
+    pub last: usize,
+    /// The records of all its runs.
+    pub records: i64,
+    /// The latest term in it; -1 for none.
+    latest: i64,
 }
 
 /// Judges all runs of a trail. `acknowledged` are the first records of branches that people answer for. The error names the run
@@ -176,8 +197,55 @@ pub(super) fn judge(runs: &[Run], acknowledged: &[Receipt]) -> Result<Judgement,
     let mut forks: Vec<Fork> = tree.cuts.iter().map(fork).collect();
     forks.sort_by_key(|fork| fork.first.sequence);
     let first = ends.iter().flatten().map(|(first, _)| *first).min_by_key(|first| runs[*first].first.sequence);
-    let last = ends.iter().flatten().map(|(_, last)| *last).max_by_key(|last| runs[*last].last_time);
-    Ok(Judgement { tails, forks, first, last })
+    let parts = parts(&tree, &ends)?;
+    // A time is whatever a forger writes; a later term is held against all that is numbered behind it.
+    let newest = parts.iter().max_by_key(|part| (part.latest, runs[part.first].first.sequence)).map(|part| part.last);
+    let branches = tree.cuts.iter().filter_map(|(_, part)| ends[*part]).map(|(_, last)| last);
+    let last = newest.into_iter().chain(branches).max_by_key(|last| runs[*last].last_time);
+    Ok(Judgement { tails, forks, parts, first, last })
+}
+
+/// The parts that no acknowledged fork made, held against each other.
+fn parts(tree: &Tree<'_>, ends: &[Option<(usize, usize)>]) -> Result<Vec<Part>, (usize, Finding)> {
+    let runs = tree.runs;
+    let part_of = tree.part_of();
+    let mut parts = Vec::new();
+    // Of each part its runs.
+    let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (run, part) in part_of.iter().enumerate() {
+        members.entry(*part).or_default().push(run);
+    }
+    let afters = tree.afters.iter().map(|(after, part)| (Some(*after), *part));
+    for (after, part) in std::iter::once((None, 0)).chain(afters) {
+        let Some((first, last)) = ends[part] else { continue };
+        let members = members.remove(&part).unwrap_or_default();
+        let records = members.iter().map(|run| runs[*run].last.sequence - runs[*run].first.sequence + 1).sum();
+        let latest = members.iter().map(|run| tree.number(*run)).max().unwrap_or(-1);
+        parts.push((Part { after, first, last, records, latest }, members));
+    }
+    parts.sort_by_key(|(part, _)| runs[part.first].first.sequence);
+    let mut terms = BTreeMap::new();
+    for (part, members) in &parts {
+        for run in members {
+            let other = *terms.entry(tree.number(*run)).or_insert(part.first);
+            if other != part.first {
+                return Err(second_part(runs, part.first, other));
+            }
+        }
+    }
+    for (later, within) in &parts {
+        for (earlier, members) in parts.iter().filter(|(other, _)| other.latest < later.latest) {
+            let is_before = runs[earlier.first].first.sequence < runs[later.first].first.sequence;
+            if !is_before && !members.iter().all(|run| tree.may_be_a_tail(*run, earlier.latest, within)) {
+                return Err(second_part(runs, later.first, earlier.first));
+            }
+        }
+    }
+    Ok(parts.into_iter().map(|(part, _)| part).collect())
+}
+
+fn second_part(runs: &[Run], run: usize, other: usize) -> (usize, Finding) {
+    (run, Finding::SecondPart { first: runs[run].first.clone(), other: runs[other].first.clone() })
 }
 
 /// Goes along a part of the trail, from its beginning to its end, and judges what lies beside. Returns its first and its last
@@ -254,7 +322,10 @@ impl<'a> Tree<'a> {
                 Attach::At(spot) => tree.children[spot.run].push((number, spot)),
                 Attach::Nowhere => drop(nowhere.get_or_insert((number, missing))),
             }
-            if let Some(term) = run.opening.as_ref().and_then(|opening| opening.term) {
+            // A part may begin in the midst of a term, too.
+            let begins = run.opening.as_ref().map_or(run.continued, |opening| opening.term);
+            let is_begun = run.opening.is_some() || matches!(run.attach, Attach::After(_));
+            if let Some(term) = begins.filter(|_| is_begun) {
                 // A leader whose disk failed while it opened its file opens it again.
                 let again = run.follows && tree.terms.last().is_some_and(|(before, ..)| *before == term.number);
                 if !again || acknowledged.contains(&run.first) {
@@ -346,6 +417,34 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
+    /// The part in which each run stands.
+    fn part_of(&self) -> Vec<usize> {
+        // What continues another has greater numbers.
+        let mut order: Vec<usize> = (0..self.runs.len()).collect();
+        order.sort_by_key(|run| self.runs[*run].first.sequence);
+        let mut parts = vec![0; self.runs.len()];
+        for run in order {
+            parts[run] = match (self.cut_at(run), self.runs[run].attach) {
+                (Some(part), _) => part,
+                (None, Attach::At(spot)) => parts[spot.run],
+                (None, Attach::Beginning | Attach::After(_) | Attach::Nowhere) => self.above(run),
+            };
+        }
+        parts
+    }
+
+    /// Whether a run may be what a killed leader left of a part whose latest term this is, beside the runs of another part.
+    fn may_be_a_tail(&self, run: usize, latest: i64, beside: &[usize]) -> bool {
+        let Run { first_time, last_time, .. } = &self.runs[run];
+        let next = beside.iter().filter(|other| self.number(**other) > latest);
+        let next_time = next.min_by_key(|other| self.number(**other)).map(|other| self.runs[*other].first_time);
+        let (Some(term), Some(next_time)) = (self.term(run), next_time) else { return false };
+        let lease_seconds = term.lease_seconds.min(LEASE_SECONDS_MAX);
+        let (seconds, overlap) =
+            (last_time.duration_since(*first_time).as_secs(), last_time.duration_since(next_time).as_secs());
+        seconds <= lease_seconds + SLOW_DISK_SECONDS && overlap <= lease_seconds
+    }
+
     /// The part in which a run stands.
     fn part(&self, mut run: usize) -> usize {
         loop {
@@ -385,14 +484,15 @@ impl<'a> Tree<'a> {
         Ok(latest)
     }
 
-    /// The term in which a run was written; a file that was cut in two goes on with that of its first piece.
+    /// The term in which a run was written; a file that was cut in two goes on with that of its first piece, and one whose
+    /// first piece is elsewhere with the one that it names.
     fn term(&self, mut run: usize) -> Option<Term> {
         loop {
-            let Run { opening, attach, .. } = self.runs.get(run)?;
+            let Run { opening, continued, attach, .. } = self.runs.get(run)?;
             match (opening, *attach) {
                 (Some(opening), _) => return opening.term,
                 (None, Attach::At(spot)) => run = spot.run,
-                (None, Attach::Beginning | Attach::After(_) | Attach::Nowhere) => return None,
+                (None, Attach::Beginning | Attach::After(_) | Attach::Nowhere) => return *continued,
             }
         }
     }

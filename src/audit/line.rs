@@ -75,8 +75,8 @@ pub(super) struct Link {
     pub time: Timestamp,
     /// There, if it opens a segment.
     pub opening: Option<Opening>,
-    /// Of a line that goes on from a file that was full: what tells that file from others.
-    continued: Option<String>,
+    /// There, if it goes on from a file that was full.
+    pub continued: Option<Continued>,
 }
 
 impl Link {
@@ -88,7 +88,13 @@ impl Link {
     /// What tells the file from others that its own goes on from, if it says that of one.
     pub fn previous_file(&self) -> Option<&str> {
         let opened = self.opening.as_ref().and_then(|opening| opening.previous_file.as_deref());
-        opened.or(self.continued.as_deref())
+        opened.or(self.continued.as_ref().map(|continued| continued.previous_file.as_str()))
+    }
+
+    /// The term that it says it is written in, if it opens a segment or goes on from a full file.
+    pub fn term(&self) -> Option<Term> {
+        let opened = self.opening.as_ref().and_then(|opening| opening.term);
+        opened.or(self.continued.as_ref().and_then(|continued| continued.term))
     }
 
     /// Whether a leader's term begins with it.
@@ -108,6 +114,15 @@ pub(super) struct Opening {
     pub is_output: bool,
     /// The file of the same writer that its own goes on from, if the segment begins a file beside closed ones.
     pub previous_file: Option<String>,
+}
+
+/// What a record says that goes on from a file that was full, beside the head that it continues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Continued {
+    /// What tells that file from others.
+    pub previous_file: String,
+    /// The leader's term, which the file before opened, or goes on with: that file may be elsewhere one day.
+    pub term: Option<Term>,
 }
 
 /// A leader's term, as far as it matters for what it left.
@@ -173,10 +188,7 @@ pub(super) fn segment_opened(
     if let Some((_, digest)) = torn {
         record.insert("tornDigest".into(), digest.into());
     }
-    if let Some(Term { number, lease_seconds }) = term {
-        record.insert("term".into(), (*number).into());
-        record.insert("leaseSeconds".into(), (*lease_seconds).into());
-    }
+    insert_term(&mut record, *term);
     if let Some(head) = file_head {
         record.insert("fileHead".into(), head_value(head));
     }
@@ -189,14 +201,22 @@ pub(super) fn segment_opened(
     record
 }
 
-/// Returns the record that begins a file where the one before was full: what it continues, and what tells that file from
-/// others.
-pub(super) fn file_continued(previous: &Receipt, previous_file: &str) -> Map<String, Value> {
+/// Returns the record that begins a file where the one before was full: what it continues, what tells that file from others,
+/// and of a leader its term.
+pub(super) fn file_continued(previous: &Receipt, previous_file: &str, term: Option<Term>) -> Map<String, Value> {
     let mut record = Map::new();
     record.insert("kind".into(), FILE_CONTINUED.into());
     record.insert("previousHead".into(), head_value(previous));
     record.insert("previousFile".into(), previous_file.into());
+    insert_term(&mut record, term);
     record
+}
+
+fn insert_term(record: &mut Map<String, Value>, term: Option<Term>) {
+    if let Some(Term { number, lease_seconds }) = term {
+        record.insert("term".into(), number.into());
+        record.insert("leaseSeconds".into(), lease_seconds.into());
+    }
 }
 
 /// Returns SHA-256 in lower-case hex.
@@ -215,15 +235,7 @@ fn opening(record: &Map<String, Value>, previous: &Receipt) -> Option<Opening> {
     if !names_it {
         return None;
     }
-    let number = |name: &str| match record.get(name) {
-        None => Some(None),
-        Some(value) => value.as_i64().filter(|number| *number >= 0).map(Some),
-    };
-    let term = match (number("term")?, number("leaseSeconds")?) {
-        (Some(number), Some(lease_seconds)) => Some(Term { number, lease_seconds }),
-        (None, None) => None,
-        _ => return None,
-    };
+    let term = term(record)?;
     let file_head = match record.get("fileHead") {
         None => None,
         Some(value) => Some(serde_json::from_value(value.clone()).ok().filter(Receipt::is_one)?),
@@ -246,9 +258,23 @@ fn opening(record: &Map<String, Value>, previous: &Receipt) -> Option<Opening> {
 }
 
 /// Reads a record that goes on from another file; none if no trail writes such a one after `previous`.
-fn continued(record: &Map<String, Value>, previous: &Receipt) -> Option<String> {
+fn continued(record: &Map<String, Value>, previous: &Receipt) -> Option<Continued> {
     let file = record.get("previousFile")?.as_str().filter(|file| is_digest(file))?;
-    (record == &file_continued(previous, file)).then(|| file.to_owned())
+    let term = term(record)?;
+    (record == &file_continued(previous, file, term)).then(|| Continued { previous_file: file.to_owned(), term })
+}
+
+/// Reads the term of a record, if it has one; none if it has half of one.
+fn term(record: &Map<String, Value>) -> Option<Option<Term>> {
+    let number = |name: &str| match record.get(name) {
+        None => Some(None),
+        Some(value) => value.as_i64().filter(|number| *number >= 0).map(Some),
+    };
+    match (number("term")?, number("leaseSeconds")?) {
+        (Some(number), Some(lease_seconds)) => Some(Some(Term { number, lease_seconds })),
+        (None, None) => Some(None),
+        (Some(_), None) | (None, Some(_)) => None,
+    }
 }
 
 /// Whether this is SHA-256 as a trail spells it.

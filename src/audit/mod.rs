@@ -66,7 +66,7 @@ pub use join::{Fork, Tail};
 pub use memory::{ReadBack, read_back};
 pub use open::{Begin, Leader, OpenError, Opened, STANDARD_OUTPUT, Sinks, Torn};
 pub use trail::{AppendError, Class, Limits, Place, Stats, Trail};
-pub use verify::{Expectation, Summary, VerifyError, verify, verify_files};
+pub use verify::{Expectation, Part, Summary, VerifyError, verify, verify_files};
 
 /// Proof that a record is in the trail: its number and its line's digest.
 ///

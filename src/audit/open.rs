@@ -219,6 +219,7 @@ pub(super) fn open_on(names: Box<dyn Names>, sinks: Sinks, begin: Begin) -> Resu
         chain = chain.on_output();
     }
     let term = leader.map(|Leader { term, lease_seconds, .. }| line::Term { number: term, lease_seconds });
+    chain = chain.in_term(term);
     let is_output = term.is_some() && is_stdout;
     let opening = Opening { term, file_head: file_head.clone(), is_output, previous_file };
     let torn_off = torn.as_ref().map(|torn| (torn.bytes, torn.digest.as_str()));

@@ -1,6 +1,6 @@
 //! Reads a trail from one end to the other and says the first thing that is wrong with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,14 +11,14 @@ use jiff::Timestamp;
 
 use super::Receipt;
 use super::finding::Finding;
-use super::join::{Attach, Fork, Judgement, Named, Run, Spot, Tail, judge};
-use super::line::{self, LINE_BYTES_MAX, Link};
+use super::join::{self, Attach, Fork, Judgement, Named, Run, Spot, Tail, judge};
+use super::line::{self, LINE_BYTES_MAX, Link, Term};
 
 /// What is known of a trail from elsewhere. The default knows nothing: the trail begins at number 1, and ends anywhere.
 #[derive(Debug, Clone, Default)]
 pub struct Expectation {
     /// Lines that are known and in no file: what the trail continues, if it does not begin at number 1, and what the files
-    /// ended with before.
+    /// ended with before. A trail goes on from each of them, or [`Summary::unused`] has it.
     pub after: Vec<Receipt>,
     /// Lines that must be there, in any order: from a lease, from objects' statuses. Lines may follow the last.
     pub heads: Vec<Receipt>,
@@ -45,15 +45,49 @@ pub struct Summary {
     pub tails: Vec<Tail>,
     /// Forks that were acknowledged.
     pub forks: Vec<Fork>,
+    /// Its parts, if one of them goes on from what is elsewhere.
+    pub parts: Vec<Part>,
+    /// Those of [`Expectation::after`] that nothing goes on from.
+    pub unused: Vec<Receipt>,
+}
+
+/// A part of a trail whose older files are elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The record that it goes on from; none for the trail's beginning.
+    pub after: Option<Receipt>,
+    /// How many lines, those of its tails among them.
+    pub records: i64,
+    /// The first line.
+    pub first: Receipt,
+    /// Its time.
+    pub first_time: Timestamp,
+    /// The line that it ends with.
+    pub last: Receipt,
+    /// Its time.
+    pub last_time: Timestamp,
+}
+
+/// As `audit verify` prints it: a whole line.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { after, records, first, first_time, last, last_time } = self;
+        write!(f, "part: {records} records, from {first} at {first_time} to {last} at {last_time}; ")?;
+        match after {
+            Some(after) => writeln!(f, "it goes on from {after}, which is in none of the files"),
+            None => writeln!(f, "it begins the trail"),
+        }
+    }
 }
 
 /// As `audit verify` prints it: whole lines.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, segments, first_time, last_time, first: _, head, tails, forks } = self;
+        let Self { records, segments, first_time, last_time, first: _, head, tails, forks, parts, unused: _ } = self;
         let time = |time: &Option<Timestamp>| time.map_or_else(|| "never".to_owned(), |time| time.to_string());
         let (first, last) = (time(first_time), time(last_time));
         writeln!(f, "verified: {records} records in {segments} segments, from {first} to {last}")?;
+        parts.iter().try_for_each(|part| part.fmt(f))?;
         forks.iter().try_for_each(|fork| fork.fmt(f))?;
         tails.iter().try_for_each(|tail| tail.fmt(f))?;
         head.iter().try_for_each(|head| writeln!(f, "head: {}:{}", head.sequence, head.digest))
@@ -83,7 +117,7 @@ pub fn verify(reader: impl BufRead, expect: Expectation) -> Result<Summary, Veri
 }
 
 /// Reads the files of one trail, in whichever order: of replicas, pieces of one file, and those that were full. Of a folder all
-/// of its files. See [`verify()`].
+/// of its files, and nothing in it may be anything else than a file or a folder. See [`verify()`].
 ///
 /// Each is read twice: for what its segments continue and which file it goes on from, and then for all. Files that go on from
 /// one another are read as if they were one. Memory grows with segments and files, not with records.
@@ -91,12 +125,28 @@ pub fn verify(reader: impl BufRead, expect: Expectation) -> Result<Summary, Veri
 /// # Errors
 /// The first finding within a file, else the first that is wrong between them; or the first file that cannot be opened.
 pub fn verify_files(paths: &[PathBuf], expect: Expectation) -> Result<Summary, VerifyError> {
+    verify_while(paths, expect, || {})
+}
+
+/// The same, with something that happens when it is known which files there are.
+pub(super) fn verify_while(
+    paths: &[PathBuf],
+    expect: Expectation,
+    meanwhile: impl FnOnce(),
+) -> Result<Summary, VerifyError> {
     let mut wanted = Vec::new();
     let mut files = Vec::new();
-    for path in files_of(paths)? {
-        let seen = open(&path).and_then(|(reader, id)| Ok((id, look_for_segments(reader, &mut wanted)?)));
-        let (id, first) = seen.map_err(|source| wrong(Some(&path), 0, Finding::Read(source)))?;
-        files.push(Seen { path, id, first });
+    let found = files_of(paths)?;
+    meanwhile();
+    for path in &found {
+        let (reader, id) = open(path)?;
+        let first = look_for_segments(reader, &mut wanted);
+        let first = first.map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
+        files.push(Seen { path: path.clone(), id, first });
+    }
+    // One that was full was closed meanwhile, and has a name that was not there before.
+    if files_of(paths)? != found {
+        return Err(wrong(paths.first().map(PathBuf::as_path), 0, Finding::Changed));
     }
     let mut names = HashMap::new();
     for Seen { path, id: _, first } in &files {
@@ -112,7 +162,7 @@ pub fn verify_files(paths: &[PathBuf], expect: Expectation) -> Result<Summary, V
     for row in &rows {
         let mut previous = None;
         for Seen { path, id, first: _ } in row.iter().map(|file| &files[*file]) {
-            let (reader, found) = open(path).map_err(|source| wrong(Some(path), 0, Finding::Read(source)))?;
+            let (reader, found) = open(path)?;
             // One that was full was closed meanwhile, and another stands at its path.
             if found != *id {
                 return Err(wrong(Some(path), 1, Finding::Changed));
@@ -167,9 +217,14 @@ fn files_of(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
     Ok(files)
 }
 
-fn open(path: &Path) -> io::Result<(BufReader<File>, (u64, u64))> {
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
+fn open(path: &Path) -> Result<(BufReader<File>, (u64, u64)), VerifyError> {
+    let read = |source| wrong(Some(path), 0, Finding::Read(source));
+    // Before it is opened: that waits for whoever writes to a pipe. And none but a file can be read twice.
+    if !fs::metadata(path).map_err(read)?.is_file() {
+        return Err(wrong(Some(path), 0, Finding::NotAFile));
+    }
+    let file = File::open(path).map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
     Ok((BufReader::with_capacity(READ_BYTES, file), (metadata.dev(), metadata.ino())))
 }
 
@@ -185,7 +240,10 @@ fn look_for_segments(mut reader: impl BufRead, wanted: &mut Vec<Receipt>) -> io:
         if reader.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
             return Ok(first);
         }
-        line.pop_if(|last| *last == b'\n');
+        // It may have no end; nothing behind it is read.
+        if line.pop_if(|last| *last == b'\n').is_none() && line.len() > LINE_BYTES_MAX {
+            return Ok(first);
+        }
         let may_open = line.windows(opens.len()).any(|part| part == opens.as_bytes());
         if (may_open || is_first)
             && let Ok(link) = line::read(&line)
@@ -240,11 +298,21 @@ struct Begun {
     place: Place,
     /// What it continues, unless that is the end of the run before.
     parent: Option<Receipt>,
+    /// Whether a writer begins a file with its first record.
+    begins_a_file: bool,
+}
+
+impl Begun {
+    fn term(&self) -> Option<Term> {
+        self.run.opening.as_ref().map_or(self.run.continued, |opening| opening.term)
+    }
 }
 
 impl Verifier {
     fn new(expect: Expectation, segments: Option<Vec<Receipt>>, is_one_piece: bool) -> Self {
-        let Expectation { after, mut heads, forks } = expect;
+        let Expectation { mut after, mut heads, forks } = expect;
+        let mut given = HashSet::new();
+        after.retain(|after| given.insert(after.clone()));
         heads.sort_by_key(|head| head.sequence);
         let is_prepared = segments.is_some();
         let mut wanted = HashMap::<i64, Vec<Wanted>>::new();
@@ -311,6 +379,11 @@ impl Verifier {
         let passed = self.passed.take();
         match self.begun.last_mut() {
             Some(begun) if joint == Joint::Follows && !link.opens_term() => {
+                if let (Some(said), Some(known)) = (link.term(), begun.term())
+                    && said != known
+                {
+                    return Err(Finding::Misjoined { sequence: link.receipt.sequence });
+                }
                 begun.run.last.clone_from(&link.receipt);
                 begun.run.last_time = link.time;
                 if let Some(passed) = passed {
@@ -336,11 +409,12 @@ impl Verifier {
 
     /// Checks that a line begins the trail, or continues what is known.
     fn begins(&self, link: &Link) -> Result<(), Finding> {
-        let origin = Receipt::origin();
-        if self.after.contains(&link.previous()) {
+        let (origin, previous) = (Receipt::origin(), link.previous());
+        if previous == origin || self.after.contains(&previous) {
             return Ok(());
         }
-        follows(self.after.first().unwrap_or(&origin), link).map_err(|finding| match finding {
+        let of_number = self.after.iter().find(|after| after.sequence == previous.sequence);
+        follows(of_number.or(self.after.first()).unwrap_or(&origin), link).map_err(|finding| match finding {
             Finding::Gap { expected, found } => Finding::CutBeginning { expected, found },
             other => other,
         })
@@ -355,6 +429,7 @@ impl Verifier {
         };
         let run = Run {
             opening: link.opening.clone(),
+            continued: link.continued.as_ref().and_then(|continued| continued.term),
             first: link.receipt.clone(),
             first_time: link.time,
             last: link.receipt.clone(),
@@ -364,7 +439,8 @@ impl Verifier {
             names,
         };
         let parent = (joint != Joint::Follows).then(|| link.previous());
-        self.begun.push(Begun { run, place: self.end.clone(), parent });
+        let begins_a_file = link.opening.is_some() || link.continued.is_some();
+        self.begun.push(Begun { run, place: self.end.clone(), parent, begins_a_file });
     }
 
     /// Notes the time of the line behind one that is wanted.
@@ -406,20 +482,41 @@ impl Verifier {
     fn finish(self) -> Result<Summary, VerifyError> {
         let at = |(file, line): &Place, finding| wrong(file.as_deref(), *line, finding);
         let mut runs = Vec::with_capacity(self.begun.len());
-        for Begun { run, place, parent } in &self.begun {
+        let mut used = HashSet::new();
+        for Begun { run, place, parent, begins_a_file } in &self.begun {
             let mut run = run.clone();
             if let Some(parent) = parent {
                 run.attach = self.attach(parent).map_err(|finding| at(place, finding))?;
             }
+            if let Attach::After(elsewhere) = run.attach {
+                // A piece that is all there is may begin anywhere.
+                if !begins_a_file && !self.is_one_piece {
+                    return Err(at(place, Finding::Misbegun { sequence: run.first.sequence }));
+                }
+                used.insert(self.after[elsewhere].clone());
+            }
             let head = run.opening.as_ref().and_then(|opening| opening.file_head.as_ref());
             if let (Some(head), Named::Nothing) = (head, run.names) {
                 run.names = self.names(head);
+                if run.names == Named::Nothing {
+                    used.insert(head.clone());
+                }
             }
             runs.push(run);
         }
-        let Judgement { tails, forks, first, last } = judge(&runs, &self.forks)
+        let Judgement { tails, forks, parts, first, last } = judge(&runs, &self.forks)
             .map_err(|(run, finding)| at(self.begun.get(run).map_or(&self.end, |begun| &begun.place), finding))?;
         self.look_for_heads(&runs)?;
+        let part = |join::Part { after, first, last, records, .. }: &join::Part| Part {
+            after: after.map(|after| self.after[after].clone()),
+            records: *records,
+            first: runs[*first].first.clone(),
+            first_time: runs[*first].first_time,
+            last: runs[*last].last.clone(),
+            last_time: runs[*last].last_time,
+        };
+        let is_whole = parts.iter().all(|part| part.after.is_none());
+        let parts = if is_whole { Vec::new() } else { parts.iter().map(part).collect() };
         let (root, last) = (first.map(|first| &runs[first]), last.map(|last| &runs[last]));
         Ok(Summary {
             records: self.records,
@@ -430,6 +527,8 @@ impl Verifier {
             head: last.map(|last| last.last.clone()),
             tails,
             forks,
+            parts,
+            unused: self.after.iter().filter(|after| !used.contains(*after)).cloned().collect(),
         })
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Receipt;
 use super::files;
-use super::line::{self, Draft, ENVELOPE_BYTES_MAX, INTEGER_MAX};
+use super::line::{self, Draft, ENVELOPE_BYTES_MAX, INTEGER_MAX, Term};
 use super::open::STANDARD_OUTPUT;
 use super::store::{Copier, Store};
 use super::trail::{AppendError, Place, Shared};
@@ -30,6 +30,8 @@ pub(super) struct Chain {
     first: Option<Receipt>,
     /// Whether this is standard output, which is no file.
     is_output: bool,
+    /// The leader's term in which this is written; none for a writer that is alone.
+    term: Option<Term>,
     /// The file before, by its first line's digest, as long as the open one does not say that it goes on from it.
     previous_file: Option<String>,
     /// Before it would grow beyond, the open file is closed.
@@ -50,6 +52,7 @@ impl Chain {
             doubtful: false,
             first: None,
             is_output: false,
+            term: None,
             previous_file: None,
             file_bytes_max: None,
             close_again_at: 0,
@@ -67,6 +70,12 @@ impl Chain {
     /// The same, on standard output.
     pub fn on_output(mut self) -> Self {
         self.is_output = true;
+        self
+    }
+
+    /// The same, by the leader of this term.
+    pub fn in_term(mut self, term: Option<Term>) -> Self {
+        self.term = term;
         self
     }
 
@@ -122,7 +131,7 @@ impl Chain {
         let (mut text, mut receipts, mut head) = (String::new(), Vec::new(), self.head.clone());
         let continued = match (&self.previous_file, drafts.clone().next()) {
             (Some(file), Some(draft)) => {
-                let record = line::file_continued(&head, file);
+                let record = line::file_continued(&head, file, self.term);
                 Some(Draft::new(&record, draft.time()).map_err(io::Error::other)?)
             }
             (Some(_) | None, _) => None,

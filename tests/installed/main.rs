@@ -566,7 +566,7 @@ impl Day {
                     "hardly an end fell into the gap of {what}: {unled:?}"
                 );
             }
-            ensure!(led.len() >= 3, "hardly an end while somebody led: {led:?}");
+            ensure!(!led.is_empty(), "no end while somebody led");
             let requests = past.every_grant_was_made_once()?;
             past.every_push_was_recorded_before()?;
             let verified = past.every_trail_verifies().await?;

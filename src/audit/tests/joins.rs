@@ -1,5 +1,7 @@
 //! One trail in several files: leaders that follow one another, are killed, freeze, and whoever meddles with what they left.
 
+mod shipping;
+
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -416,21 +418,22 @@ fn what_stands_between_files_that_are_elsewhere_is_a_part_of_its_own() {
     world.term(steps_down(1, 3));
     world.pass(3600);
     world.term(steps_down(0, 3));
+    world.term(steps_down(0, 3));
     world.term(steps_down(1, 1));
-    // The first one's records 1 to 3, 8 and 9 were shipped. The second one's 4 to 7 stand between them.
-    world.edit(0, |lines| drop(lines.drain(..5)));
-    let (first, second) = (world.written[2].clone(), world.written[8].clone());
-    assert_eq!((first.sequence, second.sequence), (3, 9));
+    // The first one's records 1 to 3 and 8 to 11 were shipped. The second one's 4 to 7 stand between them.
+    world.edit(0, |lines| drop(lines.drain(..7)));
+    let (first, second) = (world.written[2].clone(), world.written[10].clone());
+    assert_eq!((first.sequence, second.sequence), (3, 11));
     let after = |receipts: &[&Receipt]| Expectation {
         after: receipts.iter().map(|it| (*it).clone()).collect(),
-        heads: world.written[3..7].iter().chain(&world.written[9..]).cloned().collect(),
+        heads: world.written[3..7].iter().chain(&world.written[11..]).cloned().collect(),
         ..Expectation::default()
     };
     let summary = verify_files(&world.files(), after(&[&first, &second])).unwrap();
-    assert_eq!((summary.records, summary.tails.len()), (8, 0));
+    assert_eq!((summary.records, summary.tails.len()), (10, 0));
     assert_eq!((summary.first.as_ref(), summary.head.as_ref()), (Some(&world.written[3]), world.written.last()));
     world.finds(after(&[&second]), "goes on from record 3, which is in none of the files");
-    world.finds(after(&[&first]), "goes on from record 9, which is in none of the files");
+    world.finds(after(&[&first]), "goes on from record 11, which is in none of the files");
     // Nothing else is excused by it: no second one that goes on from the same record, and no gap within a part.
     forge(&world, Some(Term { number: 9, lease_seconds: 9 }), &second, now() + SignedDuration::from_secs(20), 1);
     let error = world.finds(after(&[&first, &second]), "");

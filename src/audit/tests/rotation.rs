@@ -347,7 +347,7 @@ fn each_kind_of_meddling_with_closed_files_has_its_own_message() {
     let mut forged = String::new();
     let head = after_of(&closed[1]);
     Draft::new(
-        &file_continued(&head, first_line(&closed[0])["digest"].as_str().unwrap()),
+        &file_continued(&head, first_line(&closed[0])["digest"].as_str().unwrap(), None),
         now() + jiff::SignedDuration::from_secs(1),
     )
     .unwrap()
@@ -481,7 +481,7 @@ fn die(folder: &Folder, chain: Chain, crash: Crash) {
         }
         Crash::NextIsEmpty => close(""),
         Crash::AmidTheFirstBatch(at) => {
-            let continued = Draft::new(&file_continued(&place.head, &name), now()).unwrap();
+            let continued = Draft::new(&file_continued(&place.head, &name, None), now()).unwrap();
             let text = batch(&[continued, draft(&record(7))]);
             close(&text[..at.index(text.len() + 1)]);
         }
