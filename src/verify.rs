@@ -150,9 +150,9 @@ mod tests {
         // Two trails that go on from one record are not two.
         let note = stale.clone();
         assert_eq!(
-            each_is_used_once(&[note.clone()], &[vec![], vec![]]).unwrap_err().to_string(),
+            each_is_used_once(std::slice::from_ref(&note), &[vec![], vec![]]).unwrap_err().to_string(),
             format!("two trails go on from record {note} of --after, which is in one: one of them is another's")
         );
-        assert!(each_is_used_once(&[note.clone()], &[vec![note.clone()], vec![]]).is_ok());
+        assert!(each_is_used_once(std::slice::from_ref(&note), &[vec![note.clone()], vec![]]).is_ok());
     }
 }
