@@ -1,12 +1,9 @@
 //! Waiting for a condition on state: level, not edge; with a bound, and with the last thing seen in the failure.
 
-use std::{
-    fmt::Display,
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{fmt::Display, future::Future, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::pace;
 
@@ -134,12 +131,13 @@ mod tests {
         wait("the tenth look", bound, all, look).await
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_grows_is_waited_for_and_what_stands_still_or_flickers_is_not() {
         // Ten looks take more than half a second, and no two are farther apart than 200 ms.
         let (bound, all) = (Duration::from_millis(300), Duration::from_secs(60));
         assert_eq!(tenth(|look| look, bound, all).await.unwrap(), 10);
-        let rows: [(&str, fn(usize) -> usize); 3] =
+        type Count = fn(usize) -> usize;
+        let rows: [(&str, Count); 3] =
             [("stands still", |look| look.min(3)), ("flickers", |look| 3 + look % 2), ("sinks", |look| 100 - look)];
         for (what, count) in rows {
             let error = tenth(count, bound, all).await.expect_err(what).to_string();
