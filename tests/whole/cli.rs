@@ -53,6 +53,8 @@ pub async fn help_says_what_there_is_and_where_settings_come_from() {
 const DIGEST: &str = "1:0000000000000000000000000000000000000000000000000000000000000000";
 
 pub async fn a_mistake_on_the_command_line_names_its_remedy() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let empty = empty.path().to_str().unwrap();
     for (arguments, words) in [
         (&["controller"][..], "--audit-file"),
         (&["controller", "--audit-file", "a", "--pushes-per-second", "0"], "1..=1000"),
@@ -71,7 +73,8 @@ pub async fn a_mistake_on_the_command_line_names_its_remedy() {
         (&["audit", "verify"], "<FILE>"),
         (&["audit", "verify", "--trail", "a,,b"], "old.jsonl,new.jsonl"),
         (&["audit", "verify", "--trail", "a", "--head", DIGEST], "<FILE>"),
-        (&["audit", "verify", "/dev/null", "--trail", "/no/such/trail"], "1 of 2 trails do not verify"),
+        (&["audit", "verify", empty, "--trail", "/no/such/trail"], "1 of 2 trails do not verify"),
+        (&["audit", "verify", "/dev/null"], "it is no regular file"),
         (&["host-key", "--host-key-file", "/no/such/old,/no/such/new", "gateway"], "/no/such/old: is not there"),
     ] {
         let refused = said(arguments).await;
