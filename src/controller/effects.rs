@@ -64,7 +64,8 @@ fn look_up_instance(
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
-        let answer = shared.lookups.find(&place, query, can_wait).await;
+        let looked = shared.lookups.find(&place, query, can_wait);
+        let Some(answer) = shared.look_ups_end.run_until_cancelled(looked).await else { return };
         if let Err(failure) = &answer {
             tracing::warn!(uid = %slot.uid, region = %place.region, code = failure.code, message = failure.message, "instance look-up failed");
             span.fail(&failure.code, &failure.message);
@@ -85,7 +86,8 @@ fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_i
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
-        let answer = shared.lookups.endpoints(&place, &vpc_id).await;
+        let looked = shared.lookups.endpoints(&place, &vpc_id);
+        let Some(answer) = shared.look_ups_end.run_until_cancelled(looked).await else { return };
         if let Err(failure) = &answer {
             tracing::warn!(uid = %slot.uid, vpc_id, code = failure.code, message = failure.message, "endpoint look-up failed");
             span.fail(&failure.code, &failure.message);

@@ -114,6 +114,8 @@ struct Shared {
     timers: Timers,
     events: events::Events,
     tasks: TaskTracker,
+    /// Ends the look-ups: nobody has a turn after the word to stop, and so nobody waits for their answers.
+    look_ups_end: CancellationToken,
     may_push: Arc<AtomicBool>,
     leads: Leads,
     /// When this process began to look.
@@ -299,6 +301,7 @@ impl Controller {
             census,
             timers: Timers::default(),
             tasks: TaskTracker::new(),
+            look_ups_end: CancellationToken::new(),
             may_push,
             leads,
             since_time,
@@ -369,6 +372,7 @@ impl Controller {
         };
         shared.may_push.store(false, Ordering::Release);
         stop.cancel();
+        shared.look_ups_end.cancel();
         while tasks.join_next().await.is_some() {}
         shared.tasks.close();
         if tokio::time::timeout(DRAIN, shared.tasks.wait()).await.is_err() {
