@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
 use crate::domain::time::is_fresh;
-use crate::kubernetes::History;
+use crate::kubernetes::{BACK_OFF_MAX, CONNECT_TIMEOUT, History};
 
 use super::Shared;
 use super::turn::wake_all;
@@ -27,8 +27,9 @@ const RETRY: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Age from which the last answer is no sign of contact: one question and its answer, and a little.
 const ANSWER_AGE_MAX: Duration = Duration::from_secs(30);
-/// Age up to which a watch's failure counts: above the longest back-off between two tries (30 s).
-const FAILURE_AGE_MAX: Duration = Duration::from_secs(45);
+/// Age up to which a watch's failure counts: above the longest rest between two tries, and what a try may take.
+const FAILURE_AGE_MAX: Duration = Duration::from_secs(30);
+const _: () = assert!(FAILURE_AGE_MAX.as_secs() > BACK_OFF_MAX.as_secs() + CONNECT_TIMEOUT.as_secs());
 
 /// Which watch.
 #[derive(Clone, Copy, Debug)]

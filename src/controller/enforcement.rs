@@ -16,7 +16,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
 use kube::core::{DynamicObject, PartialObjectMeta};
-use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio::sync::Notify;
@@ -25,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Piece, ServiceAccount, Standing, Writers, pieces};
 use crate::domain::enforcement::{self, Enforcement, Lookout, Looks, Mark, State, Vouched};
+use crate::kubernetes::patient;
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -217,8 +217,7 @@ async fn watch(shared: Arc<Shared>, piece: Piece, news: Arc<Notify>, stop: Cance
     // By name, which is all that the operator's role lets it watch.
     let config = watcher::Config::default().timeout(240).fields(&format!("metadata.name={}", piece.name()));
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(shared.client.clone(), piece.resource());
-    let stream = watcher(api, config);
-    let mut stream = std::pin::pin!(StreamBackoff::new(stream, watcher::DefaultBackoff::default()));
+    let mut stream = std::pin::pin!(patient(watcher(api, config)));
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,

@@ -19,7 +19,7 @@ use kube::runtime::watcher::Event;
 use crate::api::InstanceAccess;
 use crate::domain::session::{fading, standing};
 use crate::domain::time::is_fresh;
-use crate::kubernetes::History;
+use crate::kubernetes::{BACK_OFF_MAX, CONNECT_TIMEOUT, History};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -30,8 +30,10 @@ const INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// After how many seconds the API server ends the watch: far less than for the controller's. A watch whose connection
 /// alone is dead looks like a quiet cluster until then, and a revocation is late by that.
 const WATCH_SECONDS: u32 = 30;
-/// How long a failure of the watch counts if nothing is heard of it since: the longest back-off between two tries is 30 s.
-const FAILURE_AGE_MAX: Duration = Duration::from_secs(45);
+/// How long a failure of the watch counts if nothing is heard of it since: longer than the longest rest between two tries,
+/// and what a try may take.
+const FAILURE_AGE_MAX: Duration = Duration::from_secs(30);
+const _: () = assert!(FAILURE_AGE_MAX.as_secs() > BACK_OFF_MAX.as_secs() + CONNECT_TIMEOUT.as_secs());
 /// The longest silence on a connection to the API server: a watch, and a little.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 

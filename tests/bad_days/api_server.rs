@@ -14,6 +14,7 @@ use crate::stand::{Ask, Day, LATE_MAX, Outage, Outcome, SOON, Special, Stand, ex
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
         a_grant_ends_in_time_and_on_record_while_the_api_server_is_away,
+        a_revocation_is_heard_soon_after_an_api_server_that_was_away_for_long_is_back,
         who_cuts_the_operator_off_does_not_keep_access,
         a_grant_is_made_once_though_the_api_server_goes_away_in_the_middle,
         a_controller_that_starts_while_the_api_server_is_away_waits_for_it,
@@ -49,6 +50,10 @@ const SECOND: SignedDuration = SignedDuration::from_secs(1);
 /// How long before an end the API server goes, in seconds: also a machine that stands still for a while has it gone by then.
 const AHEAD: i64 = 15;
 
+/// How long a revocation may take that is made as soon as the API server is back: a rest of ten seconds between two tries of
+/// the watch, two until the list, and a little. A rest of kube's own is 30 s or more by then.
+const HEARD_LATE_MAX: lab::pace::LateMax = lab::pace::LateMax::new(15.0, 28.0);
+
 fn name(object: &instance_access::api::InstanceAccess) -> anyhow::Result<&str> {
     object.metadata.name.as_deref().context("a name")
 }
@@ -78,6 +83,29 @@ async fn a_grant_ends_in_time_and_on_record_while_the_api_server_is_away() -> Ou
     stand.ended_in_fact(&other, &two).await?;
     anyhow::ensure!(stand.controller.recorded(&other, "Ended") == 1, "one end, one record");
     stand.controller.verify(&[&object, &other]).await?;
+    Ok(())
+}
+
+async fn a_revocation_is_heard_soon_after_an_api_server_that_was_away_for_long_is_back() -> Outcome {
+    let stand = Stand::own(Special::default()).await?;
+    let id = stand.running();
+    stand.ask(Ask::new("revoked").instance(&id).ends_in(900)).await?;
+    stand.until_granted("revoked").await?;
+    stand.lab.stop_api_server();
+    // Six in a row: a rest that doubled each time would be half a minute by now.
+    let failed = r#"instance_access_watch_errors_total{resource="instanceaccesses"}"#;
+    let failures = async || stand.controller.metric(failed).await.unwrap_or_default();
+    let before = failures().await;
+    lab::poll::until("the watch to fail six times", SOON, async || match failures().await - before {
+        6.0.. => Ok(()),
+        times => Err(format!("{times} times")),
+    })
+    .await?;
+    stand.lab.start_api_server().await?;
+    let revocation_time = Timestamp::now();
+    stand.merge("alice", "revoked", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
+    stand.until("revoked", "RevocationPending", &["spec.revoke was set: done"]).await?;
+    lab::pace::soon("the revocation", revocation_time, Timestamp::now(), HEARD_LATE_MAX).await?;
     Ok(())
 }
 
