@@ -46,7 +46,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: Option<HashSet<Uid>> = None;
-    // Only beside the first list, and no longer than that lasts: what is read here later than its first page is in that
+    // Only beside a list, and no longer than that lasts: what is read here later than its first page is in that
     // list, or the watch that follows tells of it.
     let (mut live, mut is_asked): (Live, bool) = (stream::empty().boxed(), true);
     loop {
@@ -62,8 +62,8 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             Some(Ok(Event::Init)) => {
                 listed = Some(HashSet::new());
                 live = stream::empty().boxed();
-                // Later on each has its timer.
-                is_asked = *shared.health.requests_listed.borrow();
+                is_asked = false;
+                shared.contact.watch_lists(Watch::Requests);
             }
             Some(Ok(Event::InitApply(object))) => {
                 if !std::mem::replace(&mut is_asked, true) {
