@@ -116,7 +116,7 @@ pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Err(error)) => {
                 shared.metrics.count_watch_error("nodes");
-                // Said once: without the right to it, it breaks every half minute, and whoever asks by node is told.
+                // Said once: without the right to it, it breaks every ten seconds, and whoever asks by node is told.
                 if shared.nodes().failing.is_none() {
                     tracing::warn!(error = chain(&error), "the watch over nodes broke, trying again");
                 }

@@ -1,11 +1,11 @@
 //! The watch over requests.
 //!
 //! ```text
-//! at start: the list, by name, a page at a time ─────────────────────────────▶ see
+//! at start, and when history expired: the list, by name, a page at a time ───▶ see
 //!             └ takes long? the grants that live, by themselves, meanwhile ──▶ see
 //! ```
-//! Nothing but its own status is needed to end a grant, so each has its timer as soon as it is seen. A hundred thousand
-//! requests that are over, with names that come first, must not put that off.
+//! Nothing but its own status is needed to end a grant, so each has its timer as soon as it is seen, and what revokes one is
+//! heard. A hundred thousand requests that are over, with names that come first, must not put that off.
 
 use std::collections::HashSet;
 use std::sync::Arc;
