@@ -7,17 +7,31 @@ use std::time::Duration;
 use backon::ExponentialBuilder;
 use futures::stream::{BoxStream, Stream, StreamExt, unfold};
 use kube::api::ListParams;
+use kube::client::ClientBuilder;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, ExponentialBackoff, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as signal;
+use tower::BoxError;
+use tower::util::MapFutureLayer;
 
-/// Longest silence on a connection. Watches are ended by the API server after 240 s at the latest ([`watch_config`]); a
-/// silence longer than that is a dead peer, which the client would otherwise wait for without end.
-const READ_TIMEOUT: Duration = Duration::from_secs(270);
+use crate::domain::hearing::FAILURE_AGE_MAX;
+
+/// After how many seconds the API server ends each watch. One whose connection alone is dead looks like a quiet cluster until
+/// then, and a revocation is late by that; the client gives it five seconds more.
+const WATCH_SECONDS: u32 = 30;
+/// Longest silence on a connection: a watch, and a little. What is silent for longer is a dead peer.
+const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 /// Longest wait for a connection.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for an answer to begin, the connection included: then a try has failed. The API server begins the answer to a
+/// watch at once, and that to a page of a list when it has the page.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+const _: () = assert!(
+    ANSWER_TIMEOUT.as_secs() + BACK_OFF_MAX.as_secs() < FAILURE_AGE_MAX.as_secs(),
+    "a watch that fails again and again would count as quiet between two failures"
+);
 
 /// Objects a page: 10,000 come in with a third of the memory that pages of 500 take.
 pub const PAGE_SIZE: u32 = 50;
@@ -63,8 +77,11 @@ fn has_expired(error: &watcher::Error) -> bool {
 /// How all watches are made: pages, and an end of each watch that the API server keeps, so that a dead connection does
 /// not look like a quiet cluster for ever.
 pub fn watch_config() -> watcher::Config {
-    watcher::Config::default().page_size(PAGE_SIZE).timeout(240)
+    watcher::Config::default().page_size(PAGE_SIZE).timeout(WATCH_SECONDS)
 }
+
+/// Gap between a question that the API server could not answer just now, and the same again.
+const AGAIN_GAP: Duration = Duration::from_millis(250);
 
 /// The pages of a list, one at a time; ends with the first that fails. Each is asked for when it is wanted.
 pub fn pages<K>(api: Api<K>, params: ListParams) -> impl Stream<Item = kube::Result<Vec<K>>> + use<K>
@@ -85,16 +102,39 @@ where
 }
 
 /// Makes a client as kubectl would: from KUBECONFIG, ~/.kube/config, or the pod's service account.
+///
+/// It tries nothing a second time by itself. kube's own repetition goes on for minutes where the API server says 429, 503 or
+/// 504, and a watch that sleeps in it is deaf and tells nobody; and of a write that was stored, and repeated, it would say
+/// that it met a conflict. Whoever asks once asks by [`again`].
 pub async fn client() -> Result<Client, ClientError> {
-    client_with(READ_TIMEOUT).await
+    let config = Config::infer().await.map_err(|error| ClientError::Infer(Box::new(error)))?;
+    client_of(config)
 }
 
-/// The same, for watches that end more often.
-pub async fn client_with(read_timeout: Duration) -> Result<Client, ClientError> {
-    let mut config = Config::infer().await.map_err(|error| ClientError::Infer(Box::new(error)))?;
-    config.read_timeout = Some(read_timeout);
+fn client_of(mut config: Config) -> Result<Client, ClientError> {
+    config.read_timeout = Some(READ_TIMEOUT);
+    // Else a connection that nobody used for a while has little of that left.
+    config.reset_reader_on_write = true;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
-    Client::try_from(config).map_err(|error| ClientError::Build(Box::new(error)))
+    config.default_retry = false;
+    let builder = ClientBuilder::try_from(config).map_err(|error| ClientError::Build(Box::new(error)))?;
+    Ok(builder.with_layer(&MapFutureLayer::new(answered_in_time)).build())
+}
+
+async fn answered_in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    tokio::time::timeout(ANSWER_TIMEOUT, answer).await?
+}
+
+/// Asks, and asks again while the API server, or what stands before it, says that it cannot just now. Whoever calls bounds
+/// how long that goes on.
+pub async fn again<T, A: Future<Output = kube::Result<T>>>(mut ask: impl FnMut() -> A) -> kube::Result<T> {
+    loop {
+        match ask().await {
+            Err(kube::Error::Api(status)) if matches!(status.code, 429 | 503 | 504) => {}
+            answered => return answered,
+        }
+        tokio::time::sleep(AGAIN_GAP).await;
+    }
 }
 
 /// Whether the API server still has the history that it told.
@@ -158,12 +198,86 @@ pub enum ClientError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use axum::http::{StatusCode, Uri};
+    use axum::response::{IntoResponse, Response};
     use futures::stream;
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::core::Status;
+    use serde_json::json;
+    use tokio::net::TcpListener;
     use tokio::time::Instant;
 
     use super::*;
+
+    /// An API server that answers all lists with nothing, and watches by `watched`, which is told how many there were.
+    async fn api_server(watched: impl Fn(usize) -> Response + Clone + Send + Sync + 'static) -> Api<ConfigMap> {
+        let times = Arc::new(AtomicUsize::new(0));
+        let answer = async move |uri: Uri| {
+            if uri.query().unwrap_or_default().contains("watch=true") {
+                return watched(times.fetch_add(1, Ordering::Relaxed));
+            }
+            let list =
+                json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": []});
+            axum::Json(list).into_response()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        // Ends with the test's runtime.
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        Api::namespaced(client_of(Config::new(url)).unwrap(), "team-a")
+    }
+
+    fn busy() -> Response {
+        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3600")], "not now").into_response()
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_refused_for_now_says_so_each_time_and_is_heard_soon_after() {
+        let told = json!({"type": "ADDED", "object": {
+            "kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "told", "namespace": "team-a", "resourceVersion": "8"},
+        }});
+        let told = format!("{told}\n");
+        let api = api_server(move |times| if times < 2 { busy() } else { told.clone().into_response() }).await;
+        let mut watch = std::pin::pin!(History::default().watch(api, watch_config()));
+        let heard = async {
+            let mut failures = 0;
+            loop {
+                match watch.next().await.expect("it never ends") {
+                    Ok(Event::Apply(_)) => return failures,
+                    Ok(_) => {}
+                    Err(_) => failures += 1,
+                }
+            }
+        };
+        let failures = tokio::time::timeout(Duration::from_secs(30), heard).await.expect("nothing was heard");
+        assert_eq!(failures, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_does_not_begin_in_time_is_a_failure() {
+        let begin = Instant::now();
+        let error = answered_in_time(std::future::pending::<Result<(), BoxError>>()).await.unwrap_err();
+        assert!(error.is::<tokio::time::error::Elapsed>(), "{error}");
+        assert!(begin.elapsed() < ANSWER_TIMEOUT + Duration::from_secs(1));
+        assert!(answered_in_time(async { Ok(()) }).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_again_is_what_could_not_be_answered_just_now_and_nothing_else() {
+        for (code, expected) in [(429, 4), (503, 4), (504, 4), (409, 1), (500, 1), (403, 1)] {
+            let times = AtomicUsize::new(0);
+            let ask = || {
+                let time = times.fetch_add(1, Ordering::Relaxed) + 1;
+                let refusal = || kube::Error::Api(Status::failure("no", "No").with_code(code).boxed());
+                std::future::ready(if time < 4 { Err(refusal()) } else { Ok(()) })
+            };
+            let answer = again(ask).await;
+            assert_eq!((times.load(Ordering::Relaxed), answer.is_ok()), (expected, expected > 1), "{code}");
+        }
+    }
 
     type Told = watcher::Result<Event<ConfigMap>>;
 

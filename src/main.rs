@@ -326,7 +326,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     use instance_access::aws::Tunnels;
     use instance_access::clock;
     use instance_access::domain::session::{Dialling, EndpointLimits, Networks};
-    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, LeaderLease, READ_TIMEOUT};
+    use instance_access::gateway::{Gateway, GatewayLimits, GatewayMetrics, GatewayParts, LeaderLease};
     use instance_access::server::Pages;
     use std::time::Duration;
     use tokio::signal::unix::{SignalKind, signal};
@@ -383,7 +383,7 @@ async fn run_gateway(args: GatewayArgs) -> Outcome {
     }
     let (cloud, tunnels) = coming_aws(&clock);
     let gateway = Gateway::new(GatewayParts {
-        client: instance_access::kubernetes::client_with(READ_TIMEOUT).await?,
+        client: instance_access::kubernetes::client().await?,
         cloud,
         trail,
         clock: Arc::clone(&clock),

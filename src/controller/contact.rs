@@ -13,8 +13,9 @@ use kube::core::PartialObjectMeta;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
+use crate::domain::hearing::Failing;
 use crate::domain::time::is_fresh;
-use crate::kubernetes::{BACK_OFF_MAX, CONNECT_TIMEOUT, History};
+use crate::kubernetes::History;
 
 use super::Shared;
 use super::turn::wake_all;
@@ -27,10 +28,6 @@ const RETRY: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Age from which the last answer is no sign of contact: one question and its answer, and a little.
 const ANSWER_AGE_MAX: Duration = Duration::from_secs(30);
-/// Age up to which a watch's failure counts: above the longest rest between two tries, and what a try may take.
-const FAILURE_AGE_MAX: Duration = Duration::from_secs(30);
-const _: () = assert!(FAILURE_AGE_MAX.as_secs() > BACK_OFF_MAX.as_secs() + CONNECT_TIMEOUT.as_secs());
-
 /// Which watch.
 #[derive(Clone, Copy, Debug)]
 pub enum Watch {
@@ -56,13 +53,6 @@ struct Heard {
     failing: [Option<Failing>; 3],
 }
 
-/// A watch that failed, and was not heard since.
-#[derive(Clone, Copy, Debug)]
-struct Failing {
-    since_time: Timestamp,
-    last_time: Timestamp,
-}
-
 impl Contact {
     /// Counts the start as contact.
     pub fn new(now: Timestamp) -> Self {
@@ -82,8 +72,16 @@ impl Contact {
     pub fn watch_failed(&self, watch: Watch, now: Timestamp) {
         self.with(|heard| {
             let failing = &mut heard.failing[watch as usize];
-            let since_time = failing.map_or(now, |failing| failing.since_time);
-            *failing = Some(Failing { since_time, last_time: now });
+            *failing = Some(Failing::again(*failing, now));
+        });
+    }
+
+    /// A watch reads everything anew.
+    pub fn watch_lists(&self, watch: Watch) {
+        self.with(|heard| {
+            if let Some(failing) = &mut heard.failing[watch as usize] {
+                failing.lists = true;
+            }
         });
     }
 
@@ -95,11 +93,8 @@ impl Contact {
     pub fn lost_time(&self, now: Timestamp) -> Option<Timestamp> {
         let Heard { answer_time, failing } = self.with(|heard| *heard);
         let unanswered = (!is_fresh(now, answer_time, ANSWER_AGE_MAX)).then_some(answer_time);
-        let deaf = failing
-            .into_iter()
-            .flatten()
-            .filter(|failing| is_fresh(now, failing.last_time, FAILURE_AGE_MAX))
-            .map(|failing| failing.since_time);
+        let deaf =
+            failing.into_iter().flatten().filter(|failing| failing.is_deaf(now)).map(|failing| failing.since_time);
         deaf.chain(unanswered).min()
     }
 }
@@ -177,6 +172,19 @@ mod tests {
         contact.watch_failed(Watch::Requests, at(10));
         contact.answered(at(60));
         assert_eq!(contact.lost_time(at(60)), None);
+    }
+
+    #[test]
+    fn a_watch_that_reads_everything_anew_after_a_failure_is_deaf_until_it_has() {
+        let contact = Contact::new(at(0));
+        contact.watch_lists(Watch::Requests);
+        assert_eq!(contact.lost_time(at(20)), None, "the first list is waited for elsewhere");
+        contact.watch_failed(Watch::Requests, at(20));
+        contact.watch_lists(Watch::Requests);
+        contact.answered(at(200));
+        assert_eq!(contact.lost_time(at(200)), Some(at(20)));
+        contact.watch_heard(Watch::Requests);
+        assert_eq!(contact.lost_time(at(200)), None);
     }
 
     #[test]

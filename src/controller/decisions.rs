@@ -214,6 +214,7 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
 fn see(shared: &Arc<Shared>, event: Event<Watched<InstanceAccessDecision>>, listing: &mut Option<Filed>) {
     match event {
         Event::Init => {
+            shared.contact.watch_lists(Watch::Decisions);
             // Also where the watch lists by itself, since it broke.
             shared.decisions.relist().begins((shared.clock)());
             *listing = Some(Filed::default());

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::api::InstanceAccess;
 use crate::aws::PushError;
-use crate::domain::cloud::{Place, TargetQuery};
+use crate::domain::cloud::{Failure, Place, TargetQuery};
 use crate::domain::lifecycle::Effect;
 use crate::domain::push::PushPermit;
+use crate::domain::sight::{Look, Sight};
 use crate::domain::time::since;
-use crate::traces::Context;
+use crate::traces::{Context, Span};
 
 use super::slots::{Slot, State};
 use super::turn::wake;
@@ -59,42 +60,43 @@ fn look_up_instance(
     can_wait: bool,
     within: Context,
 ) {
-    let mut span = spans::aws("look up instance", &place, "ec2", "DescribeInstances", within);
-    slot.lock().sight.open().instances.started();
-    let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
-    shared.tasks.spawn(async move {
-        let shared = shared_;
-        let looked = shared.lookups.find(&place, query, can_wait);
-        let Some(answer) = shared.look_ups_end.run_until_cancelled(looked).await else { return };
-        if let Err(failure) = &answer {
-            tracing::warn!(uid = %slot.uid, region = %place.region, code = failure.code, message = failure.message, "instance look-up failed");
-            span.fail(&failure.code, &failure.message);
-        }
-        let answer = answer.map(|found| found.into_iter().map(Arc::new).collect());
-        let now = (shared.clock)();
-        let mut state = slot.lock();
-        state.sight.open().instances.answered(now, answer);
-        state.cause = Some(Box::new(span.context()));
-        drop((state, span));
-        wake(&shared, &slot);
-    });
+    let span = spans::aws("look up instance", &place, "ec2", "DescribeInstances", within);
+    let what = format!("an instance in {}", place.region);
+    let looking = Arc::clone(shared);
+    let looked = async move {
+        let found = looking.lookups.find(&place, query, can_wait).await?;
+        Ok(found.into_iter().map(Arc::new).collect())
+    };
+    look_up(shared, slot, (what, span), looked, |sight| &mut sight.instances);
 }
 
 fn look_up_endpoints(shared: &Arc<Shared>, slot: &Arc<Slot>, place: Place, vpc_id: String, within: Context) {
-    let mut span = spans::aws("look up endpoints", &place, "ec2", "DescribeInstanceConnectEndpoints", within);
-    slot.lock().sight.open().endpoints.started();
+    let span = spans::aws("look up endpoints", &place, "ec2", "DescribeInstanceConnectEndpoints", within);
+    let what = format!("the endpoints of {vpc_id} in {}", place.region);
+    let looking = Arc::clone(shared);
+    let looked = async move { looking.lookups.endpoints(&place, &vpc_id).await };
+    look_up(shared, slot, (what, span), looked, |sight| &mut sight.endpoints);
+}
+
+fn look_up<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    slot: &Arc<Slot>,
+    (what, mut span): (String, Span),
+    looked: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    seen: fn(&mut Sight) -> &mut Look<T>,
+) {
+    seen(slot.lock().sight.open()).started();
     let (shared_, slot) = (Arc::clone(shared), Arc::clone(slot));
     shared.tasks.spawn(async move {
         let shared = shared_;
-        let looked = shared.lookups.endpoints(&place, &vpc_id);
         let Some(answer) = shared.look_ups_end.run_until_cancelled(looked).await else { return };
         if let Err(failure) = &answer {
-            tracing::warn!(uid = %slot.uid, vpc_id, code = failure.code, message = failure.message, "endpoint look-up failed");
+            tracing::warn!(uid = %slot.uid, what, code = failure.code, message = failure.message, "a look-up failed");
             span.fail(&failure.code, &failure.message);
         }
         let now = (shared.clock)();
         let mut state = slot.lock();
-        state.sight.open().endpoints.answered(now, answer);
+        seen(state.sight.open()).answered(now, answer);
         state.cause = Some(Box::new(span.context()));
         drop((state, span));
         wake(&shared, &slot);

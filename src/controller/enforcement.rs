@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Piece, ServiceAccount, Standing, Writers, pieces};
 use crate::domain::enforcement::{self, Enforcement, Lookout, Looks, Mark, State, Vouched};
-use crate::kubernetes::patient;
+use crate::kubernetes::{patient, watch_config};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -215,7 +215,7 @@ impl From<kube::Error> for LookError {
 /// Says that it is time to look, whenever something happens to a piece.
 async fn watch(shared: Arc<Shared>, piece: Piece, news: Arc<Notify>, stop: CancellationToken) {
     // By name, which is all that the operator's role lets it watch.
-    let config = watcher::Config::default().timeout(240).fields(&format!("metadata.name={}", piece.name()));
+    let config = watch_config().fields(&format!("metadata.name={}", piece.name()));
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(shared.client.clone(), piece.resource());
     let mut stream = std::pin::pin!(patient(watcher(api, config)));
     loop {

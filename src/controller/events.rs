@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::api::InstanceAccess;
 use crate::clock::Clock;
+use crate::kubernetes::again;
 use crate::telemetry::Metrics;
 
 use super::leader::Leads;
@@ -99,7 +100,9 @@ async fn send(client: Client, leads: Leads, mut waiting: Receiver<Event>, metric
             continue;
         }
         let api: Api<Event> = Api::namespaced(client.clone(), event.metadata.namespace.as_deref().unwrap_or("default"));
-        match tokio::time::timeout(TIMEOUT, api.create(&PostParams::default(), &event)).await {
+        let params = PostParams::default();
+        let sent = again(|| api.create(&params, &event));
+        match tokio::time::timeout(TIMEOUT, sent).await {
             Ok(Ok(_)) => metrics.count_event("sent"),
             Ok(Err(error)) => {
                 metrics.count_event("failed");

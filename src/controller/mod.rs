@@ -23,6 +23,7 @@ mod records;
 mod slots;
 mod spans;
 mod standby;
+mod step;
 mod timers;
 mod turn;
 mod watch;

@@ -9,6 +9,7 @@ use kube::Api;
 use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::hearing::Failing;
 use crate::domain::node::{Node, Nodes};
 use crate::telemetry::chain;
 
@@ -76,7 +77,14 @@ pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
             event = stream.next() => event,
         };
         match event {
-            Some(Ok(Event::Init)) => listing.clear(),
+            Some(Ok(Event::Init)) => {
+                listing.clear();
+                if shared.nodes().failing.is_some_and(|failing| !failing.lists) {
+                    change(&shared, |nodes| {
+                        nodes.failing = nodes.failing.map(|failing| Failing { lists: true, ..failing })
+                    });
+                }
+            }
             Some(Ok(Event::InitApply(node))) => {
                 let node = pruned(node);
                 listing.insert(node.name.clone(), Arc::new(node));
@@ -108,7 +116,7 @@ pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Err(error)) => {
                 shared.metrics.count_watch_error("nodes");
-                // Said once: without the right to it, it breaks every half minute, and whoever asks by node is told.
+                // Said once: without the right to it, it breaks every ten seconds, and whoever asks by node is told.
                 if shared.nodes().failing.is_none() {
                     tracing::warn!(error = chain(&error), "the watch over nodes broke, trying again");
                 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{InstanceAccessPolicy, InstanceAccessPolicyStatus};
 use crate::domain::condition;
 use crate::domain::policy::{Policy, PolicySet};
+use crate::kubernetes::again;
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -40,7 +41,10 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
             event = stream.next() => event,
         };
         match event {
-            Some(Ok(Event::Init)) => listing = Some(HashMap::new()),
+            Some(Ok(Event::Init)) => {
+                shared.contact.watch_lists(Watch::Policies);
+                listing = Some(HashMap::new());
+            }
             Some(Ok(Event::InitApply(object))) => {
                 if let (Some(listing), Some((name, policy))) = (listing.as_mut(), compiled(&shared, object)) {
                     listing.insert(name, policy);
@@ -186,7 +190,7 @@ fn store(shared: &Arc<Shared>, mut object: InstanceAccessPolicy, status: Instanc
     shared.tasks.spawn(async move {
         let name = object.metadata.name.clone().unwrap_or_default();
         let params = PostParams { field_manager: Some(super::FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        let write = api.replace_status(&name, &params, &object);
+        let write = again(|| api.replace_status(&name, &params, &object));
         match tokio::time::timeout(WRITE_TIMEOUT, write).await {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(error))) if error.code == 409 || error.code == 404 => {}

@@ -1,11 +1,11 @@
 //! The watch over requests.
 //!
 //! ```text
-//! at start: the list, by name, a page at a time ─────────────────────────────▶ see
+//! at start, and when history expired: the list, by name, a page at a time ───▶ see
 //!             └ takes long? the grants that live, by themselves, meanwhile ──▶ see
 //! ```
-//! Nothing but its own status is needed to end a grant, so each has its timer as soon as it is seen. A hundred thousand
-//! requests that are over, with names that come first, must not put that off.
+//! Nothing but its own status is needed to end a grant, so each has its timer as soon as it is seen, and what revokes one is
+//! heard. A hundred thousand requests that are over, with names that come first, must not put that off.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: Option<HashSet<Uid>> = None;
-    // Only beside the first list, and no longer than that lasts: what is read here later than its first page is in that
+    // Only beside a list, and no longer than that lasts: what is read here later than its first page is in that
     // list, or the watch that follows tells of it.
     let (mut live, mut is_asked): (Live, bool) = (stream::empty().boxed(), true);
     loop {
@@ -62,8 +62,8 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             Some(Ok(Event::Init)) => {
                 listed = Some(HashSet::new());
                 live = stream::empty().boxed();
-                // Later on each has its timer.
-                is_asked = *shared.health.requests_listed.borrow();
+                is_asked = false;
+                shared.contact.watch_lists(Watch::Requests);
             }
             Some(Ok(Event::InitApply(object))) => {
                 if !std::mem::replace(&mut is_asked, true) {

@@ -10,6 +10,7 @@ pub mod connect;
 pub mod digest;
 pub mod enforcement;
 pub mod expression;
+pub mod hearing;
 pub mod identity;
 pub mod key;
 pub mod lease;

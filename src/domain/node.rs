@@ -2,16 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use regex::Regex;
 
 use super::cloud::{InstanceId, Region};
-use super::time::is_fresh;
-
-/// Age up to which a failure of the watch counts: above the longest back-off between two tries (30 s).
-pub const FAILURE_AGE_MAX: Duration = Duration::from_secs(45);
+use super::hearing::Failing;
 
 /// A node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,15 +29,6 @@ pub struct Nodes {
     pub seen: bool,
     /// The failures of their watch since it last told something.
     pub failing: Option<Failing>,
-}
-
-/// A watch that failed, and told nothing since. It may be well again, and quiet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failing {
-    /// When it first failed.
-    pub since_time: Timestamp,
-    /// When it last failed.
-    pub last_time: Timestamp,
 }
 
 /// The node that a request asks for, as policies are asked about it.
@@ -94,9 +81,7 @@ impl Node {
 impl Nodes {
     /// Notes that the watch failed. A failure long after the last one is a new outage.
     pub fn watch_failed(&mut self, now: Timestamp) {
-        let since_time = self.failing.filter(|failing| is_fresh(now, failing.last_time, FAILURE_AGE_MAX));
-        let since_time = since_time.map_or(now, |failing| failing.since_time);
-        self.failing = Some(Failing { since_time, last_time: now });
+        self.failing = Some(Failing::again(self.failing, now));
     }
 
     /// Whether both say the same of the node of that name.
@@ -107,60 +92,5 @@ impl Nodes {
     /// Returns a node by name.
     pub fn find(&self, name: &str) -> Option<&Node> {
         self.by_name.get(name).map(AsRef::as_ref)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_watch_that_fails_again_and_again_fails_since_the_first_time() {
-        let at = |second: i64| Timestamp::from_second(second).unwrap();
-        let mut nodes = Nodes::default();
-        for (second, since) in [(0, 0), (30, 0), (70, 0), (200, 200)] {
-            nodes.watch_failed(at(second));
-            assert_eq!(nodes.failing, Some(Failing { since_time: at(since), last_time: at(second) }));
-        }
-    }
-
-    #[test]
-    fn a_provider_id_names_one_instance_in_one_region_or_nothing() {
-        let node = |provider_id: &str| Node {
-            name: "n".into(),
-            provider_id: Some(provider_id.to_owned()),
-            labels: BTreeMap::new(),
-        };
-        for (provider_id, region) in [
-            ("aws:///us-west-2a/i-0123456789abcdef0", "us-west-2"),
-            ("aws:///us-west-2-lax-1a/i-0123456789abcdef0", "us-west-2"),
-            ("aws:///us-east-1-wl1-bos-wlz-1/i-01234567", "us-east-1"),
-            ("aws:///us-gov-west-1b/i-01234567", "us-gov-west-1"),
-        ] {
-            let instance = node(provider_id).instance().unwrap();
-            assert_eq!(instance.region.as_str(), region, "{provider_id}");
-            assert!(provider_id.ends_with(instance.id.as_str()));
-        }
-        for provider_id in [
-            "",
-            "aws:///i-0123456789abcdef0",
-            "aws://us-west-2a/i-0123456789abcdef0",
-            "aws:///us-west-2/i-0123456789abcdef0",
-            "aws:///us-west-2a/i-0123456789abcdef0/x",
-            "aws:///us-west-2a/i-0123456789abcdef0\n",
-            " aws:///us-west-2a/i-0123456789abcdef0",
-            "AWS:///us-west-2a/i-0123456789abcdef0",
-            "aws:///us-west-2a/i-0123456789ABCDEF0",
-            "aws:///us-west-2a/mi-0123456789abcdef0",
-            "aws:///us-west-2a/0f1e2d3c/fargate-ip-10-0-1-2",
-            "aws:///evil.example.com/i-0123456789abcdef0",
-            "gce://project/us-west1-a/i-01234567",
-            "kind://docker/kind/kind-control-plane",
-        ] {
-            assert!(node(provider_id).instance().unwrap_err().starts_with("node n has "), "{provider_id}");
-        }
-        assert!(Node::default().instance().unwrap_err().contains("no spec.providerID yet"));
-        let long = node(&"x".repeat(10_000)).instance().unwrap_err();
-        assert!(long.len() < 400, "{}", long.len());
     }
 }

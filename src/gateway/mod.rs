@@ -61,7 +61,6 @@ pub use metrics::{CONNECTIONS, GatewayMetrics, KEYS, PUSHES, REFUSALS};
 use push::KeyPushes;
 use report::Reporter;
 use watch::Contact;
-pub use watch::READ_TIMEOUT;
 
 /// Keys that one connection may offer in vain. An agent that holds two dozen is served; who guesses needs a connection for
 /// every sixty.

@@ -17,9 +17,10 @@ use kube::core::{DeserializeGuard, PartialObjectMeta, Resource};
 use kube::runtime::watcher::Event;
 
 use crate::api::InstanceAccess;
+use crate::domain::hearing::Failing;
 use crate::domain::session::{fading, standing};
 use crate::domain::time::is_fresh;
-use crate::kubernetes::{BACK_OFF_MAX, CONNECT_TIMEOUT, History};
+use crate::kubernetes::{History, watch_config};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -27,23 +28,13 @@ use super::grants::Uid;
 
 /// The longest gap between two questions, whatever the limit of silence.
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// After how many seconds the API server ends the watch: far less than for the controller's. A watch whose connection
-/// alone is dead looks like a quiet cluster until then, and a revocation is late by that.
-const WATCH_SECONDS: u32 = 30;
-/// How long a failure of the watch counts if nothing is heard of it since: longer than the longest rest between two tries,
-/// and what a try may take.
-const FAILURE_AGE_MAX: Duration = Duration::from_secs(30);
-const _: () = assert!(FAILURE_AGE_MAX.as_secs() > BACK_OFF_MAX.as_secs() + CONNECT_TIMEOUT.as_secs());
-/// The longest silence on a connection to the API server: a watch, and a little.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
-
 /// Since when the API server is heard.
 #[derive(Debug)]
 pub struct Contact {
     /// Whether the API server still has the history that it told.
     history: History,
     heard_time: Mutex<Timestamp>,
-    failed_time: Mutex<Option<Timestamp>>,
+    failing: Mutex<Option<Failing>>,
     listed: AtomicBool,
     silence_max: Duration,
 }
@@ -70,7 +61,7 @@ impl Contact {
         Self {
             history: History::default(),
             heard_time: Mutex::new(Timestamp::MIN),
-            failed_time: Mutex::new(None),
+            failing: Mutex::new(None),
             listed: AtomicBool::new(false),
             silence_max,
         }
@@ -88,37 +79,46 @@ impl Contact {
         if is_fresh(now, since, self.silence_max) { Ok(()) } else { Err(Unsure::Silent { since }) }
     }
 
-    fn failed(&self) -> MutexGuard<'_, Option<Timestamp>> {
-        self.failed_time.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failing(&self) -> MutexGuard<'_, Option<Failing>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn heard(&self, now: Timestamp) {
-        if self.failed().is_none_or(|time| !is_fresh(now, time, FAILURE_AGE_MAX)) {
+        if self.failing().is_none_or(|failing| !failing.is_deaf(now)) {
             *self.heard_time.lock().unwrap_or_else(PoisonError::into_inner) = now;
         }
     }
 
     fn watch_heard(&self, now: Timestamp) {
-        *self.failed() = None;
+        *self.failing() = None;
         self.heard(now);
     }
 
     fn watch_failed(&self, now: Timestamp) {
-        *self.failed() = Some(now);
+        let mut failing = self.failing();
+        *failing = Some(Failing::again(*failing, now));
+    }
+
+    fn watch_lists(&self) {
+        if let Some(failing) = &mut *self.failing() {
+            failing.lists = true;
+        }
     }
 }
 
 /// Takes in what happens to requests, for as long as it is awaited.
 pub async fn watch_requests(shared: Arc<Shared>) {
     let api: Api<DeserializeGuard<InstanceAccess>> = Api::all(shared.client.clone());
-    let config = crate::kubernetes::watch_config().timeout(WATCH_SECONDS);
-    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config));
+    let mut stream = std::pin::pin!(shared.contact.history.watch(api, watch_config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: HashSet<Uid> = HashSet::new();
     while let Some(event) = stream.next().await {
         let now = (shared.clock)();
         match event {
-            Ok(Event::Init) => listed.clear(),
+            Ok(Event::Init) => {
+                listed.clear();
+                shared.contact.watch_lists();
+            }
             Ok(Event::InitApply(object)) => {
                 if let Some(uid) = see(&shared, object, now) {
                     listed.insert(uid);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::domain::cloud::Region;
 use crate::domain::condition::{ActiveReason, DenyReason};
-use crate::domain::node::{FAILURE_AGE_MAX, Node, NodeInstance};
+use crate::domain::node::{Node, NodeInstance};
 use crate::domain::time::{is_fresh, plus, since};
 
 use super::asked::Asked;
@@ -37,9 +37,7 @@ impl<'a> Draft<'a> {
         let Some(name) = &self.request.spec.target.node_name else { return NodeTarget::NotAsked };
         let nodes = self.world.nodes;
         if let Some(failing) = nodes.failing
-            && (!nodes.seen
-                || is_fresh(self.now, failing.last_time, FAILURE_AGE_MAX)
-                    && !is_fresh(self.now, failing.since_time, CONTACT_GRACE))
+            && (!nodes.seen || failing.is_deaf(self.now) && !is_fresh(self.now, failing.since_time, CONTACT_GRACE))
         {
             return NodeTarget::Unheard(UNHEARD.to_owned());
         }
@@ -108,7 +106,7 @@ impl<'a> Draft<'a> {
     /// Looks again when nodes will have been unheard of for too long, or their watch been quiet long enough to be well.
     pub(super) fn wake_when_unheard(&mut self) {
         let (Some(_), Some(failing)) = (&self.request.spec.target.node_name, self.world.nodes.failing) else { return };
-        for time in [plus(failing.since_time, CONTACT_GRACE), plus(failing.last_time, FAILURE_AGE_MAX)] {
+        for time in [plus(failing.since_time, CONTACT_GRACE), failing.end_time()] {
             let time = plus(time, Duration::from_secs(1));
             if time > self.now {
                 self.wake(Deadline::Retry, time);
