@@ -329,6 +329,14 @@ fn what_helm_test_asks_is_asked_where_the_service_is() {
     let objects = rendered(&[]);
     let job = the(&objects, "Job");
     assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"], "test");
+    // What it says is printed: of a Job helm fetches no words but by this, and --logs is for pods alone.
+    let with_gateway = rendered(&["--set", GATEWAY]);
+    let jobs = of_kind(&with_gateway, "Job");
+    assert_eq!(jobs.len(), 2);
+    for job in jobs {
+        let printed = &job["metadata"]["annotations"]["helm.sh/hook-output-log-policy"];
+        assert_eq!(printed, "hook-succeeded,hook-failed", "{}", job["metadata"]["name"]);
+    }
     let asked = &job["spec"]["template"]["spec"]["containers"][0];
     let service = the(&objects, "Service");
     let at =
