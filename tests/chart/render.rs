@@ -388,6 +388,8 @@ fn a_release_says_what_comes_next() {
 
 #[test]
 fn a_release_with_gateways_says_how_they_are_reached() {
+    let named = "audit.persistence.storageClassName=gp3,gateway.audit.persistence.storageClassName=gp3";
+    assert!(!notes(&["--set", GATEWAY, "--set", named]).contains("storageclass"), "each has its class");
     let balanced = ["--set", GATEWAY, "--set", "aws.region=us-west-2,gateway.service.type=LoadBalancer"];
     insta::assert_snapshot!(notes(&balanced));
     // What is typed at port 22 does not reach 2222 by itself; and nothing is missing that was given.
