@@ -329,6 +329,14 @@ fn what_helm_test_asks_is_asked_where_the_service_is() {
     let objects = rendered(&[]);
     let job = the(&objects, "Job");
     assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"], "test");
+    // What it says is printed: of a Job helm fetches no words but by this, and --logs is for pods alone.
+    let with_gateway = rendered(&["--set", GATEWAY]);
+    let jobs = of_kind(&with_gateway, "Job");
+    assert_eq!(jobs.len(), 2);
+    for job in jobs {
+        let printed = &job["metadata"]["annotations"]["helm.sh/hook-output-log-policy"];
+        assert_eq!(printed, "hook-succeeded,hook-failed", "{}", job["metadata"]["name"]);
+    }
     let asked = &job["spec"]["template"]["spec"]["containers"][0];
     let service = the(&objects, "Service");
     let at =
@@ -380,6 +388,8 @@ fn a_release_says_what_comes_next() {
 
 #[test]
 fn a_release_with_gateways_says_how_they_are_reached() {
+    let named = "audit.persistence.storageClassName=gp3,gateway.audit.persistence.storageClassName=gp3";
+    assert!(!notes(&["--set", GATEWAY, "--set", named]).contains("storageclass"), "each has its class");
     let balanced = ["--set", GATEWAY, "--set", "aws.region=us-west-2,gateway.service.type=LoadBalancer"];
     insta::assert_snapshot!(notes(&balanced));
     // What is typed at port 22 does not reach 2222 by itself; and nothing is missing that was given.

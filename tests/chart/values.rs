@@ -8,7 +8,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::files::UPDATE;
-use super::helm::{IMAGE, container, objects, read, rendered, template, variable};
+use super::helm::{IMAGE, chart, container, objects, read, rendered, run, template, variable};
 
 pub const VALUES: &str = "charts/instance-access/values.yaml";
 const README: &str = "charts/instance-access/README.md";
@@ -199,6 +199,33 @@ fn a_mistake_in_the_values_is_refused_and_named() {
     }
 }
 
+#[test]
+fn a_chart_above_switches_it_on_and_off_as_is_usual_and_has_its_typos_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let above = folder.path().join("platform");
+    std::fs::create_dir_all(above.join("charts")).unwrap();
+    std::os::unix::fs::symlink(chart(), above.join("charts/instance-access")).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    let about = format!(
+        "apiVersion: v2\nname: platform\nversion: 0.1.0\ndependencies:\n\
+         - {{name: instance-access, version: {version}, condition: instance-access.enabled}}\n"
+    );
+    std::fs::write(above.join("Chart.yaml"), about).unwrap();
+    let image = format!("instance-access.{IMAGE}");
+    let of_platform = |value: &str| {
+        let done = run(&["template", "it", above.to_str().unwrap(), "--set", &image, "--set", value]);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        if done.status.success() { Ok(objects(&String::from_utf8(done.stdout).unwrap())) } else { Err(said) }
+    };
+    let on = of_platform("instance-access.enabled=true").unwrap();
+    assert_eq!(container(&on)["args"], serde_json::json!(["controller"]));
+    assert!(of_platform("instance-access.enabled=false").unwrap().is_empty());
+    for typo in ["instance-access.enabeld=true", "instance-access.enabled=on"] {
+        let refused = of_platform(typo).expect_err(typo);
+        assert!(refused.contains("don't meet the specifications of the schema"), "{typo}: {refused}");
+    }
+}
+
 /// Maps that are one value, and have a default.
 const OF_ONE_PIECE: [&str; 3] = ["resources", "gateway.resources", "dashboard.labels"];
 
@@ -264,7 +291,10 @@ fn every_value_is_in_the_schema_and_explained_and_no_other() {
     let (mut values, mut of_schema) = (BTreeSet::new(), BTreeSet::new());
     leaves("", &objects(&read(VALUES))[0], &schema(), &mut values);
     leaves_of_schema("", &schema(), &mut of_schema);
-    of_schema.remove("global"); // Helm's own
+    // Helm's own, of a chart above.
+    for name in ["global", "enabled"] {
+        assert!(of_schema.remove(name), "{name}");
+    }
     assert_eq!(values, of_schema);
     let explained: BTreeSet<String> = told().into_iter().map(|told| told.path).collect();
     let silent: Vec<_> = values.difference(&explained).collect();

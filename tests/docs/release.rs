@@ -57,6 +57,27 @@ fn what_is_copied_names_this_version() {
     assert!(read("fuzz/Cargo.lock").contains(&locked), "cargo update --workspace --manifest-path fuzz/Cargo.toml");
 }
 
+/// Until there is a release every commit has this version: under a tag made of it a node starts what it had.
+#[test]
+fn whoever_brings_a_program_gives_its_image_a_tag() {
+    let mut brought = 0;
+    for page in ["README.md", "CHANGELOG.md", "docs/install.md", "docs/upgrading.md"] {
+        for (_, line, text) in super::split(&read(page)).1 {
+            let by_helm = text.contains("helm install ") || text.contains("helm upgrade ");
+            // Those that change a value keep the program.
+            if by_helm && !["--set audit.", "--set gateway."].iter().any(|value| text.contains(value)) {
+                assert!(text.contains("--set-string image.tag=\"$tag\""), "{page}:{line}: which image?\n{text}");
+                brought += 1;
+            }
+            assert!(
+                !text.contains(" test instance-access --logs"),
+                "{page}:{line}: helm shows no logs of a Job by that"
+            );
+        }
+    }
+    assert_eq!(brought, 5, "README, changelog, the installation, the upgrade twice");
+}
+
 #[test]
 fn one_licence_is_named_everywhere() {
     let licence = env!("CARGO_PKG_LICENSE");

@@ -49,7 +49,7 @@ here, since `helm template` checks neither.
 {{- define "instance-access.image" -}}
 {{- $image := .Values.image -}}
 {{- if not $image.repository -}}
-{{- fail "image.repository is empty: no image is published yet. Build one with the Containerfile, push it to a registry of yours, and give its name with --set image.repository=REGISTRY/instance-access" -}}
+{{- fail "image.repository is empty: no image is published yet. Build one with the Containerfile, push it to a registry of yours, and give its name with --set image.repository=REGISTRY/instance-access, and its tag with --set-string image.tag=TAG" -}}
 {{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $image.repository $image.digest -}}

@@ -64,7 +64,7 @@ chart's own gateways'. Controller and admission policies have both from here, so
 
   --set gateway.hostKey.secretName=gateway-host-key
 
-The first line prints what belongs into known_hosts (docs/gateway.md, "The host key")` (include "instance-access.gateway.knownHost" .) .Release.Namespace) -}}
+The first line prints what belongs into known_hosts (docs/gateway.md, "The host key"). The program is in the image: docs/install.md, "The image", takes it out` (include "instance-access.gateway.knownHost" .) .Release.Namespace) -}}
 {{- end -}}
 {{- if not .Values.settings.gatewayAddress -}}
 {{- fail "settings.gatewayAddress is empty, and gateway.enabled is true: say where people will reach the gateway, for example gateway.example.com:2222. A name of your own can be given before there is a load balancer for it; requests with keyDelivery OnConnect show it as what to type" -}}
