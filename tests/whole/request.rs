@@ -17,6 +17,10 @@ use crate::stand::{BOUND, END_BOUND, Stand, kinds, merge};
 
 /// How long AWS lets a host read a key.
 pub const KEY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
+/// How long a grant a test asks for that wants to see a second push, in seconds. That is due 45 s after the first was answered,
+/// and none leaves in the last 70 s: of 120 s that leaves five for the first, on a machine that has all tests begin, and of
+/// these forty-five. No test of the whole lasts longer for it.
+pub const TWO_PUSHES: i32 = 160;
 
 /// A request in the making.
 pub struct Draft<'a> {
