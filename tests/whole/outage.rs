@@ -94,7 +94,7 @@ pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_gran
 }
 
 pub async fn two_labs_at_once_do_not_disturb_each_other() {
-    let (here, there) = (shared().await, Stand::start("other").await);
+    let (here, there) = tokio::join!(shared(), Stand::start("other"));
     let longer = json!({"ttlSeconds": TWO_PUSHES});
     let (mine, yours) = (here.request("alice", "twin").with(longer), there.request("alice", "twin"));
     let (mine, yours) = tokio::join!(mine.applied(), yours.applied());
