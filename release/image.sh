@@ -5,8 +5,11 @@
 #
 #   release/image.sh ARCHIVE amd64=FOLDER [arm64=FOLDER]
 #
-# Push it with what you have: skopeo copy oci-archive:ARCHIVE docker://…, or podman load. User, port and entry point are the
-# Containerfile's. SOURCE_DATE_EPOCH is the time in it; left out, 0.
+# Says the archive and the image's digest, which is what a chart pins once it is pushed as it is:
+#
+#   skopeo copy --all --preserve-digests oci-archive:ARCHIVE docker://…
+#
+# User, port and entry point are the Containerfile's. SOURCE_DATE_EPOCH is the time in it; left out, 0.
 
 set -euo pipefail
 umask 022
@@ -57,9 +60,17 @@ for pair in "$@"; do
   manifest=$(blob manifest.v1+json "$work/manifest" ",\"platform\":{\"architecture\":\"$architecture\",\"os\":\"linux\"}")
   manifests+=${manifests:+,}$manifest
 done
-printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[%s]}' "$manifests" \
-  >"$work/layout/index.json"
+index() { printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[%s]}' "$1"; }
+# index.json is no image: it lists those of the layout, and who is given no name, as skopeo is, takes the only one or none. So
+# several architectures are one image, which has a list of its own. Nor does a registry ever see index.json.
+image=$manifests
+if [[ $# -gt 1 ]]; then
+  index "$manifests" >"$work/list"
+  image=$(blob index.v1+json "$work/list")
+fi
+index "$image" >"$work/layout/index.json"
 printf '{"imageLayoutVersion":"1.0.0"}' >"$work/layout/oci-layout"
 pack --file="$work/archive" --directory="$work/layout" --transform='s|^\./||' .
 mv "$work/archive" "$archive"
-printf '%s sha256:%s\n' "$archive" "$(digest "$work/layout/index.json")"
+[[ $image =~ sha256:[0-9a-f]{64} ]]
+printf '%s %s\n' "$archive" "${BASH_REMATCH[0]}"

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -91,13 +91,56 @@ fn sha256(path: &Path) -> String {
     String::from_utf8(done.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// Packs folders, each `ARCHITECTURE=FOLDER`.
+/// Packs folders, each `ARCHITECTURE=FOLDER`; returns the image's digest, as it is told.
 #[track_caller]
-fn pack(archive: &Path, folders: &[String], environment: &[(&str, &str)]) {
+fn pack(archive: &Path, folders: &[String], environment: &[(&str, &str)]) -> String {
     let mut script = Command::new(file("release/image.sh"));
     let done = script.arg(archive).args(folders).envs(environment.iter().copied()).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let said = String::from_utf8(done.stdout).unwrap();
+    let digest = said.strip_prefix(archive.to_str().unwrap()).unwrap_or_else(|| panic!("{said:?} names no archive"));
+    digest.trim().to_owned()
 }
+
+/// An OCI image layout, unpacked.
+struct Layout(PathBuf);
+
+impl Layout {
+    fn of(archive: &Path) -> Self {
+        let layout = archive.with_extension("layout");
+        fs::create_dir(&layout).unwrap();
+        tar(&["--extract", "--file", archive.to_str().unwrap(), "--directory", layout.to_str().unwrap()]);
+        Self(layout)
+    }
+
+    fn parsed(path: &Path) -> Value {
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    }
+
+    /// A blob by its descriptor, whose digest and size must be true.
+    fn blob(&self, descriptor: &Value) -> PathBuf {
+        let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        let path = self.0.join("blobs/sha256").join(digest);
+        assert_eq!(sha256(&path), digest);
+        assert_eq!(path.metadata().unwrap().len(), descriptor["size"].as_u64().unwrap());
+        path
+    }
+
+    /// The one image, of this digest: the descriptor of its manifest, or of the list of them. Who copies an archive, and is
+    /// given no name, takes no layout that has two.
+    fn image(&self, digest: &str) -> Value {
+        assert_eq!(Self::parsed(&self.0.join("oci-layout"))["imageLayoutVersion"], "1.0.0");
+        let index = Self::parsed(&self.0.join("index.json"));
+        let [image] = &index["manifests"].as_array().unwrap()[..] else { panic!("one image: {index}") };
+        assert_eq!(image["digest"], digest);
+        // What a registry is sent says itself what it is.
+        assert_eq!(image["mediaType"], Self::parsed(&self.blob(image))["mediaType"]);
+        image.clone()
+    }
+}
+
+const LIST: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A folder as `release/build.sh` lays it, with something else for the program.
 fn laid(below: &Path, program: &str) -> String {
@@ -118,26 +161,17 @@ fn what_is_packed_is_the_image_of_the_recipe_for_each_architecture() {
     let folders = [("amd64", "one"), ("arm64", "two")]
         .map(|(name, program)| format!("{name}={}", laid(&dir.path().join(name), program)));
     let archive = dir.path().join("image.tar");
-    pack(&archive, &folders, &[("SOURCE_DATE_EPOCH", "1700000000")]);
+    let digest = pack(&archive, &folders, &[("SOURCE_DATE_EPOCH", "1700000000")]);
 
-    let layout = dir.path().join("layout");
-    fs::create_dir(&layout).unwrap();
-    tar(&["--extract", "--file", archive.to_str().unwrap(), "--directory", layout.to_str().unwrap()]);
-    let parsed = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
-    // A blob by its descriptor, whose digest and size must be true.
-    let blob = |descriptor: &Value| {
-        let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
-        let path = layout.join("blobs/sha256").join(digest);
-        assert_eq!(sha256(&path), digest);
-        assert_eq!(path.metadata().unwrap().len(), descriptor["size"].as_u64().unwrap());
-        path
-    };
-    assert_eq!(parsed(&layout.join("oci-layout"))["imageLayoutVersion"], "1.0.0");
-    let index = parsed(&layout.join("index.json"));
+    let layout = Layout::of(&archive);
+    let image = layout.image(&digest);
+    assert_eq!(image["mediaType"], LIST);
+    let list = Layout::parsed(&layout.blob(&image));
     let mut programs = BTreeMap::new();
-    for descriptor in index["manifests"].as_array().unwrap() {
-        let manifest = parsed(&blob(descriptor));
-        let config = parsed(&blob(&manifest["config"]));
+    for descriptor in list["manifests"].as_array().unwrap() {
+        assert_eq!(descriptor["mediaType"], MANIFEST);
+        let manifest = Layout::parsed(&layout.blob(descriptor));
+        let config = Layout::parsed(&layout.blob(&manifest["config"]));
         let architecture = config["architecture"].as_str().unwrap().to_owned();
         assert_eq!(descriptor["platform"], serde_json::json!({"architecture": architecture, "os": "linux"}));
         assert_eq!(config["created"], "2023-11-14T22:13:20Z");
@@ -146,7 +180,7 @@ fn what_is_packed_is_the_image_of_the_recipe_for_each_architecture() {
         assert_eq!(config["config"]["ExposedPorts"], serde_json::json!({format!("{}/tcp", of("EXPOSE")[0]): {}}));
 
         let [layer] = &manifest["layers"].as_array().unwrap()[..] else { panic!("one layer: {manifest}") };
-        let packed = blob(layer);
+        let packed = layout.blob(layer);
         let listed = String::from_utf8(tar(&["-tvzf", packed.to_str().unwrap(), "--numeric-owner"])).unwrap();
         let files: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
         for entry in &files {
@@ -166,6 +200,19 @@ fn what_is_packed_is_the_image_of_the_recipe_for_each_architecture() {
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(&unpacked)));
     }
     assert_eq!(programs, BTreeMap::from([("amd64", "one"), ("arm64", "two")].map(|(a, b)| (a.into(), b.into()))));
+}
+
+#[test]
+fn an_image_of_one_architecture_is_its_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = laid(&dir.path().join("folder"), "program");
+    let archive = dir.path().join("image.tar");
+    let digest = pack(&archive, &[format!("arm64={folder}")], &[]);
+    let layout = Layout::of(&archive);
+    let image = layout.image(&digest);
+    assert_eq!(image["mediaType"], MANIFEST);
+    let manifest = Layout::parsed(&layout.blob(&image));
+    assert_eq!(Layout::parsed(&layout.blob(&manifest["config"]))["architecture"], "arm64");
 }
 
 #[test]

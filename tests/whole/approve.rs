@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::history::{condition, stage, text};
-use crate::request::Request;
+use crate::request::{Request, TWO_PUSHES};
 use crate::stand::{BOUND, Stand, kinds, merge, policy, shared};
 
 const WAITING: &str = "PendingApproval";
@@ -77,7 +77,10 @@ fn command_of(page: &str, begin: &str, request: &Request<'_>) -> String {
 pub async fn a_colleague_approves_by_the_pages_command_and_may_end_it_by_another_decision() {
     let stand = shared().await;
     asked(stand, "approved", 1).await;
-    let request = waiting(stand, "approved").await;
+    // Long enough for a second push; it is revoked after that.
+    let longer = json!({"ttlSeconds": TWO_PUSHES});
+    let request = stand.request("alice", "look").with(longer).within("approved").applied().await;
+    request.becomes(WAITING).await;
     let pending = request.newest();
     let (status, reason, message) = condition(&pending, "Approved").unwrap();
     assert_eq!((status, reason), ("Unknown", WAITING));

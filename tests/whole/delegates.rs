@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use lab::ssh::{self, Output};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::history::{condition, stage, text, time};
-use crate::request::{Draft, EXPIRATION, Request};
+use crate::request::{Draft, ENDS_IN, EXPIRATION, Request, whole_second_in};
 use crate::stand::{BOUND, Stand, policy, shared};
 
 const ROBOT: &str = "application-controller";
@@ -57,13 +56,9 @@ async fn sync(stand: &Stand, robot: &Path, manifest: &Value) -> Value {
     serde_json::from_str(&done.stdout).unwrap()
 }
 
-fn from_now(seconds: i64) -> Timestamp {
-    Timestamp::from_second(Timestamp::now().as_second() + seconds).unwrap()
-}
-
 /// What stands in Git, for alice and for a while; `more` overrides fields of its spec.
 fn in_git<'a>(stand: &'a Stand, namespace: &str, name: &str, more: Value) -> Draft<'a> {
-    let end = from_now(WINDOW_SECONDS - 60).to_string();
+    let end = whole_second_in(WINDOW_SECONDS - 60).to_string();
     let asked = json!({"subject": {"username": "alice"}, "endTime": end});
     stand.request("alice", name).within(namespace).with(asked).with(more)
 }
@@ -77,7 +72,7 @@ async fn synced<'a>(stand: &'a Stand, robot: &Path, namespace: &str, name: &str,
 pub async fn alice_gets_in_by_a_request_from_git_until_its_end_time_and_never_by_the_same_again() {
     let stand = shared().await;
     let robot = robots(stand, "git", json!({})).await;
-    let end = from_now(120);
+    let end = whole_second_in(ENDS_IN);
     let more = json!({"endTime": end.to_string(), "ttlSeconds": 3600});
     let request = synced(stand, &robot, "git", "from-git", more).await;
     let granted = request.becomes("Granted").await;
@@ -147,7 +142,7 @@ pub async fn who_asks_for_others_gets_nobody_in_beyond_what_a_policy_and_people_
         ("a-group", &argo, for_whom("developers"), "and not for this spec.subject"),
         ("everybody", &argo, for_whom("*"), "and not for this spec.subject"),
         ("endless", &argo, json!({"endTime": null}), "requires spec.endTime of its delegates"),
-        ("too-long", &argo, json!({"endTime": from_now(WINDOW_SECONDS + 60).to_string()}), "(maxWindowSeconds)"),
+        ("too-long", &argo, json!({"endTime": whole_second_in(WINDOW_SECONDS + 60).to_string()}), "(maxWindowSeconds)"),
         ("for-itself", &argo, json!({"subject": null}), "no policy is for this requester"),
         ("no-delegate", &other, json!({}), "no policy names who asks in spec.delegates, for namespace bounded"),
     ];

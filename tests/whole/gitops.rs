@@ -1,15 +1,14 @@
 //! A request that Git holds: applied again and again, and made anew when it is gone.
 
-use jiff::Timestamp;
 use serde_json::json;
 
 use crate::history::{text, time};
-use crate::request::{EXPIRATION, Request};
+use crate::request::{ENDS_IN, EXPIRATION, Request, whole_second_in};
 use crate::stand::shared;
 
 pub async fn a_request_that_git_makes_anew_after_its_end_time_is_over_at_once_and_never_pushed() {
     let stand = shared().await;
-    let end = Timestamp::from_second(Timestamp::now().as_second() + 120).unwrap();
+    let end = whole_second_in(ENDS_IN);
     let request = stand
         .request("alice", "from-git")
         .with(json!({"endTime": end.to_string(), "ttlSeconds": 3600}))

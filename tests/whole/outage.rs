@@ -2,9 +2,10 @@
 
 use jiff::{SignedDuration, Timestamp};
 use lab::{pace, poll};
+use serde_json::json;
 
 use crate::history::{text, time};
-use crate::request::{EXPIRATION, Request, is_over};
+use crate::request::{EXPIRATION, Request, TWO_PUSHES, is_over};
 use crate::stand::{BOUND, Stand, kinds, shared, until_time};
 
 /// How long before an end the API server goes: it must not be there any more, also if the machine stands still for a while.
@@ -93,8 +94,9 @@ pub async fn killed_between_the_record_and_the_status_of_an_end_it_ends_the_gran
 }
 
 pub async fn two_labs_at_once_do_not_disturb_each_other() {
-    let (here, there) = (shared().await, Stand::start("other").await);
-    let (mine, yours) = (here.request("alice", "twin"), there.request("alice", "twin"));
+    let (here, there) = tokio::join!(shared(), Stand::start("other"));
+    let longer = json!({"ttlSeconds": TWO_PUSHES});
+    let (mine, yours) = (here.request("alice", "twin").with(longer), there.request("alice", "twin"));
     let (mine, yours) = tokio::join!(mine.applied(), yours.applied());
     let (granted, other) = tokio::join!(mine.becomes("Granted"), yours.becomes("Granted"));
     assert_ne!(text(&granted, "/status/instance/instanceId"), text(&other, "/status/instance/instanceId"));

@@ -3,9 +3,9 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::history::{condition, stage, text};
-use crate::request::Request;
-use crate::stand::{Stand, policy, shared};
+use crate::history::{condition, conditions, stage, text};
+use crate::request::{Request, is_over, whole_second_in};
+use crate::stand::{BOUND, Stand, in_its_time, policy, shared};
 
 /// A grant under a policy and in a namespace of its own.
 async fn granted<'a>(stand: &'a Stand, name: &str) -> Request<'a> {
@@ -128,13 +128,24 @@ pub async fn a_window_and_a_condition_refuse_then_admit_and_the_window_ends_the_
     for words in ["hours, which allows access only at", &opens, "does not hold: begin spec.reason with INC-"] {
         assert!(message.contains(words), "{message:?} lacks {words:?}");
     }
-    // A window that closes in two to three minutes.
-    let closes = minutes(3) + SignedDuration::from_mins(i64::from(now.as_second() % 60 > 45));
-    stand.policy(&under(window(minutes(-60), closes))).await;
+    stand.policy(&under(window(minutes(-60), minutes(60)))).await;
     let message = ask("condition", "just so").applied().await.is_denied("DeniedByPolicy").await;
     assert!(!message.contains("only at") && message.contains("begin spec.reason with INC-"), "{message}");
-    let request = ask("granted", "INC-1: the disk is full").applied().await;
-    let granted = request.becomes("Granted").await;
+    // A window that closes in two to three minutes: nobody is let in any more in the last seventy seconds of it.
+    let (request, granted, closes) = in_its_time("granted", async |name| {
+        let closes = Timestamp::from_second(whole_second_in(115 + 59).as_second() / 60 * 60).unwrap();
+        stand.policy(&under(window(minutes(-60), closes))).await;
+        let request = ask(name, "INC-1: the disk is full").applied().await;
+        let judged = request.until("is judged", BOUND, |object| stage(object) == "Granted" || is_over(object)).await;
+        if stage(&judged) == "Granted" {
+            return Ok((request, judged, closes));
+        }
+        let shown = format!("{} for a window that closes at {closes}", conditions(&judged));
+        let is_late = Timestamp::now() >= closes - SignedDuration::from_secs(70);
+        assert!(is_late && request.pushes().is_empty(), "{name}: {shown}");
+        Err(shown)
+    })
+    .await;
     assert_eq!(text(&granted, "/status/grant/expirationTime"), closes.to_string());
     let (_, _, approved) = condition(&granted, "Approved").unwrap();
     assert!(approved.contains(&format!("not beyond {closes}, when its window closes")), "{approved}");

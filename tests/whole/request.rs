@@ -17,6 +17,13 @@ use crate::stand::{BOUND, END_BOUND, Stand, kinds, merge};
 
 /// How long AWS lets a host read a key.
 pub const KEY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
+/// How long a grant a test asks for that wants to see a second push, in seconds. That is due 45 s after the first was answered,
+/// and none leaves in the last 70 s: of 120 s that leaves five for the first, on a machine that has all tests begin, and of
+/// these forty-five. No test of the whole lasts longer for it.
+pub const TWO_PUSHES: i32 = 160;
+/// In how many seconds a request ends that names its end, before its key is made. It can be granted until 70 s before that: so
+/// long, nearly, as anything may take.
+pub const ENDS_IN: i64 = 170;
 
 /// A request in the making.
 pub struct Draft<'a> {
@@ -361,6 +368,11 @@ fn is_intent(line: &Value) -> bool {
 fn messages(object: &Value) -> String {
     let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
     conditions.into_iter().flatten().map(|condition| text(condition, "/message")).collect::<Vec<_>>().join(" | ")
+}
+
+/// Returns the whole second so many after the one that it is now, in UTC.
+pub fn whole_second_in(seconds: i64) -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second() + seconds).unwrap()
 }
 
 /// How far two instants lie apart, in seconds.

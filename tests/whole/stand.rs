@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use lab::ssh::{self, Output};
-use lab::{Instance, Lab, Launch, Options, poll};
+use lab::{Instance, Lab, Launch, Options, pace, poll};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::controller::{Controller, GATEWAYS, PROGRAM, records};
 use crate::history::{History, text};
-use crate::request::Draft;
+use crate::request::{Draft, seconds};
 
 /// How long anything may take that takes moments on an idle machine.
 pub const BOUND: Duration = Duration::from_secs(120);
@@ -249,6 +249,25 @@ impl Drop for Stand {
     fn drop(&mut self) {
         self.watch.abort();
     }
+}
+
+/// Tries what has a time of its own, under up to four names: `attempt` returns why nothing came of it if that time was over.
+/// Whoever calls leaves ten times as long as it takes on an idle machine. So that is the machine's doing only if it kept more
+/// than half of the time since for others, and otherwise the product's.
+pub async fn in_its_time<T>(name: &str, attempt: impl AsyncFn(&str) -> Result<T, String>) -> T {
+    for number in 1..=4 {
+        let name = if number == 1 { name.to_owned() } else { format!("{name}-{number}") };
+        let begin_time = Timestamp::now();
+        let why = match attempt(&name).await {
+            Ok(done) => return done,
+            Err(why) => why,
+        };
+        let end_time = Timestamp::now();
+        let (took, stolen) = (seconds(begin_time, end_time), pace::stolen(begin_time, end_time).await);
+        assert!(stolen > took / 2.0, "{name}: {why}, on a machine that took {stolen:.1} s of {took:.1}");
+        eprintln!("{name}: {why}, on a machine that took {stolen:.1} s of {took:.1}");
+    }
+    panic!("{name}: too slow a machine for it, four times")
 }
 
 /// Waits for an instant.
