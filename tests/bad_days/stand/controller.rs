@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::{Disk, SOON};
 use anyhow::Context;
@@ -25,7 +25,21 @@ pub struct Controller {
     disk: Option<Disk>,
     log: PathBuf,
     listen: SocketAddr,
+    /// For those beside it.
+    addresses: Addresses,
     child: Mutex<Option<Child>>,
+}
+
+/// Addresses of the lab's own. Each controller has one for itself: its port is nobody's while it does not run, and among forty
+/// tests that ask for any port of one address, it would soon be another's.
+type Addresses = Arc<Mutex<Vec<IpAddr>>>;
+
+/// Where the next one listens.
+fn listen(addresses: &Addresses) -> anyhow::Result<SocketAddr> {
+    let address =
+        addresses.lock().expect("no holder panics").pop().context("a lab has addresses for 44 controllers")?;
+    // A port that nobody has on all addresses.
+    Ok(TcpListener::bind((address, 0))?.local_addr()?)
 }
 
 impl Controller {
@@ -42,14 +56,14 @@ impl Controller {
         let aws = lab.aws_env().into_iter().map(|(name, value)| (name.into(), value.into()));
         env.extend(aws);
         env.extend(special.into_iter().map(|(name, value)| (name.into(), value.into())));
-        // Free now; that somebody else takes it before we do is unlikely enough.
-        let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let addresses: Addresses = Arc::new(Mutex::new(lab.spare_addresses()));
         let audit = disk.as_ref().map_or(lab.dir(), Disk::dir).join("audit.jsonl");
         // The log is on the same disk: it must not matter either.
         let log = disk
             .as_ref()
             .map_or_else(|| lab.dir().join("controller.log"), |disk| disk.outside(&disk.dir().join("controller.log")));
-        Ok(Self { env: Mutex::new(env), audit, disk, log, listen, child: Mutex::default() })
+        let listen = listen(&addresses)?;
+        Ok(Self { env: Mutex::new(env), audit, disk, log, listen, addresses, child: Mutex::default() })
     }
 
     /// Another one beside it, on the same audit file, with a log of its own.
@@ -59,7 +73,8 @@ impl Controller {
             audit: self.audit.clone(),
             disk: None,
             log: self.log.with_file_name(format!("{name}.log")),
-            listen: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            listen: listen(&self.addresses)?,
+            addresses: Arc::clone(&self.addresses),
             child: Mutex::default(),
         })
     }
