@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub use ask::Ask;
 pub use controller::Controller;
 pub use disk::Disk;
-pub use watch::{days, expiration, is, reason, shown};
+pub use watch::{days, expiration, is, named, reason, shown};
 
 /// What a test comes to.
 pub type Outcome = anyhow::Result<()>;
@@ -231,12 +231,15 @@ impl Stand {
     ) -> anyhow::Result<(InstanceAccess, String)> {
         let wanted = ask().name;
         for number in 1..=4 {
-            let (mut ask, id) = (ask(), self.running());
-            if number > 1 {
-                ask.name = format!("{wanted}-{number}");
-            }
-            self.ask(ask.clone().instance(&id)).await?;
-            let granted = self.until_granted(&ask.name).await?;
+            let anew = || {
+                let mut ask = ask().instance(&self.running());
+                if number > 1 {
+                    ask.name += &format!("-anew-{number}");
+                }
+                ask
+            };
+            let granted = self.granted_for(anew).await?;
+            let (name, id) = watch::named(&granted)?;
             let end = watch::expiration(&granted)?;
             let due = end - jiff::SignedDuration::from_secs(seconds);
             // A moment that is past is not waited for.
@@ -245,7 +248,7 @@ impl Stand {
             if Timestamp::now() < end {
                 return Ok((granted, id));
             }
-            eprintln!("{}: it was over before this machine came to do anything", ask.name);
+            eprintln!("{name}: it was over before this machine came to do anything");
             self.is_over(outage).await?;
         }
         anyhow::bail!("{wanted}: too slow a machine to do anything before a grant's end")
