@@ -35,7 +35,7 @@ const REQUESTS: &str = "instanceaccesses.instanceaccess.dev";
 const KEYLESS_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 async fn stand() -> anyhow::Result<(Stand, Controller)> {
-    let stand = Stand::own(Special::with_lease()).await?;
+    let stand = Stand::own(Special::with_long_lease()).await?;
     let newer = stand.controller.beside("newer")?;
     newer.set_env("INSTANCE_ACCESS_GATEWAY_SERVICE_ACCOUNT", "instance-access/gateway");
     Ok((stand, newer))

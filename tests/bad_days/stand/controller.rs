@@ -11,11 +11,17 @@ use std::sync::{Arc, Mutex};
 use super::{Disk, SOON};
 use anyhow::Context;
 use instance_access::api::InstanceAccess;
+use jiff::{SignedDuration, Timestamp};
 use lab::Lab;
 use serde_json::Value;
 
 #[path = "../../common/http.rs"]
 mod http;
+
+/// A leader lost its lease to a slow machine before the test did anything to it: it is begun anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the leader could not renew its lease, on a machine that let it live less than three of eight seconds")]
+pub struct TooSlow;
 
 /// The real binary, with all that it needs to be started again and again.
 pub struct Controller {
@@ -141,10 +147,25 @@ impl Controller {
         self.child.lock().expect("no holder panics").as_mut().and_then(|child| child.try_wait().ok().flatten())
     }
 
+    /// Whether it ended since it could not renew its lease of nine seconds in time, on a machine so slow that this is right: of
+    /// the six seconds for which a leader leads unheard, and two to its end, less than three could be lived.
+    pub async fn is_lost_to_the_machine(&self) -> bool {
+        let is_late = self.death().is_some() && !self.log_of("the lease could not be renewed in time").is_empty();
+        // Its last word is that it is late, and bears no time.
+        let said = std::fs::metadata(&self.log).and_then(|log| log.modified()).ok();
+        let Some(end_time) = said.and_then(|time| Timestamp::try_from(time).ok()).filter(|_| is_late) else {
+            return false;
+        };
+        lab::pace::seconds(end_time - SignedDuration::from_secs(8), end_time).await < 3.0
+    }
+
     /// Waits until it has read the lists.
     pub async fn until_ready(&self) -> anyhow::Result<()> {
         let ready = lab::poll::until("the controller to be ready", SOON, async || {
             if let Some(status) = self.death() {
+                if self.is_lost_to_the_machine().await {
+                    return Ok(Err(TooSlow.into()));
+                }
                 return Ok(Err(anyhow::anyhow!("the controller ended, {status}: {}", self.log_of("error"))));
             }
             match self.page("/readyz").await {

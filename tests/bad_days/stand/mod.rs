@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use ask::Ask;
-pub use controller::Controller;
+pub use controller::{Controller, TooSlow};
 pub use disk::Disk;
 pub use watch::{days, expiration, is, named, reason, shown};
 
@@ -83,6 +83,14 @@ impl Special {
         let rbac: fn(&str) -> String =
             |rights| format!("{rights}\n---\n{}", include_str!("../../../examples/lease-rbac.yaml"));
         Self { env: vec![("INSTANCE_ACCESS_LEASE", LEASE.to_owned())], rbac: Some(rbac), disk: None }
+    }
+
+    /// The same, where the length of the lease is not the point: a leader that is not heard for 6 s ends, as it should, and
+    /// beside forty other tests an API server may be as slow. Of this one it takes 20 s.
+    pub fn with_long_lease() -> Self {
+        let mut special = Self::with_lease();
+        special.env.push(("INSTANCE_ACCESS_LEASE_SECONDS", "30".to_owned()));
+        special
     }
 }
 
