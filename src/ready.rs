@@ -136,6 +136,8 @@ pub enum ReadyError {
 mod tests {
     use std::net::TcpListener;
 
+    use tokio::net::TcpSocket;
+
     use super::*;
 
     /// Answers so, one question after the other.
@@ -152,6 +154,14 @@ mod tests {
             }
         });
         at
+    }
+
+    /// Where nobody answers, for as long as the socket is held: it has the port, and does not listen.
+    fn nobody() -> (TcpSocket, String) {
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let at = silent.local_addr().unwrap().to_string();
+        (silent, at)
     }
 
     const READY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nready";
@@ -177,7 +187,7 @@ mod tests {
         {
             ask(&answering(answer), None, Duration::ZERO).unwrap_err();
         }
-        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let (_held, nobody) = nobody();
         let error = ask(&nobody, None, Duration::ZERO).unwrap_err().to_string();
         assert!(error.contains("nothing answers at 127.0.0.1:"), "{error}");
     }
@@ -195,7 +205,7 @@ mod tests {
         let ask = |ssh: &str| super::ask(&answering(&[READY]), Some(ssh), Duration::ZERO);
         let ssh = greeting_with("SSH-2.0-InstanceAccess\r\n");
         assert_eq!(ask(&ssh).unwrap(), format!("ready\n{ssh}: SSH-2.0-InstanceAccess"));
-        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let (_held, nobody) = nobody();
         assert!(ask(&nobody).unwrap_err().to_string().contains("none greets"));
         for (line, words) in [
             ("SSH-2.0-OpenSSH_9.2p1\r\n", "no gateway of ours: \"SSH-2.0-OpenSSH_9.2p1\""),

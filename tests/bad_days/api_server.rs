@@ -86,6 +86,20 @@ async fn a_grant_ends_in_time_and_on_record_while_the_api_server_is_away() -> Ou
     Ok(())
 }
 
+/// Waits until the API server serves what a revocation and whoever hears of it need: a list, a watch and a PATCH. For a moment
+/// after it is ready it may refuse each, and a watch that it refuses rests once more.
+async fn until_served(stand: &Stand, name: &str) -> Outcome {
+    let kind = format!("/apis/instanceaccess.dev/v1alpha1/namespaces/{}/instanceaccesses", crate::stand::NAMESPACE);
+    let served = async || {
+        stand.list().await?;
+        stand.read(&format!("{kind}?watch=1&timeoutSeconds=1")).await?;
+        stand.merge("alice", name, json!({"metadata": {"labels": {"served": "yes"}}})).await
+    };
+    lab::poll::until("the API server to serve", SOON, async || served().await.map_err(|error| format!("{error:#}")))
+        .await?;
+    Ok(())
+}
+
 async fn a_revocation_is_heard_soon_after_an_api_server_that_was_away_for_long_is_back() -> Outcome {
     let stand = Stand::own(Special::default()).await?;
     let id = stand.running();
@@ -102,8 +116,9 @@ async fn a_revocation_is_heard_soon_after_an_api_server_that_was_away_for_long_i
     })
     .await?;
     stand.lab.start_api_server().await?;
-    let revocation_time = Timestamp::now();
+    until_served(&stand, "revoked").await?;
     stand.merge("alice", "revoked", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
+    let revocation_time = Timestamp::now();
     stand.until("revoked", "RevocationPending", &["spec.revoke was set: done"]).await?;
     lab::pace::soon("the revocation", revocation_time, Timestamp::now(), HEARD_LATE_MAX).await?;
     Ok(())

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::days;
 use crate::long_trail::{files, lengthen};
-use crate::stand::{Ask, Day, Disk, Outcome, SOON, Special, Stand, is, reason, shared, shown, tell};
+use crate::stand::{Ask, Day, Disk, Outcome, SOON, Special, Stand, is, named, reason, shared, shown, tell};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -64,13 +64,14 @@ async fn until_made_up(stand: &Stand, name: &str) -> anyhow::Result<InstanceAcce
 
 async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() -> Outcome {
     let stand = on_a_small_disk().await?;
-    let (short, revoked, deleted) = (stand.running(), stand.running(), stand.running());
-    stand.ask(Ask::new("short").instance(&short).ends_in(90)).await?;
+    let (revoked, deleted) = (stand.running(), stand.running());
     stand.ask(Ask::new("revoked").instance(&revoked).with("ttlSeconds", json!(600))).await?;
     stand.ask(Ask::new("deleted").instance(&deleted).with("ttlSeconds", json!(600))).await?;
-    for name in ["short", "revoked", "deleted"] {
+    for name in ["revoked", "deleted"] {
         stand.until_granted(name).await?;
     }
+    let (short, short_id) =
+        named(&stand.granted_for(|| Ask::new("short").instance(&stand.running()).ends_in(90)).await?)?;
 
     fill(&stand)?;
     let (held, held_id) = until_full(&stand, "held").await?;
@@ -86,7 +87,7 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     stand.delete("alice", "deleted").await?;
     stand.until("deleted", "RevocationPending", &["the request was deleted"]).await?;
     let (ended, taken_back, released) = tokio::join!(
-        stand.ended_well("short", &short),
+        stand.ended_well(&short, &short_id),
         stand.ended_well("revoked", &revoked),
         stand.ended_well("deleted", &deleted),
     );
@@ -102,7 +103,7 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
 
     free(&stand)?;
     stand.until_granted(&held).await?;
-    let short = until_made_up(&stand, "short").await?;
+    let short = until_made_up(&stand, &short).await?;
     let revoked = until_made_up(&stand, "revoked").await?;
     lab::poll::until("the deleted request to be gone", SOON, async || match stand.get("deleted").await {
         Ok(object) => Err(shown(&object)),
@@ -118,9 +119,8 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
 
 async fn a_controller_that_starts_on_a_full_disk_ends_what_runs_and_heals_when_there_is_room() -> Outcome {
     let stand = on_a_small_disk().await?;
-    let id = stand.running();
-    stand.ask(Ask::new("running").instance(&id).ends_in(100)).await?;
-    stand.until_granted("running").await?;
+    let running = stand.granted_for(|| Ask::new("running").instance(&stand.running()).ends_in(100)).await?;
+    let (running, id) = named(&running)?;
     fill(&stand)?;
     until_full(&stand, "filler").await?;
     stand.controller.kill();
@@ -133,13 +133,13 @@ async fn a_controller_that_starts_on_a_full_disk_ends_what_runs_and_heals_when_t
     let waiting = stand.running();
     stand.ask(Ask::new("waiting").instance(&waiting)).await?;
     stand.until("waiting", "AuditUnavailable", &["the audit trail takes no record"]).await?;
-    stand.ended_well("running", &id).await?;
+    stand.ended_well(&running, &id).await?;
     anyhow::ensure!(stand.controller.death().is_none(), "the controller died of a full disk");
     anyhow::ensure!(stand.pushes(&waiting).is_empty(), "a key was pushed without a record");
 
     free(&stand)?;
     let granted = stand.until_granted("waiting").await?;
-    let running = until_made_up(&stand, "running").await?;
+    let running = until_made_up(&stand, &running).await?;
     stand.controller.verify(&[&running, &granted]).await?;
     Ok(())
 }

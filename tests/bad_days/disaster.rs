@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, apply, expiration, is, reason, shown};
+use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, apply, expiration, is, named, reason, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -197,17 +197,15 @@ async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_o
     let stand = Stand::own(Special::with_lease()).await?;
     let other = stand.controller.beside("other")?;
     other.start()?;
-    let (over, revoked, living) = (stand.running(), stand.running(), stand.running());
-    let ends_in = 100;
-    stand.ask(Ask::new("over").instance(&over).ends_in(ends_in)).await?;
+    let (revoked, living) = (stand.running(), stand.running());
     let length = json!(2 * silence().as_secs() + 600);
     stand.ask(Ask::new("living").instance(&living).with("ttlSeconds", length.clone())).await?;
     stand.ask(Ask::new("revoked").instance(&revoked).with("ttlSeconds", length)).await?;
-    for name in ["over", "living"] {
+    for name in ["living", "revoked"] {
         stand.until_granted(name).await?;
     }
-    stand.until_granted("revoked").await?;
-    let end = expiration(&stand.get("over").await?)?;
+    let over = stand.granted_for(|| Ask::new("over").instance(&stand.running()).ends_in(100)).await?;
+    let (end, (over_name, over)) = (expiration(&over)?, named(&over)?);
     stand.merge("alice", "revoked", json!({"spec": {"revoke": {"reason": "done"}}})).await?;
     let closed = expiration(&until_taken_back(&stand, "revoked").await?)?;
 
@@ -234,7 +232,7 @@ async fn over_a_long_silence_of_the_api_server_two_replicas_end_on_time_and_go_o
     let back = tokio::time::Instant::now();
     stand.lab.start_api_server().await?;
     let told = async {
-        let over = stand.until_within("over", "told", SOON, |object| is(object, "Ended", "True")).await?;
+        let over = stand.until_within(&over_name, "told", SOON, |object| is(object, "Ended", "True")).await?;
         let taken = until_ended(&stand, "revoked").await?;
         stand.until_granted("living").await?;
         lab::poll::until_ok("a key again", SOON, || if keys(&living) > 0 { Ok(()) } else { Err("none") }).await?;
@@ -366,15 +364,15 @@ async fn is_let_go(stand: &Stand) -> Outcome {
 
 /// Removed, and installed again under the same name.
 async fn is_taken_over(stand: &Stand) -> Outcome {
-    let [over, living, gone] = [stand.running(), stand.running(), stand.running()];
-    stand.ask(Ask::new("over").instance(&over).ends_in(100)).await?;
+    let [living, gone] = [stand.running(), stand.running()];
     for (name, id) in [("living", &living), ("gone", &gone)] {
         stand.ask(Ask::new(name).instance(id).with("ttlSeconds", json!(3600))).await?;
     }
-    for name in ["over", "living", "gone"] {
+    for name in ["living", "gone"] {
         stand.until_granted(name).await?;
     }
-    let end = expiration(&stand.get("over").await?)?;
+    let over = stand.granted_for(|| Ask::new("over").instance(&stand.running()).ends_in(100)).await?;
+    let (end, (over, _)) = (expiration(&over)?, named(&over)?);
     // As `helm uninstall` does it: all but the CRDs and their objects.
     stand.controller.kill();
     let policies = "validatingadmissionpolicies,validatingadmissionpolicybindings,mutatingadmissionpolicies,mutatingadmissionpolicybindings";
@@ -396,7 +394,7 @@ async fn is_taken_over(stand: &Stand) -> Outcome {
     .await?;
     stand.controller.start()?;
     stand.controller.until_ready().await?;
-    let ended = stand.until("over", "Expired", &["the grant's time was over"]).await?;
+    let ended = stand.until(&over, "Expired", &["the grant's time was over"]).await?;
     let told = ended.status.as_ref().and_then(|status| status.end_time.as_ref()).context("endTime")?.0;
     anyhow::ensure!(told == end, "it is said to have ended at {told}, and did at {end}");
     // Nobody guarded status meanwhile: what it says may be anybody's word.

@@ -13,7 +13,7 @@ use lab::pace::LateMax;
 use serde_json::{Value, json};
 
 use crate::days;
-use crate::stand::{Ask, Day, NAMESPACE, Outcome, SOON, Special, Stand, apply, reason};
+use crate::stand::{Ask, Day, NAMESPACE, Outcome, SOON, Special, Stand, apply, named, reason};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_neither_grant_nor_end]
@@ -108,7 +108,8 @@ async fn ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_n
     let besieged = stand.until("besieged", "PendingApproval", &["Group leads"]).await?;
     let before = resident_kib(&stand)?;
     // It ends in the thick of the flood.
-    let ending = stand.granted_for("ending", &ending_on, 78).await?;
+    let ending = stand.granted_for(|| Ask::new("ending").instance(&ending_on).ends_in(78)).await?;
+    let (ending, _) = named(&ending)?;
 
     let made = AtomicUsize::new(0);
     let begun = Instant::now();

@@ -5,7 +5,7 @@ use lab::standin::Api;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, shared};
+use crate::stand::{Ask, Day, Outcome, SOON, named, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -62,17 +62,20 @@ async fn a_value_of_the_wrong_shape_is_refused_at_the_door_and_the_field_is_name
 
 async fn a_login_that_only_aws_refuses_is_told_and_asked_once() -> Outcome {
     let stand = shared().await?;
-    let id = stand.running();
     let refusal = lab::standin::FaultKind::Error {
         code: "InvalidArgsException".to_owned(),
         message: "instanceOSUser is not one that we like".to_owned(),
         status: 400,
     };
-    stand.lab.standin().set_fault(lab::standin::Fault::new(refusal).on(Api::Eic).instance(&id));
-    stand.ask(Ask::new("login-refused").instance(&id).ends_in(110)).await?;
+    let ask = || {
+        let id = stand.running();
+        stand.lab.standin().set_fault(lab::standin::Fault::new(refusal.clone()).on(Api::Eic).instance(&id));
+        Ask::new("login-refused").instance(&id).ends_in(110)
+    };
+    let (name, id) = named(&stand.held_for(ask).await?)?;
     let words = ["InvalidArgsException", "instanceOSUser is not one that we like", "make a new request"];
-    stand.until("login-refused", "PushRefused", &words).await?;
-    let object = stand.ended_well("login-refused", &id).await?;
+    stand.until(&name, "PushRefused", &words).await?;
+    let object = stand.ended_well(&name, &id).await?;
     anyhow::ensure!(stand.pushes(&id).len() == 1, "a final refusal was asked for again: {:?}", stand.pushes(&id));
     anyhow::ensure!(stand.controller.recorded(&object, "Ended") == 1, "the end has no record");
     Ok(())

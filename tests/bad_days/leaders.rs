@@ -4,7 +4,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryStreamExt};
 use instance_access::api::InstanceAccess;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
@@ -16,7 +17,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, expiration, reason, shown, tell};
+use crate::stand::{
+    Ask, Controller, Day, Outcome, SOON, Special, Stand, TooSlow, expiration, named, reason, shown, tell,
+};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -28,12 +31,42 @@ pub fn days() -> Vec<(&'static str, Day)> {
     ]
 }
 
+/// How the second is made.
+type Second = fn(&Controller, &str) -> anyhow::Result<Controller>;
+/// What is done while the first leads.
+type Prepare<T> = for<'a> fn(&'a Stand) -> BoxFuture<'a, anyhow::Result<T>>;
+
+/// Two of them, of which the first leads, and what is prepared under it. If it loses its lease by then to a slow machine, anew.
+async fn two_and<T>(second: Second, prepare: Prepare<T>) -> anyhow::Result<(Stand, Controller, T)> {
+    for _ in 0..4 {
+        let made = async {
+            let stand = Stand::own(Special::with_lease()).await?;
+            let both = async { anyhow::Ok((beside(&stand, second).await?, prepare(&stand).await?)) }.await;
+            if stand.controller.is_lost_to_the_machine().await {
+                return Err(anyhow::Error::from(TooSlow));
+            }
+            let (other, prepared) = both?;
+            Ok((stand, other, prepared))
+        };
+        match made.await {
+            Err(error) if error.is::<TooSlow>() => eprintln!("begun anew: {error}"),
+            made => return made,
+        }
+    }
+    anyhow::bail!("too slow a machine for a lease of nine seconds")
+}
+
 async fn two() -> anyhow::Result<(Stand, Controller)> {
     two_of(Controller::beside).await
 }
 
-async fn two_of(second: fn(&Controller, &str) -> anyhow::Result<Controller>) -> anyhow::Result<(Stand, Controller)> {
-    let stand = Stand::own(Special::with_lease()).await?;
+async fn two_of(second: Second) -> anyhow::Result<(Stand, Controller)> {
+    let (stand, other, ()) = two_and(second, |_| async { Ok(()) }.boxed()).await?;
+    Ok((stand, other))
+}
+
+/// The second, which stands by.
+async fn beside(stand: &Stand, second: Second) -> anyhow::Result<Controller> {
     leads(&stand.controller).await?;
     let other = second(&stand.controller, "other")?;
     other.start()?;
@@ -43,7 +76,7 @@ async fn two_of(second: fn(&Controller, &str) -> anyhow::Result<Controller>) -> 
     let leader = "instance_access_leader";
     let both = [stand.controller.metric(leader).await?, other.metric(leader).await?];
     anyhow::ensure!(both == [1.0, 0.0], "{leader} is {both:?}");
-    Ok((stand, other))
+    Ok(other)
 }
 
 async fn until_log(controller: &Controller, words: &str) -> Outcome {
@@ -63,10 +96,17 @@ async fn gone(controller: &Controller) -> anyhow::Result<std::process::ExitStatu
 }
 
 async fn a_leader_that_is_killed_is_followed_and_one_that_stops_is_followed_at_once() -> Outcome {
-    let (stand, other) = two().await?;
-    let (id, others) = (stand.running(), stand.running());
-    stand.ask(Ask::new("before").instance(&id).ends_in(130)).await?;
-    stand.until_granted("before").await?;
+    let prepare: Prepare<String> = |stand| {
+        async move {
+            let id = stand.running();
+            stand.ask(Ask::new("before").instance(&id).ends_in(130)).await?;
+            stand.until_granted("before").await?;
+            Ok(id)
+        }
+        .boxed()
+    };
+    let (stand, other, id) = two_and(Controller::beside, prepare).await?;
+    let others = stand.running();
     anyhow::ensure!(stand.controller.death().is_none(), "the first one leads");
 
     stand.controller.kill();
@@ -158,10 +198,15 @@ async fn was_given_back(stand: &Stand, before: &Lease) -> anyhow::Result<bool> {
 }
 
 async fn a_leader_that_freezes_longer_than_its_lease_does_nothing_when_it_wakes() -> Outcome {
-    let (stand, other) = two().await?;
-    let id = stand.running();
-    stand.ask(Ask::new("frozen").instance(&id).ends_in(180)).await?;
-    let granted = stand.until_granted("frozen").await?;
+    let prepare: Prepare<InstanceAccess> = |stand| {
+        async move {
+            stand.ask(Ask::new("frozen").instance(&stand.running()).ends_in(180)).await?;
+            stand.until_granted("frozen").await
+        }
+        .boxed()
+    };
+    let (stand, other, granted) = two_and(Controller::beside, prepare).await?;
+    let (_, id) = named(&granted)?;
     let frozen = Timestamp::now();
     stand.controller.signal("-STOP").await?;
     until_log(&other, "leads").await?;
@@ -433,10 +478,15 @@ fn as_granted(honest: &InstanceAccess, waiting: &InstanceAccess, start: Timestam
 }
 
 async fn a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_and_a_forged_one_is_ended() -> Outcome {
-    let (stand, other) = two().await?;
+    let prepare: Prepare<InstanceAccess> = |stand| {
+        async move {
+            stand.ask(Ask::new("model").instance(&stand.running())).await?;
+            stand.until_granted("model").await
+        }
+        .boxed()
+    };
+    let (stand, other, model) = two_and(Controller::beside, prepare).await?;
     let (late, forged) = (stand.running(), stand.running());
-    stand.ask(Ask::new("model").instance(&stand.running())).await?;
-    let model = stand.until_granted("model").await?;
     let now = || Timestamp::from_second(Timestamp::now().as_second());
     may_read_policies(&stand, false).await?;
     stand.controller.kill();

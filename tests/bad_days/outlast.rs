@@ -7,7 +7,7 @@ use lab::standin::{Api, Fault, FaultKind};
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, expiration, is, reason, shared, shown};
+use crate::stand::{Ask, Day, Outcome, SOON, is, named, reason, shared, shown};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -47,19 +47,21 @@ async fn a_grant_ends_on_time_whatever_aws_does_from_its_first_push_on() -> Outc
         for api in [Api::Eic, Api::Ec2] {
             let service = if api == Api::Ec2 { "ecc" } else { "eic" };
             let (name, region) = (format!("outlast-{service}-{fault}"), format!("{service}-out-{number}"));
-            let id = stand.instance(|instance| instance.region = region.clone());
-            // The first call is let through, so that there is a grant.
-            stand.lab.standin().set_fault(Fault::new(kind.clone()).on(api).instance(&id).after(1));
-            let target = json!({"instanceId": id, "region": region});
-            stand.ask(Ask::new(&name).with("target", target).ends_in(100)).await?;
-            asked.push((name, id));
+            let (kind, stand) = (kind.clone(), &stand);
+            let ask = move || {
+                let id = stand.instance(|instance| instance.region = region.clone());
+                // The first call is let through, so that there is a grant.
+                stand.lab.standin().set_fault(Fault::new(kind.clone()).on(api).instance(&id).after(1));
+                let target = json!({"instanceId": id, "region": region});
+                Ask::new(&name).with("target", target).ends_in(100)
+            };
+            asked.push(stand.granted_for(ask));
         }
     }
-    for (name, _) in &asked {
-        stand.until_granted(name).await?;
-    }
+    let granted = futures::future::try_join_all(asked).await?;
+    let granted = granted.iter().map(named).collect::<anyhow::Result<Vec<_>>>()?;
     let stand = &stand;
-    let ends = asked.iter().map(|(name, id)| async move {
+    let ends = granted.iter().map(|(name, id)| async move {
         let object = stand.ended_well(name, id).await.map_err(|error| format!("{name}: {error:#}"))?;
         if reason(&object) != "Expired" {
             return Err(format!("{name}: {}", shown(&object)));
@@ -87,17 +89,18 @@ async fn a_grant_whose_first_push_never_succeeds_ends_on_time() -> Outcome {
     let mut asked = Vec::new();
     for (fault, kind) in faults().into_iter().filter(|(fault, _)| *fault != "slow") {
         let name = format!("never-{fault}");
-        let id = stand.running();
-        stand.lab.standin().set_fault(Fault::new(kind).on(Api::Eic).instance(&id));
-        stand.ask(Ask::new(&name).instance(&id).ends_in(110)).await?;
-        asked.push((name, id));
+        let stand = &stand;
+        let ask = move || {
+            let id = stand.running();
+            stand.lab.standin().set_fault(Fault::new(kind.clone()).on(Api::Eic).instance(&id));
+            Ask::new(&name).instance(&id).ends_in(110)
+        };
+        asked.push(stand.held_for(ask));
     }
+    let held = futures::future::try_join_all(asked).await?;
+    let held = held.iter().map(named).collect::<anyhow::Result<Vec<_>>>()?;
     let stand = &stand;
-    let ends = asked.iter().map(|(name, id)| async move {
-        stand
-            .until_within(name, "granted or held", SOON, |object| expiration(object).map_err(|e| e.to_string()))
-            .await
-            .map_err(|error| format!("{name}: {error:#}"))?;
+    let ends = held.iter().map(|(name, id)| async move {
         let object = stand.ended_well(name, id).await.map_err(|error| format!("{name}: {error:#}"))?;
         let records = ["GrantIntended", "Granted", "Ended"].map(|kind| stand.controller.recorded(&object, kind));
         if records != [1, 0, 1] {

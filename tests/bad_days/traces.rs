@@ -34,7 +34,7 @@ async fn a_grant_is_one_trace_and_a_collector_that_hangs_delays_neither_end_nor_
         ("OTEL_BSP_MAX_QUEUE_SIZE", "16".to_owned()),
         ("OTEL_SERVICE_NAME", "of-ours".to_owned()),
     ];
-    let mut special = Special::with_lease();
+    let mut special = Special::with_long_lease();
     special.env.extend(env);
     let stand = Stand::own(special).await?;
     let id = stand.running();

@@ -2,20 +2,26 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::{Disk, SOON};
 use anyhow::Context;
 use instance_access::api::InstanceAccess;
+use jiff::{SignedDuration, Timestamp};
 use lab::Lab;
 use serde_json::Value;
 
 #[path = "../../common/http.rs"]
 mod http;
+
+/// A leader lost its lease to a slow machine before the test did anything to it: it is begun anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the leader could not renew its lease, on a machine that let it live less than three of eight seconds")]
+pub struct TooSlow;
 
 /// The real binary, with all that it needs to be started again and again.
 pub struct Controller {
@@ -25,7 +31,21 @@ pub struct Controller {
     disk: Option<Disk>,
     log: PathBuf,
     listen: SocketAddr,
+    /// For those beside it.
+    addresses: Addresses,
     child: Mutex<Option<Child>>,
+}
+
+/// Addresses of the lab's own. Each controller has one for itself: its port is nobody's while it does not run, and among forty
+/// tests that ask for any port of one address, it would soon be another's.
+type Addresses = Arc<Mutex<Vec<IpAddr>>>;
+
+/// Where the next one listens.
+fn listen(addresses: &Addresses) -> anyhow::Result<SocketAddr> {
+    let address =
+        addresses.lock().expect("no holder panics").pop().context("a lab has addresses for 44 controllers")?;
+    // A port that nobody has on all addresses.
+    Ok(TcpListener::bind((address, 0))?.local_addr()?)
 }
 
 impl Controller {
@@ -42,14 +62,14 @@ impl Controller {
         let aws = lab.aws_env().into_iter().map(|(name, value)| (name.into(), value.into()));
         env.extend(aws);
         env.extend(special.into_iter().map(|(name, value)| (name.into(), value.into())));
-        // Free now; that somebody else takes it before we do is unlikely enough.
-        let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let addresses: Addresses = Arc::new(Mutex::new(lab.spare_addresses()));
         let audit = disk.as_ref().map_or(lab.dir(), Disk::dir).join("audit.jsonl");
         // The log is on the same disk: it must not matter either.
         let log = disk
             .as_ref()
             .map_or_else(|| lab.dir().join("controller.log"), |disk| disk.outside(&disk.dir().join("controller.log")));
-        Ok(Self { env: Mutex::new(env), audit, disk, log, listen, child: Mutex::default() })
+        let listen = listen(&addresses)?;
+        Ok(Self { env: Mutex::new(env), audit, disk, log, listen, addresses, child: Mutex::default() })
     }
 
     /// Another one beside it, on the same audit file, with a log of its own.
@@ -59,7 +79,8 @@ impl Controller {
             audit: self.audit.clone(),
             disk: None,
             log: self.log.with_file_name(format!("{name}.log")),
-            listen: std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            listen: listen(&self.addresses)?,
+            addresses: Arc::clone(&self.addresses),
             child: Mutex::default(),
         })
     }
@@ -126,10 +147,25 @@ impl Controller {
         self.child.lock().expect("no holder panics").as_mut().and_then(|child| child.try_wait().ok().flatten())
     }
 
+    /// Whether it ended since it could not renew its lease of nine seconds in time, on a machine so slow that this is right: of
+    /// the six seconds for which a leader leads unheard, and two to its end, less than three could be lived.
+    pub async fn is_lost_to_the_machine(&self) -> bool {
+        let is_late = self.death().is_some() && !self.log_of("the lease could not be renewed in time").is_empty();
+        // Its last word is that it is late, and bears no time.
+        let said = std::fs::metadata(&self.log).and_then(|log| log.modified()).ok();
+        let Some(end_time) = said.and_then(|time| Timestamp::try_from(time).ok()).filter(|_| is_late) else {
+            return false;
+        };
+        lab::pace::seconds(end_time - SignedDuration::from_secs(8), end_time).await < 3.0
+    }
+
     /// Waits until it has read the lists.
     pub async fn until_ready(&self) -> anyhow::Result<()> {
         let ready = lab::poll::until("the controller to be ready", SOON, async || {
             if let Some(status) = self.death() {
+                if self.is_lost_to_the_machine().await {
+                    return Ok(Err(TooSlow.into()));
+                }
                 return Ok(Err(anyhow::anyhow!("the controller ended, {status}: {}", self.log_of("error"))));
             }
             match self.page("/readyz").await {

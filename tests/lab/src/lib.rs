@@ -26,6 +26,7 @@ mod workspace;
 use std::{
     collections::BTreeMap,
     fmt, fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -214,6 +215,11 @@ impl Lab {
     /// The lab's directory, mode 0700.
     pub fn dir(&self) -> &Path {
         &self.workspace.dir
+    }
+
+    /// Addresses of the lab's own that nothing of it uses: nobody else takes a port there, also while it is let go.
+    pub fn spare_addresses(&self) -> Vec<IpAddr> {
+        self.workspace.spare_addresses()
     }
 
     /// The log of one part: `kube-apiserver`, `etcd`, or an instance's name.

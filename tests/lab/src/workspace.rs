@@ -107,6 +107,11 @@ impl Workspace {
         Ipv4Addr::new(a, b, c, host).into()
     }
 
+    /// Addresses of this lab's own that no part of it uses: instances have those up to 209.
+    pub fn spare_addresses(&self) -> Vec<IpAddr> {
+        (210..254).map(|host| self.address(host)).collect()
+    }
+
     /// A port that sshd may listen on, 22 if it can be had: as root, and if nobody holds it on all addresses.
     pub fn ssh_port(&self) -> anyhow::Result<u16> {
         let bind = |port: &u16| TcpListener::bind((self.address(254), *port)).and_then(|it| it.local_addr());
