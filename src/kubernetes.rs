@@ -42,20 +42,35 @@ pub const PAGE_SIZE: u32 = 50;
 /// whoever is deaf must not count as quiet before the next failure.
 pub const BACK_OFF_MAX: Duration = Duration::from_secs(10);
 
-/// A watch that rests after each failure. That history has expired is told by an API server that is there, as after it was
-/// started anew: the list that this wants is asked for soon.
+/// A watch that rests after each failure, the longer the more there were. It rests shortly again after the first answer of an
+/// API server that was not there, which may be a refusal while that starts, and where history has expired: what that wants is
+/// a list.
 pub fn patient<K>(
     watch: impl Stream<Item = watcher::Result<Event<K>>>,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> {
-    unfold((Box::pin(watch), rests(), Duration::ZERO), async |(mut watch, mut rests, rest)| {
-        tokio::time::sleep(rest).await;
+    let begin = (Box::pin(watch), rests(), Last::Told);
+    unfold(begin, async |(mut watch, mut rests, last)| {
+        if let Last::Failed { rest, .. } = last {
+            tokio::time::sleep(rest).await;
+        }
         let event = watch.next().await?;
-        if event.as_ref().err().is_none_or(has_expired) {
+        let Err(error) = &event else {
+            rests.reset();
+            return Some((event, (watch, rests, Last::Told)));
+        };
+        let answer = answer_code(error);
+        if answer == Some(410) || answer.is_some() && matches!(last, Last::Failed { is_answered: false, .. }) {
             rests.reset();
         }
-        let rest = if event.is_err() { rests.next().unwrap_or(BACK_OFF_MAX) } else { Duration::ZERO };
-        Some((event, (watch, rests, rest)))
+        let rest = rests.next().unwrap_or(BACK_OFF_MAX);
+        Some((event, (watch, rests, Last::Failed { rest, is_answered: answer.is_some() })))
     })
+}
+
+/// What a watch did last.
+enum Last {
+    Told,
+    Failed { rest: Duration, is_answered: bool },
 }
 
 fn rests() -> ExponentialBackoff {
@@ -64,14 +79,15 @@ fn rests() -> ExponentialBackoff {
     rests.with_jitter().without_max_times().into()
 }
 
-fn has_expired(error: &watcher::Error) -> bool {
-    let (watcher::Error::WatchError(status)
-    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-    | watcher::Error::InitialListFailed(kube::Error::Api(status))) = error
-    else {
-        return false;
-    };
-    status.code == 410
+/// The code that the API server, or what stands before it, answered; none if nobody did.
+fn answer_code(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::WatchError(status)
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::InitialListFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
 }
 
 /// How all watches are made: pages, and an end of each watch that the API server keeps, so that a dead connection does
@@ -309,6 +325,20 @@ mod tests {
         for rest in rests_after(100, expired).await {
             assert!((Duration::from_millis(800)..Duration::from_secs(2)).contains(&rest), "{rest:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_answered_after_nobody_was_there_is_tried_again_soon_but_not_for_ever() {
+        let mut times = 0;
+        let results = move || {
+            times += 1;
+            let refusal = || watcher::Error::WatchError(Status::failure("no", "Forbidden").with_code(403).boxed());
+            Err(if times <= 10 { watcher::Error::NoResourceVersion } else { refusal() })
+        };
+        let rests = rests_after(40, results).await;
+        assert!(rests[9] >= Duration::from_secs(5), "nobody is there: {:?}", rests[9]);
+        assert!(rests[10] < Duration::from_secs(2), "the first refusal: {:?}", rests[10]);
+        assert!(rests[30..].iter().all(|rest| *rest >= Duration::from_secs(5)), "{:?}", rests[30..].iter().min());
     }
 
     #[tokio::test(start_paused = true)]
