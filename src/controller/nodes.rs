@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node as ClusterNode;
@@ -9,7 +10,8 @@ use kube::Api;
 use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::node::{Node, Nodes};
+use crate::domain::node::{FAILURE_AGE_MAX, Node, Nodes};
+use crate::kubernetes::{BACK_OFF_MAX, CONNECT_TIMEOUT};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -28,6 +30,12 @@ struct Table {
     /// How many uids there are in all.
     count: usize,
 }
+
+/// What a try of the watch may take before it fails: to connect, and to be answered by an API server that is there.
+const TRY_MAX: Duration = Duration::from_secs(15);
+const _: () = assert!(TRY_MAX.as_secs() > CONNECT_TIMEOUT.as_secs());
+// Else a watch that keeps failing would count as quiet, and nodes as they were, just before each next failure.
+const _: () = assert!(FAILURE_AGE_MAX.as_secs() > BACK_OFF_MAX.as_secs() + TRY_MAX.as_secs());
 
 /// How many may have gone before anybody sweeps.
 const GONE_MAX: usize = 64;
@@ -108,7 +116,7 @@ pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Err(error)) => {
                 shared.metrics.count_watch_error("nodes");
-                // Said once: without the right to it, it breaks every half minute, and whoever asks by node is told.
+                // Said once: without the right to it, it breaks every few seconds, and whoever asks by node is told.
                 if shared.nodes().failing.is_none() {
                     tracing::warn!(error = chain(&error), "the watch over nodes broke, trying again");
                 }

@@ -10,7 +10,8 @@ use regex::Regex;
 use super::cloud::{InstanceId, Region};
 use super::time::is_fresh;
 
-/// Age up to which a failure of the watch counts: above the longest back-off between two tries (30 s).
+/// Age up to which a failure of the watch counts: longer than a try of it and the longest rest between two. The watch's own
+/// room asserts it.
 pub const FAILURE_AGE_MAX: Duration = Duration::from_secs(45);
 
 /// A node.
