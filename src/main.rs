@@ -187,7 +187,7 @@ async fn run(args: ControllerArgs) -> Outcome {
         ));
         let won = candidate.until_leads(&stop).await;
         listening.abort();
-        let Some(won) = won else {
+        let Some(won) = won? else {
             served.cancel();
             server.await?;
             return Ok(());

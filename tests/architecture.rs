@@ -151,6 +151,7 @@ const ROOMS: [Room; 8] = [
             "jiff",
             "russh",
             "rustls",
+            "socket2",
             "tokio",
             "tokio_util",
             "futures",

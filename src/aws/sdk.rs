@@ -29,6 +29,11 @@ use super::{Cloud, Gate, PLACES_MAX, Pushed, Reply, TAGGED_INSTANCES_MAX, conver
 mod failures;
 use failures::failure_of;
 
+/// How long a connection may take. A first packet that is lost is sent again after 1 s, and after 3 s: what comes through then
+/// has two seconds for its answer and for TLS. And half of a push is left for the push.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const _: () = assert!(2 * CONNECT_TIMEOUT.as_secs() <= PUSH_TIMEOUT.as_secs());
+
 /// How we appear in CloudTrail's `userAgent`.
 const APP_NAME: &str = "instance-access";
 /// The most pages of one look-up. EC2 may send empty ones; it sends no hundred for 200 ids.
@@ -47,7 +52,7 @@ const LIVING_STATES: [&str; 4] = ["pending", "running", "stopping", "stopped"];
 /// How long calls may take, and how often look-ups are tried.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
-    /// To connect, TLS not included.
+    /// To connect: the name's look-up, TCP and TLS together.
     pub connect: Duration,
     /// One attempt of a look-up.
     pub lookup_attempt: Duration,
@@ -62,8 +67,7 @@ pub struct CallLimits {
 impl Default for CallLimits {
     fn default() -> Self {
         Self {
-            // A packet lost on the way is sent again after 1 s and 3 s.
-            connect: Duration::from_millis(3100),
+            connect: CONNECT_TIMEOUT,
             // EC2 answers in half a second; twice that many seconds means it will not.
             lookup_attempt: Duration::from_secs(8),
             lookup: Duration::from_secs(20),

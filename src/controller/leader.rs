@@ -115,10 +115,14 @@ impl Candidate {
     }
 
     /// Waits until this process leads. None, if it was stopped before.
-    pub async fn until_leads(&mut self, stop: &CancellationToken) -> Option<Won> {
+    ///
+    /// # Errors
+    /// Why it never will: it took the lease, and stood still until that was too long ago to lead by. Whoever calls ends, and
+    /// the process that is started next stands for election with nothing in its hands.
+    pub async fn until_leads(&mut self, stop: &CancellationToken) -> Result<Option<Won>, Loss> {
         let mut told = None;
         loop {
-            let wait = self.step().await.unwrap_or(self.timeout);
+            let wait = self.step().await?;
             let (leads, holder) = {
                 let (now, mut election) = (self.watch.now(), self.watch.election());
                 (election.leads(now), election.holder().map(str::to_owned))
@@ -126,14 +130,14 @@ impl Candidate {
             if leads {
                 tracing::info!(lease = self.name, "leads");
                 let election = self.watch.election();
-                return Some(Won { term: election.transitions(), head: election.head().cloned() });
+                return Ok(Some(Won { term: election.transitions(), head: election.head().cloned() }));
             }
             if told.as_ref() != Some(&holder) {
                 tracing::info!(lease = self.name, leader = holder.as_deref().unwrap_or("nobody yet"), "stands by");
                 told = Some(holder);
             }
             tokio::select! {
-                () = stop.cancelled() => return None,
+                () = stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -258,5 +262,84 @@ impl Candidate {
             Err(kube::Error::Api(status)) if status.code == 404 && wanted.version.is_some() => Ok(Written::Stale),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::extract::State;
+    use axum::http::Method;
+    use jiff::{SignedDuration, Timestamp};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(9);
+    /// Longer than any step that a candidate takes, on paused time.
+    const SOON: Duration = Duration::from_secs(60);
+
+    /// An API server with a Lease that was given back. Before a candidate reads what came of its write, time passes.
+    struct ApiServer {
+        lease: Mutex<Value>,
+        now: Mutex<Timestamp>,
+        pause: SignedDuration,
+    }
+
+    async fn answer(State(api): State<Arc<ApiServer>>, method: Method, body: String) -> String {
+        let mut lease = api.lease.lock().unwrap();
+        if method == Method::PUT {
+            *lease = serde_json::from_str(&body).unwrap();
+            lease["metadata"]["resourceVersion"] = "8".into();
+            *api.now.lock().unwrap() += api.pause;
+        }
+        lease.to_string()
+    }
+
+    /// What becomes of a candidate that stands still for so many seconds while it takes the lease over.
+    async fn outcome(pause: i64) -> Result<Option<Won>, Loss> {
+        let lease = json!({
+            "metadata": {"name": "controller", "resourceVersion": "7"},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": LEASE.as_secs(), "leaseTransitions": 2,
+                "acquireTime": "2026-03-01T09:00:00.000000Z"},
+        });
+        let api = Arc::new(ApiServer {
+            lease: Mutex::new(lease),
+            now: Mutex::new("2026-03-01T10:00:00Z".parse().unwrap()),
+            pause: SignedDuration::from_secs(pause),
+        });
+        let client = Client::new(Router::new().fallback(answer).with_state(Arc::clone(&api)), "default");
+        let clock: Clock = {
+            let api = Arc::clone(&api);
+            Arc::new(move || *api.now.lock().unwrap())
+        };
+        let terms = Terms { identity: "a".to_owned(), lease: LEASE };
+        let mut candidate = Candidate::new(client, "default", "controller", terms, clock, Arc::new(|| None));
+        let stop = CancellationToken::new();
+        let outcome = tokio::time::timeout(SOON, candidate.until_leads(&stop)).await;
+        assert_eq!(api.lease.lock().unwrap()["spec"]["holderIdentity"], "a", "it took the lease over");
+        outcome.expect("it stands by, although it can never lead")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_candidate_that_stands_still_while_it_takes_over_ends_as_a_leader_does_that_is_late() {
+        let won = Ok(Some(Won { term: 3, head: None }));
+        for (pause, expected) in [(0, won.clone()), (5, won), (6, Err(Loss::Late)), (600, Err(Loss::Late))] {
+            assert_eq!(outcome(pause).await, expected, "after {pause} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_candidate_that_cannot_ask_waits_until_it_is_told_to_stop() {
+        let unreachable = Router::new().fallback(|| async { axum::http::StatusCode::SERVICE_UNAVAILABLE });
+        let terms = Terms { identity: "a".to_owned(), lease: LEASE };
+        let clock: Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
+        let client = Client::new(unreachable, "default");
+        let mut candidate = Candidate::new(client, "default", "controller", terms, clock, Arc::new(|| None));
+        let stop = CancellationToken::new();
+        let waits = tokio::time::timeout(SOON, candidate.until_leads(&stop)).await;
+        assert!(waits.is_err(), "an API server that is away for a while is no loss: {waits:?}");
+        stop.cancel();
+        assert_eq!(candidate.until_leads(&stop).await, Ok(None));
     }
 }

@@ -129,8 +129,10 @@ impl LeaseRecord {
 /// Why a process does not lead any more. It never will again: it ends, and the next one begins with nothing in its hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Loss {
-    /// No renewal came through in time.
-    #[error("the lease could not be renewed in time; is the API server slow, or out of reach?")]
+    /// No renewal came through in time, or this process stood still and could not send one.
+    #[error(
+        "the lease could not be renewed in time; is the API server slow or out of reach, or did this process stand still?"
+    )]
     Late,
     /// Somebody else has it, or deleted it.
     #[error("the lease is not ours any more: another process took it, or somebody changed it")]

@@ -33,6 +33,7 @@ mod stream;
 mod watch;
 
 use std::borrow::Cow;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ use kube::Client;
 use russh::keys::{Algorithm, HashAlg};
 use russh::{MethodKind, MethodSet, SshId, cipher, compression, kex, mac};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -67,8 +68,18 @@ use watch::Contact;
 const OFFERS_MAX: usize = 60;
 /// How long each of them takes at least: half a minute of guessing is sixty keys, and an agent's twenty are two seconds.
 const OFFER_TIME: Duration = Duration::from_millis(100);
-/// How often a client is asked for a sign of life, and how often in vain: a dead one is noticed after two minutes.
+/// How often a client is asked for a sign of life, and how often in vain: a dead one is noticed after two minutes, if there
+/// is nothing else to be sent to it.
 const KEEPALIVE: (Duration, usize) = (Duration::from_secs(30), 3);
+/// How long a client may take nothing of what is sent to it: as long as it may be silent.
+///
+/// While bytes wait for a client russh waits with them, and looks at no keepalive: who loses the network during a copy would
+/// be held until TCP gives up, after a quarter of an hour. Linux counts from the last byte that was acknowledged, or from the
+/// last at which the client's window was open. A slow client moves either. An SSH client reads on while whoever it works for
+/// does not, as a pager does, for a channel has a window of its own; one that stops reading is one that is suspended, and
+/// answers no keepalive either. Source: tcp(7), TCP_USER_TIMEOUT; Linux, `tcp_probe_timer`.
+const UNTAKEN_MAX: Duration = Duration::from_secs(120);
+const _: () = assert!(UNTAKEN_MAX.as_secs() == KEEPALIVE.0.as_secs() * (KEEPALIVE.1 as u64 + 1));
 /// Bytes of a channel that a client may send before it is told to go on; OpenSSH's own.
 const WINDOW_BYTES: u32 = 2 << 20;
 /// Packets of a channel that wait for a slow instance, 32 KiB each at most; then the client's connection waits. With 16 the
@@ -280,9 +291,8 @@ impl Gateway {
 
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     loop {
-        let (socket, peer) = match listener.accept().await {
-            // One that listens on [::] sees IPv4 in IPv6's coat.
-            Ok((socket, peer)) => (socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
+        let (socket, peer) = match take(listener).await {
+            Ok(taken) => taken,
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -298,9 +308,30 @@ async fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
             shared.metrics.count_connection("too_many_logins");
             continue;
         };
-        let _ = socket.set_nodelay(true); // a socket that takes no options is one that is gone
         shared.tasks.spawn(serve(Arc::clone(shared), socket, peer, connection, login));
     }
+}
+
+/// Takes the next connection, which waits for nobody and is not waited for without end.
+async fn take(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = listener.accept().await?;
+    // A socket that takes no options is one that is gone.
+    let _ = socket.set_nodelay(true);
+    let _ = give_up_after(&socket, UNTAKEN_MAX);
+    // One that listens on [::] sees IPv4 in IPv6's coat.
+    Ok((socket, SocketAddr::new(peer.ip().to_canonical(), peer.port())))
+}
+
+/// Has a connection fail whose peer takes nothing of what is sent to it for so long.
+#[cfg(target_os = "linux")]
+fn give_up_after(socket: &TcpStream, untaken_max: Duration) -> io::Result<()> {
+    socket2::SockRef::from(socket).set_tcp_user_timeout(Some(untaken_max))
+}
+
+/// Elsewhere TCP alone decides.
+#[cfg(not(target_os = "linux"))]
+fn give_up_after(_: &TcpStream, _: Duration) -> io::Result<()> {
+    Ok(())
 }
 
 async fn serve(
@@ -359,11 +390,79 @@ fn ssh_config(host_keys: &HostKeys) -> russh::server::Config {
         window_size: WINDOW_BYTES,
         channel_buffer_size: PACKETS_WAITING_MAX,
         event_buffer_size: PACKETS_UNSENT_MAX,
-        // The keepalives tell who is dead. Who idles in an open shell is not.
+        // The keepalives tell who is dead, or the socket (`UNTAKEN_MAX`). Who idles in an open shell is not.
         inactivity_timeout: None,
         keepalive_interval: Some(KEEPALIVE.0),
         keepalive_max: KEEPALIVE.1,
         nodelay: true,
         ..russh::server::Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// In place of [`UNTAKEN_MAX`]: the kernel has no paused time.
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    /// A client, and the gateway's end of its connection.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, peer) = take(&listener).await.unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        (client, socket)
+    }
+
+    /// Reads a little at a time for longer than the patience. Returns what came of it, and the longest gap between two reads.
+    async fn read_slowly(client: &mut TcpStream) -> (io::Result<()>, Duration) {
+        let (mut buffer, mut gap_max) = (vec![0; 128 << 10], Duration::ZERO);
+        let begin = Instant::now();
+        let mut last = begin;
+        while begin.elapsed() < 2 * PATIENCE {
+            let read = client.read_exact(&mut buffer).await;
+            gap_max = gap_max.max(last.elapsed());
+            last = Instant::now();
+            if let Err(error) = read {
+                return (Err(error), gap_max);
+            }
+            tokio::time::sleep(PATIENCE / 30).await; // it is slow: that is the test
+        }
+        (Ok(()), gap_max)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_a_copy_is_given_up_and_a_slow_one_is_not() {
+        for _ in 0..10 {
+            let (mut client, mut socket) = connected().await;
+            let set = socket2::SockRef::from(&socket).tcp_user_timeout().unwrap();
+            assert_eq!(set, Some(UNTAKEN_MAX), "of a connection that was taken");
+            give_up_after(&socket, PATIENCE).unwrap();
+            let copying = tokio::spawn(async move {
+                loop {
+                    if let Err(error) = socket.write_all(&[0; 32 << 10]).await {
+                        return error;
+                    }
+                }
+            });
+            let (read, gap_max) = read_slowly(&mut client).await;
+            // Slower than it was meant to be, by a machine that stood still: that says nothing.
+            if gap_max > PATIENCE / 2 {
+                continue;
+            }
+            read.unwrap();
+            assert!(!copying.is_finished(), "a slow client was given up");
+            let ended = tokio::time::timeout(20 * PATIENCE, copying).await;
+            let error = ended.expect("a client that takes nothing is waited for").unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            return;
+        }
+        panic!("the machine stood still ten times");
     }
 }

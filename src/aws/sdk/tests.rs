@@ -89,12 +89,16 @@ const LIMITS: CallLimits = CallLimits {
 /// A configuration as a profile gives it, endpoints of services included: the same path as the variables take.
 ///
 /// In a profile this SDK spells the service with hyphens, where AWS's other tools want `ec2_instance_connect`.
-#[expect(deprecated, reason = "the name that is not deprecated would be one more dependency")]
 fn loader(port: u16) -> aws_config::ConfigLoader {
+    loader_of("http", port)
+}
+
+#[expect(deprecated, reason = "the name that is not deprecated would be one more dependency")]
+fn loader_of(scheme: &str, port: u16) -> aws_config::ConfigLoader {
     let profile = format!(
         "[default]\nregion = us-west-2\naws_access_key_id = AKIDEXAMPLE\naws_secret_access_key = example\n\
-         services = lab\n[services lab]\nec2 =\n  endpoint_url = http://127.0.0.1:{port}/ec2\n\
-         ec2-instance-connect =\n  endpoint_url = http://127.0.0.1:{port}/eic\n"
+         services = lab\n[services lab]\nec2 =\n  endpoint_url = {scheme}://127.0.0.1:{port}/ec2\n\
+         ec2-instance-connect =\n  endpoint_url = {scheme}://127.0.0.1:{port}/eic\n"
     );
     let files = ProfileFiles::builder().with_contents(ProfileFileKind::Config, profile).build();
     aws_config::defaults(BehaviorVersion::latest()).profile_files(files).profile_name("default")
@@ -376,6 +380,20 @@ async fn a_look_up_is_tried_again_after_a_passing_fault_and_not_after_a_refusal(
     let server = server([ec2_error(403, "UnauthorizedOperation", "no"), page(INSTANCE, "")]).await;
     cloud(server.port, twice).await.describe_by_ids(&place(), &[id(1)]).await.unwrap_err();
     assert_eq!(server.paths().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_when_tls_begins_costs_a_connection_and_not_a_whole_call() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let patient = Duration::from_secs(60);
+    let limits = CallLimits { lookup_attempt: patient, lookup: patient, push: patient, ..LIMITS };
+    let cloud = SdkCloud::new(loader_of("https", port).load().await, limits);
+    let began = Instant::now();
+    let looked = cloud.describe_by_ids(&place(), &[id(1)]).await.unwrap_err();
+    let pushed = cloud.send_ssh_public_key(&push(1), open()).await.unwrap_err();
+    assert!(began.elapsed() < patient / 2, "{:?}: {looked}, {pushed}", began.elapsed());
+    assert_eq!((looked.class, pushed.class), (FailureClass::Retry, FailureClass::Retry), "{looked}, {pushed}");
 }
 
 #[tokio::test]
