@@ -15,7 +15,7 @@ use crate::request::Request;
 use crate::stand::BOUND;
 
 /// How often a machine may be too slow for a login, one time after the other.
-const TRIES_MAX: usize = 4;
+pub const TRIES_MAX: usize = 4;
 
 /// A configuration and a key, for one gateway.
 pub struct Client<'a> {
@@ -81,7 +81,16 @@ impl<'a> Client<'a> {
 
     /// Logs in, and stays until it is cut; returns when the shell answers.
     pub async fn stays(&self, host: &str) -> Live {
-        for number in 1..=TRIES_MAX {
+        self.may_stay(host).await.unwrap_or_else(|said| panic!("{host}: no shell: {said}"))
+    }
+
+    /// The same, if it is let in.
+    ///
+    /// # Errors
+    /// What the terminal shows, once that is no reason to try again, or was one too often.
+    pub async fn may_stay(&self, host: &str) -> Result<Live, String> {
+        let mut tries = 0;
+        loop {
             let begin = Timestamp::now();
             let mut command = self.ssh();
             command.arg(host).arg("echo in; cat");
@@ -93,20 +102,23 @@ impl<'a> Client<'a> {
             let mut line = String::new();
             tokio::time::timeout(BOUND, out.read_line(&mut line)).await.expect("a shell in time").unwrap();
             if line == "in\n" {
-                return Live { child, stdin, out };
+                return Ok(Live { child, stdin, out });
             }
             let mut said = String::new();
             child.stderr.take().expect("it is piped").read_to_string(&mut said).await.unwrap();
-            assert!(is_worth_another_try(begin, &said).await, "{host}, try {number}: no shell: {line:?} {said}");
-            eprintln!("{host}, try {number}: {}", said.trim());
+            tries += 1;
+            let shown = format!("{host}, try {tries}: {line}{}", said.trim());
+            if tries == TRIES_MAX || !is_worth_another_try(begin, &said).await {
+                return Err(shown);
+            }
+            eprintln!("{shown}");
         }
-        panic!("{host}: no shell in {TRIES_MAX} tries");
     }
 }
 
 /// Whether the gateway says to try again, after a machine that took seconds away from it: so long it waits for no answer of
 /// the API server's. On a machine that did not, it must let in who comes.
-async fn is_worth_another_try(begin: Timestamp, said: &str) -> bool {
+pub async fn is_worth_another_try(begin: Timestamp, said: &str) -> bool {
     said.contains("try again") && pace::stolen(begin, Timestamp::now()).await > 2.0
 }
 

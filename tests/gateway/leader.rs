@@ -14,8 +14,8 @@ use crate::stand::{BOUND, Stand};
 
 /// What the controllers and their gateways are told.
 const LEASE: [&str; 2] = ["--lease", "instance-access/controller"];
-/// Longer than a login takes on a busy machine.
-const LEASE_SECONDS: [&str; 2] = ["--lease-seconds", "30"];
+/// Longer than a login takes on a busy machine, once its leader is dead.
+const LEASE_SECONDS: [&str; 2] = ["--lease-seconds", "60"];
 const RIGHTS: [&str; 2] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/examples/lease-rbac.yaml"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway-lease-rbac.yaml"),

@@ -29,6 +29,14 @@ const TAKE_OVER_LATE_MAX: f64 = 5.0;
 /// How much longer than a lease a take-over may take: whoever stands by looks at it twice a second, so it sees the last renewal
 /// half a second late, and as late again that the lease has run out; and a renewal may be under way to the API server.
 const TAKE_OVER_MAX: f64 = 3.0;
+/// How long after a leader was told to stop the next one leads. It gives the lease back within a tenth of a second, and whoever
+/// stands by looks at it twice in one.
+const HAND_OVER_MAX: f64 = 1.0;
+/// How long after that the new leader has pushed a key and stored an end that was due, and after the lease of one that was
+/// killed: seen, at most 0.7 s longer than the lease on an idle machine, from the kill on.
+const AT_WORK_MAX: f64 = 1.0;
+/// How late whoever stands by may see a renewal.
+const LOOK: SignedDuration = SignedDuration::from_millis(500);
 /// How long a push or a write may be on its way: what left just before the lease was lost arrives just after.
 const ON_THE_WAY: f64 = 1.0;
 /// How soon after a take-over the new leader is to push what was left to push: the longest gap between two tries, and some.
@@ -56,6 +64,15 @@ pub struct Past<'a> {
     pushes: Vec<Entry>,
     /// What the API server wrote down.
     audit: Vec<Value>,
+}
+
+/// What came of a fault, by whoever took over.
+pub struct FailOver {
+    pub lead_time: Timestamp,
+    /// Its first push.
+    pub push_time: Option<Timestamp>,
+    /// When it stored the first of the ends that were due when it took over.
+    pub end_time: Option<Timestamp>,
 }
 
 /// A write of a status, by the API server's clock.
@@ -89,6 +106,11 @@ impl<'a> Past<'a> {
         Some((&self.terms[at], self.terms.get(at + 1)))
     }
 
+    /// The term that a fault ended.
+    fn term_of(&self, fault: &Fault) -> anyhow::Result<&Term> {
+        self.terms.iter().find(|term| term.transitions == fault.transitions).context("a leader")
+    }
+
     fn term_after(&self, fault: &Fault) -> anyhow::Result<&Term> {
         let next = self.terms.iter().find(|term| term.transitions > fault.transitions);
         next.with_context(|| format!("nobody led after {fault:?}"))
@@ -110,23 +132,48 @@ impl<'a> Past<'a> {
                 let half = (self.lease / 2).as_secs_f64();
                 ensure!(lived < half, "nothing was done to {pair:?}, who had {lived:.1} s to renew the lease");
             }
-            // One that was given back was renewed a sixth of its length before, at most. By the clocks of those who wrote it.
-            let (enough, held) = match pair[0].release_time {
-                Some(_) => (SignedDuration::ZERO, self.lease / 6),
-                None => (self.lease, self.lease),
-            };
-            ensure!(next >= last + enough, "taken over {} after the last renewal: {pair:?}", next - last);
-            // And whoever waits out one that was given back does so by the clock.
-            let rest = (self.lease - held).as_secs_f64();
-            let late_max = match pair[0].release_time {
-                Some(_) => LateMax::new(TAKE_OVER_MAX.min(rest / 3.0), rest),
-                None => TAKE_OVER_MAX.into(),
-            };
-            pace::soon(&format!("the take-over of {pair:?}"), last + held, next, late_max).await?;
+            if pair[0].release_time.is_some() {
+                // How soon it was followed is judged below.
+                let is_told = |it: &Fault| it.what == "SIGTERM" && it.transitions == pair[0].transitions;
+                ensure!(self.faults.iter().any(is_told), "given back, and nobody had said to stop: {pair:?}");
+            } else {
+                // By the clocks of those who wrote it.
+                ensure!(next >= last + self.lease, "taken over {} after the last renewal: {pair:?}", next - last);
+                pace::soon(&format!("the take-over of {pair:?}"), last + self.lease, next, TAKE_OVER_MAX).await?;
+            }
         }
         for fault in self.faults.iter().filter(|fault| fault.what == "SIGTERM") {
-            let told = self.terms.iter().find(|term| term.transitions == fault.transitions).context("a leader")?;
+            let (told, next) = (self.term_of(fault)?, self.term_after(fault)?);
             ensure!(told.release_time.is_some(), "who was told to stop did not give the lease back: {told:?}");
+            // Whoever waits out the lease does so by the clock. It was renewed a sixth of its length before, at most.
+            let late_max = LateMax::new(HAND_OVER_MAX, (self.lease - self.lease / 6).as_secs_f64());
+            pace::in_time("the hand-over", fault.time, next.acquire_time, late_max).await?;
+        }
+        Ok(())
+    }
+
+    /// Who was killed is followed within a second of its lease, and who was told to stop within two: by a leader that has
+    /// pushed a key, and stored an end that was due.
+    pub async fn whoever_followed_was_soon_at_work(&self) -> anyhow::Result<()> {
+        for fault in &self.faults {
+            let (since, late_max) = match fault.what {
+                // A renewal just before counts from when it was seen.
+                "kill -9" => {
+                    let seen_time = self.term_of(fault)?.renew_time + LOOK;
+                    (fault.time.max(seen_time) + self.lease, AT_WORK_MAX)
+                }
+                "SIGTERM" => (fault.time, HAND_OVER_MAX + AT_WORK_MAX),
+                _ => continue,
+            };
+            let FailOver { push_time, end_time, .. } = self.fail_over(fault)?;
+            // Less by the clock than a lease that is waited out once more.
+            let late_max = LateMax::new(late_max, self.lease.as_secs_f64());
+            let what = |what| format!("the next {what} after {}, from when it was due", fault.what);
+            let push_time = push_time.with_context(|| format!("no push after {fault:?}"))?;
+            pace::soon(&what("push"), since, push_time, late_max).await?;
+            if let Some(end_time) = end_time {
+                pace::soon(&what("end"), since, end_time, late_max).await?;
+            }
         }
         Ok(())
     }
@@ -285,14 +332,12 @@ impl<'a> Past<'a> {
         Ok(self.cluster.watch.names().len())
     }
 
-    /// From a fault to the next push and the next end in status by whoever took over, in seconds.
-    pub fn fail_over(&self, fault: &Fault) -> anyhow::Result<(f64, Option<f64>, Option<f64>)> {
+    /// When somebody took over after a fault, and was at work.
+    pub fn fail_over(&self, fault: &Fault) -> anyhow::Result<FailOver> {
         let next = self.term_after(fault)?;
-        let since = |moment: Timestamp| moment.duration_since(fault.time).as_secs_f64();
         let mut pushes = self.pushes_of(&self.cluster.controllers);
         let push = pushes.find(|push| push.time >= next.acquire_time && push.outcome.took_effect());
-        // Of those that were due by then.
-        let mut end: Option<Timestamp> = None;
+        let mut end_time: Option<Timestamp> = None;
         for name in self.cluster.watch.names() {
             let expiration = expiration(&self.cluster.watch.newest(&name));
             if expiration.is_none_or(|expiration| expiration > next.acquire_time) {
@@ -300,9 +345,9 @@ impl<'a> Past<'a> {
             }
             let stored = self.end_of(&name)?.map(|written| written.stored_time);
             let by_next = stored.filter(|stored| *stored >= next.acquire_time);
-            end = end.into_iter().chain(by_next).min();
+            end_time = end_time.into_iter().chain(by_next).min();
         }
-        Ok((since(next.acquire_time), push.map(|push| since(push.time)), end.map(since)))
+        Ok(FailOver { lead_time: next.acquire_time, push_time: push.map(|push| push.time), end_time })
     }
 
     /// What the API server wrote down: no status was written by a controller that did not lead.

@@ -54,7 +54,7 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::json;
 
 use cluster::{BOUND, Cluster, TEAM, kubectl};
-use findings::{Fault, Past};
+use findings::{FailOver, Fault, Past};
 use link::Way;
 use people::{Live, Request, machine};
 use pod::Pod;
@@ -534,17 +534,16 @@ impl Day {
         let past = Past::new(&self.cluster, self.faults.clone())?;
         let mut said = Vec::new();
         for fault in &past.faults {
-            let (lead, push, end) = past.fail_over(fault)?;
-            let of = |seconds: Option<f64>| seconds.map_or("none due".to_owned(), |it| format!("{it:.1} s"));
-            said.push(format!(
-                "{}: next leader after {lead:.1} s, next push {}, next end in status {}",
-                fault.what,
-                of(push),
-                of(end)
-            ));
+            let FailOver { lead_time, push_time, end_time } = past.fail_over(fault)?;
+            let after = |time: Option<Timestamp>| {
+                time.map_or("none due".to_owned(), |time| format!("{:.1} s", seconds(fault.time, time)))
+            };
+            let (lead, push, end) = (after(Some(lead_time)), after(push_time), after(end_time));
+            said.push(format!("{}: next leader after {lead}, next push {push}, next end in status {end}", fault.what));
         }
         let verdict = async {
             past.terms_follow_one_another().await?;
+            past.whoever_followed_was_soon_at_work().await?;
             let pushes = past.nobody_pushed_who_was_deposed().await?;
             said.push(format!("{pushes} pushes by controllers, each by the one that led"));
             past.no_key_outlived_its_grant()?;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use kube::api::PostParams;
 use lab::ssh::{self, KeyPair, Output};
 use lab::standin::Instance;
-use lab::{Lab, poll};
+use lab::{Lab, pace, poll};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -18,6 +18,9 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::cluster::{BOUND, Cluster, GATEWAY, TEAM, known_hosts, kubectl_with};
 use crate::objects::text;
 use crate::watch::{client, requests, shown};
+
+/// How often a machine may be too slow for a login, one time after the other.
+const TRIES_MAX: usize = 4;
 
 /// A request that was made, with a key and an instance of its own.
 pub struct Request {
@@ -131,11 +134,20 @@ impl Cluster {
         ssh::run(self.ssh(request, gateway)?.args([&request.instance_id, "id -un"])).await
     }
 
-    /// Logs in, which must work.
+    /// Logs in, which must work: unless the gateway says to try again after a machine that took seconds away from it, so long
+    /// as it waits for the API server's word on a key that it delivers.
     pub async fn gets_in(&self, request: &Request, gateway: std::net::SocketAddr) -> anyhow::Result<()> {
-        let shell = self.login(request, gateway).await?;
-        ensure!(shell.success() && shell.stdout == "ec2-user\n", "{} by {gateway}: {shell:?}", request.name);
-        Ok(())
+        for number in 1..=TRIES_MAX {
+            let begin = Timestamp::now();
+            let shell = self.login(request, gateway).await?;
+            if shell.success() && shell.stdout == "ec2-user\n" {
+                return Ok(());
+            }
+            let may_try = shell.stderr.contains("try again") && pace::stolen(begin, Timestamp::now()).await > 2.0;
+            ensure!(may_try, "{} by {gateway}, try {number}: {shell:?}", request.name);
+            eprintln!("{} by {gateway}, try {number}: {}", request.name, shell.stderr.trim());
+        }
+        anyhow::bail!("{} by {gateway}: no shell in {TRIES_MAX} tries", request.name)
     }
 
     /// Logs in, and stays until it is cut.
