@@ -26,7 +26,6 @@ mod standby;
 mod timers;
 mod turn;
 mod watch;
-mod watched;
 mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};
