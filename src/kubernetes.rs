@@ -1,5 +1,7 @@
 //! How the API server is reached, and whether it still has the history that it told.
 
+pub mod watched;
+
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -14,6 +14,7 @@ mod api {
     mod identity;
     mod immutable;
     mod ledger;
+    mod padding;
     mod schema;
     mod sessions;
     mod stands;

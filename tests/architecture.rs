@@ -36,7 +36,7 @@ const NO_WORLD: [(&str, &str); 7] = [
     ("println!", "return the text; a log line belongs into the controller"),
 ];
 
-const ROOMS: [Room; 8] = [
+const ROOMS: [Room; 9] = [
     Room {
         name: "api",
         crates: &["serde", "serde_json", "serde_yaml", "schemars", "kube", "k8s_openapi"],
@@ -165,6 +165,13 @@ const ROOMS: [Room; 8] = [
             ("to_socket_addrs", "no name is resolved here: dial what a DialPermit names"),
         ],
         instead: "ask domain::session who may what; the bytes of a session are nobody's to read",
+    },
+    Room {
+        name: "kubernetes",
+        crates: &["kube", "k8s_openapi", "serde", "serde_json"],
+        rooms: &["kubernetes"],
+        forbidden: &[],
+        instead: "what a watch tells is read for controller and gateway alike; what it means is theirs to ask",
     },
     Room {
         name: "traces",

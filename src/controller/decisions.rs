@@ -27,13 +27,13 @@ use crate::domain::approvals::{
 use crate::domain::lifecycle::is_over;
 use crate::domain::policy::PolicySet;
 use crate::domain::time::is_fresh;
+use crate::kubernetes::watched::Watched;
 use crate::telemetry::chain;
 
 use super::Shared;
 use super::contact::Watch;
 use super::turn::{wake, wake_all};
 use super::watch::config;
-use super::watched::Watched;
 
 /// The most decisions that wait for their requests. When full, further ones are dropped, and the list is read again.
 const ORPHANS_MAX: usize = 1024;

@@ -27,7 +27,6 @@ mod step;
 mod timers;
 mod turn;
 mod watch;
-mod watched;
 mod write;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -14,11 +14,11 @@ use kube::{Api, Client};
 use crate::api::InstanceAccess;
 use crate::clock::Clock;
 use crate::kubernetes::History;
+use crate::kubernetes::watched::Watched;
 use crate::telemetry::chain;
 
 use super::records::Records;
 use super::watch::config;
-use super::watched::Watched;
 
 /// Watches requests and remembers them, for as long as it is awaited.
 pub async fn remember(client: Client, records: Arc<Records>, clock: Clock) {

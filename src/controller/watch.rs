@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{InstanceAccess, LIVE};
 use crate::domain::sight::Sight;
 use crate::kubernetes::pages;
+use crate::kubernetes::watched::Watched;
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -28,7 +29,6 @@ use super::contact::Watch;
 use super::effects::stop_push;
 use super::slots::{Seen, Uid, prune};
 use super::turn::{read_again, set_gone, wake};
-use super::watched::Watched;
 
 /// How all watches are made.
 pub use crate::kubernetes::watch_config as config;

@@ -13,13 +13,14 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use kube::Api;
 use kube::api::ListParams;
-use kube::core::{DeserializeGuard, PartialObjectMeta, Resource};
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 
 use crate::api::InstanceAccess;
 use crate::domain::hearing::Failing;
 use crate::domain::session::{fading, standing};
 use crate::domain::time::is_fresh;
+use crate::kubernetes::watched::Watched;
 use crate::kubernetes::{History, watch_config};
 use crate::telemetry::chain;
 
@@ -108,7 +109,7 @@ impl Contact {
 
 /// Takes in what happens to requests, for as long as it is awaited.
 pub async fn watch_requests(shared: Arc<Shared>) {
-    let api: Api<DeserializeGuard<InstanceAccess>> = Api::all(shared.client.clone());
+    let api: Api<Watched<InstanceAccess>> = Api::all(shared.client.clone());
     let mut stream = std::pin::pin!(shared.contact.history.watch(api, watch_config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: HashSet<Uid> = HashSet::new();
@@ -120,7 +121,7 @@ pub async fn watch_requests(shared: Arc<Shared>) {
                 shared.contact.watch_lists();
             }
             Ok(Event::InitApply(object)) => {
-                if let Some(uid) = see(&shared, object, now) {
+                if let Some(uid) = see(&shared, &object, now) {
                     listed.insert(uid);
                 }
             }
@@ -131,11 +132,11 @@ pub async fn watch_requests(shared: Arc<Shared>) {
                 shared.contact.listed.store(true, Ordering::Release);
             }
             Ok(Event::Apply(object)) => {
-                see(&shared, object, now);
+                see(&shared, &object, now);
                 shared.contact.watch_heard(now);
             }
             Ok(Event::Delete(object)) => {
-                if let Some(uid) = &object.meta().uid {
+                if let Some(uid) = &object.metadata.uid {
                     shared.grants.gone(uid, now);
                     shared.reporter.gone(uid);
                 }
@@ -151,10 +152,10 @@ pub async fn watch_requests(shared: Arc<Shared>) {
     }
 }
 
-fn see(shared: &Shared, object: DeserializeGuard<InstanceAccess>, now: Timestamp) -> Option<Uid> {
-    let uid: Uid = object.meta().uid.as_deref()?.into();
-    let is_deleted = object.meta().deletion_timestamp.is_some();
-    match object.0 {
+fn see(shared: &Shared, object: &Watched<InstanceAccess>, now: Timestamp) -> Option<Uid> {
+    let uid: Uid = object.metadata.uid.as_deref()?.into();
+    let is_deleted = object.metadata.deletion_timestamp.is_some();
+    match object.decode() {
         Ok(request) => {
             shared.grants.see(&uid, standing(&request), now);
             if let Some(fading) = fading(now, &request) {

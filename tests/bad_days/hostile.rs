@@ -9,7 +9,7 @@ use crate::stand::{Ask, Day, Outcome, SOON, apply, is, reason, shared, shown};
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
         three_hundred_junk_requests_do_not_delay_another_persons_grant,
-        huge_labels_and_annotations_change_nothing,
+        a_request_that_is_padded_as_far_as_it_can_be_is_granted_and_revoked,
         a_start_in_the_year_9998_waits_and_harms_nobody,
         a_time_that_we_could_not_read_is_refused_at_the_door,
         names_of_the_greatest_length_are_served,
@@ -50,20 +50,50 @@ async fn three_hundred_junk_requests_do_not_delay_another_persons_grant() -> Out
     Ok(())
 }
 
-async fn huge_labels_and_annotations_change_nothing() -> Outcome {
+async fn a_request_that_is_padded_as_far_as_it_can_be_is_granted_and_revoked() -> Outcome {
     let stand = shared().await?;
     let id = stand.running();
-    let pair = |number: usize| (format!("{number:063}"), json!("v".repeat(63)));
-    let labels: serde_json::Map<String, Value> = (0..1000).map(pair).collect();
+    let pair = |number: usize| (format!("{}/{number:063}", "d".repeat(60)), json!("v".repeat(63)));
+    let labels = |count: usize| Value::Object((0..count).map(pair).collect());
     let ask = Ask::new("huge")
         .instance(&id)
-        .with_metadata("labels", Value::Object(labels))
-        .with_metadata("annotations", json!({"example.com/novel": "n".repeat(200_000)}));
+        .with_metadata("labels", labels(32))
+        .with_metadata("annotations", json!({"example.com/novel": "\u{1}".repeat(32_000)}));
     stand.ask(ask).await?;
     let object = stand.until_granted("huge").await?;
-    anyhow::ensure!(object.metadata.labels.as_ref().is_some_and(|labels| labels.len() == 1000), "labels were lost");
+    anyhow::ensure!(object.metadata.labels.as_ref().is_some_and(|labels| labels.len() == 32), "labels were lost");
     let record = stand.controller.records(&object);
     anyhow::ensure!(record.iter().all(|record| record.to_string().len() < 10_000), "the trail swallowed the novel");
+
+    // Then by all that Kubernetes does not bound, until hardly a byte is left of what etcd stores.
+    let pad =
+        async |field: &str, value: Value| match stand.merge("alice", "huge", json!({"metadata": {field: value}})).await
+        {
+            Ok(_) => anyhow::bail!("metadata.{field} was let in"),
+            Err(error) => {
+                anyhow::ensure!(format!("{error:#}").contains(&format!("metadata.{field} ")), "{field}: {error:#}");
+                Ok(())
+            }
+        };
+    pad("labels", labels(4000)).await?;
+    pad("generateName", json!("g".repeat(1_000_000))).await?;
+    pad("finalizers", (0..4000).map(|number| format!("example.com/{number}")).collect()).await?;
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "n".repeat(1_000_000), "uid": "u"});
+    pad("ownerReferences", json!([owner])).await?;
+    let owned: serde_json::Map<_, _> = (0..1000).map(|n| (format!("f:{n:01000}"), json!({}))).collect();
+    let entry = json!({
+        "manager": "mallory",
+        "operation": "Apply",
+        "apiVersion": "instanceaccess.dev/v1alpha1",
+        "time": "2026-03-01T08:00:00Z",
+        "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:metadata": {"f:labels": owned}},
+    });
+    pad("managedFields", json!([entry])).await?;
+
+    let reason = "r".repeat(1024);
+    stand.merge("admin", "huge", json!({"spec": {"revoke": {"reason": reason}}})).await?;
+    stand.until("huge", "RevocationPending", &["spec.revoke was set: rrr"]).await?;
     Ok(())
 }
 

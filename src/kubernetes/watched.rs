@@ -1,11 +1,12 @@
 //! A request or a decision as a watch tells of it, of which no more is read than is wanted.
 //!
 //! Most of what a watch tells of requests are our own writes, coming back: who they are about, and in which version, is
-//! enough to know that. And one object that cannot be decoded must not stop the watch over all others.
+//! enough to know that. And one object that cannot be decoded must not stop the watch over all others; nor must many that
+//! are large take the memory: as text they are far smaller than decoded, and one is decoded at a time.
 
 use std::marker::PhantomData;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -15,7 +16,7 @@ use serde_json::value::RawValue;
 /// An object that was read as far as its identity.
 #[derive(Clone, Debug)]
 pub struct Watched<K> {
-    /// Name, namespace, uid and resourceVersion; nothing else.
+    /// Name, namespace, uid, resourceVersion and deletionTimestamp; nothing else.
     pub metadata: ObjectMeta,
     text: Box<RawValue>,
     kind: PhantomData<fn() -> K>,
@@ -43,8 +44,9 @@ impl<'de, K> Deserialize<'de> for Watched<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         let Head { metadata } = serde_json::from_str(text.get()).map_err(serde::de::Error::custom)?;
-        let Identity { name, namespace, uid, resource_version } = metadata;
-        let metadata = ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() };
+        let Identity { name, namespace, uid, resource_version, deletion_timestamp } = metadata;
+        let metadata =
+            ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, ..ObjectMeta::default() };
         Ok(Self { metadata, text, kind: PhantomData })
     }
 }
@@ -61,6 +63,7 @@ struct Identity {
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
+    deletion_timestamp: Option<Time>,
 }
 
 impl<K: Resource> Resource for Watched<K> {
@@ -122,11 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_decoded_still_says_who_it_is() {
+    fn one_that_cannot_be_decoded_still_says_who_it_is_and_that_it_goes() {
         let text = REQUEST.replace(r#""osUser":"ec2-user""#, r#""osUser":{"not":"a login"}"#);
         let watched: Watched<InstanceAccess> = serde_json::from_str(&text).unwrap();
         assert_eq!(watched.metadata.name.as_deref(), Some("a"));
-        assert!(watched.decode().is_err());
+        assert!(watched.decode().is_err() && watched.metadata.deletion_timestamp.is_none());
+        let text = text.replace(r#""generation":2"#, r#""deletionTimestamp":"2026-03-01T08:00:00Z""#);
+        let deleted: Watched<InstanceAccess> = serde_json::from_str(&text).unwrap();
+        assert!(deleted.decode().is_err() && deleted.metadata.deletion_timestamp.is_some());
         assert_eq!(watched.plain()["spec"]["osUser"]["not"], "a login");
     }
 
