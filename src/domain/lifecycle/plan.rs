@@ -131,6 +131,11 @@ impl Plan {
         }
     }
 
+    /// Whether its status may still leave: what it promises holds.
+    pub fn may_be_sent(&self, now: Timestamp) -> bool {
+        self.last_send_time.is_none_or(|last| now <= last)
+    }
+
     /// Whether its status takes access back, or says that it is over. That holds whatever others change in the request.
     pub fn is_end(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.grant.is_some() && status.revocation.is_some())

@@ -504,10 +504,11 @@ impl Life {
             }
         }
         plan.point_to(receipt);
+        let may_be_sent = plan.may_be_sent(self.now);
         if let Some(status) = plan.status {
             let before = self.view.as_ref().and_then(|view| view.status.as_ref()).and_then(|it| it.grant.clone());
             self.sight.stores(before.as_ref(), status.grant.as_ref());
-            if plan.last_send_time.is_some_and(|last| last < self.now) {
+            if !may_be_sent {
                 self.step_at_once("status: it waited for too long")?;
                 return Err(Stop::Failed);
             }
