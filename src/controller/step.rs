@@ -1,7 +1,7 @@
 //! One step of a turn: carries one plan out, records before writes, writes before pushes.
 //!
 //! What is still true is asked at the last moment, by the one closure `holds` of [`carry_out`]: before a status is sent, and
-//! before a key is.
+//! before a key is. An end is true whatever happens; of that, only its promise is asked about.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::api::{AuditPointer, ConditionType, InstanceAccess, InstanceAccessStatus};
 use crate::audit::Receipt;
 use crate::domain::condition::find;
-use crate::domain::lifecycle::{self, Effect, Plan};
+use crate::domain::lifecycle::{self, Effect, Lane, Plan};
 use crate::domain::record::Record;
 use crate::domain::time::since;
 use crate::telemetry::chain;
@@ -27,7 +27,12 @@ const AUDIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the record of an end, which goes on without it.
 const AUDIT_TIMEOUT_OF_AN_END: Duration = Duration::from_secs(1);
 const _: () = assert!(
-    AUDIT_TIMEOUT_OF_AN_END.as_secs() + WRITE_TIMEOUT.as_secs() < lifecycle::STORE_TIME_MAX.as_secs(),
+    AUDIT_TIMEOUT_OF_AN_END.as_secs() < lifecycle::SEND_TIME_MAX.as_secs(),
+    "an end whose record takes too long would be decided anew for ever"
+);
+// We hang up after the first, and the API server gives up a second after it has read the request.
+const _: () = assert!(
+    lifecycle::SEND_TIME_MAX.as_secs() + 2 * WRITE_TIMEOUT.as_secs() <= lifecycle::STORE_TIME_MAX.as_secs(),
     "gateways push until they read of an end"
 );
 
@@ -45,16 +50,19 @@ pub enum Step {
     Gone,
 }
 
-/// Carries a plan out. `known` is what it was made on.
+/// Carries a plan out. `known` is what it was made on; `is_contested` is for the next step of the same turn.
 pub async fn carry_out(
     shared: &Arc<Shared>,
     slot: &Arc<Slot>,
     object: &Arc<InstanceAccess>,
     known: &Known,
     mut plan: Plan,
+    is_contested: &mut bool,
     within: Context,
 ) -> Step {
-    let lane = plan.lane();
+    let (lane, is_end) = (plan.lane(), plan.is_end());
+    // Of an end whose write met an edit, and took so long that it was decided anew: the next goes over edits at once.
+    *is_contested &= is_end;
     let decided_on = Arc::clone(object);
     // The permit, and the status that promises it, hold for the world that was judged: another spec is another question,
     // and under other policies, decisions or nodes the same question must have the same answer (I2).
@@ -116,8 +124,22 @@ pub async fn carry_out(
     if let Some(status) = &plan.status {
         let before = object.status.as_ref().and_then(|status| status.grant.as_ref());
         slot.lock().sight.open().stores(before, status.grant.as_ref());
-        let still = Still { holds: &holds, nudged: Some(&slot.nudged) };
-        match spans::write("write status", within, shared.writer.status(&object, status, lane, &still)).await {
+        let is_in_time = || plan.may_be_sent((shared.clock)());
+        let still = match lane {
+            // An end holds whatever else changes; what it promises does not hold for ever.
+            Lane::End => Still { holds: &is_in_time, nudged: None },
+            Lane::Grant | Lane::Word | Lane::Leave => Still { holds: &holds, nudged: Some(&slot.nudged) },
+        };
+        let mut stored = Err(WriteError::Conflict);
+        if !*is_contested {
+            let put = shared.writer.status(&object, status, lane, &still);
+            stored = spans::write("write status", within, put).await;
+        }
+        if is_end && matches!(stored, Err(WriteError::Conflict)) {
+            stored = spans::write("write status", within, shared.writer.end(&object, status, &still)).await;
+        }
+        *is_contested = is_end && matches!(stored, Err(WriteError::Stale));
+        match stored {
             Ok(newer) => {
                 observe(shared, &object, &newer);
                 // Before the watch may say otherwise: from here on it was stored, whatever the API server forgets.

@@ -121,6 +121,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
     let mut steps = 0;
     let mut place = None;
     let mut span = None;
+    let mut is_contested = false;
     loop {
         let (plan, object, known, was_gone, is_live) = {
             let mut state = slot.lock();
@@ -175,7 +176,7 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
         }
         let span = span.get_or_insert_with(|| spans::turn(&object, slot.lock().cause.take()));
         // In a box of its own: of the turns that wait above there are thousands.
-        let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan, span.context())).await;
+        let step = Box::pin(carry_out(&shared, &slot, &object, &known, plan, &mut is_contested, span.context())).await;
         let mut state = slot.lock();
         let others_did = matches!(step, Step::CalledOff)
             && (state.dirty || !known.is(&Known::now(&shared, &slot, &mut state), &object));

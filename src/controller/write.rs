@@ -10,18 +10,19 @@ use kube::api::PostParams;
 use kube::core::Status;
 use kube::{Api, Client};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::api::{
     FINALIZER, GROUP, InstanceAccess, InstanceAccessLedgerEntry, InstanceAccessSpec, InstanceAccessStatus, VERSION,
 };
 use crate::domain::lifecycle::Lane;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, chain};
 
 use super::leader::Leads;
 
-/// The longest that one write may take: the API server gives up a PUT after 34 s, and a sick one should not hold a lane.
+/// The longest that one write may take: a sick API server should not hold a lane. It would itself give up a write after 34 s,
+/// and is told to do so as soon as we do: what is stored later is not what was decided.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes at once. The API server is CPU-bound: four clients saturate two cores, more only wait in its queue.
 const GRANT_WRITES_MAX: usize = 12;
@@ -166,9 +167,39 @@ impl Writer {
             spec: &object.spec,
             status,
         };
-        let uri = format!("{}/status?fieldManager={}", path(object), super::FIELD_MANAGER);
+        let uri = format!("{}/status?{}", path(object), query());
         let call = Call { method: Method::PUT, uri, content_type: "application/json" };
         let outcome = self.send(call, &body, object, lane, Some(still)).await;
+        self.metrics.count_status_write(match &outcome {
+            Ok(_) => "stored",
+            Err(error) => error.as_str(),
+        });
+        outcome
+    }
+
+    /// Stores an end that was decided on an older version of the object, if nobody has ended it since, nor begun to; returns
+    /// the object as it is now.
+    ///
+    /// Whoever edits a request without a pause would put off its end, were that to wait for a moment in which nobody does: the
+    /// API server tries a patch again by itself, where it meets another's write.
+    pub async fn end(
+        &self,
+        object: &InstanceAccess,
+        status: &InstanceAccessStatus,
+        still: &Still<'_>,
+    ) -> Result<InstanceAccess, WriteError> {
+        let body = end_patch(object, status).map_err(|error| WriteError::Build(Box::new(error)))?;
+        let uri = format!("{}/status?{}", path(object), query());
+        let call = Call { method: Method::PATCH, uri, content_type: "application/json-patch+json" };
+        let outcome = match self.send(call, &body, object, Lane::End, Some(still)).await {
+            // Its status is another by now. Or our role is of a version that did not patch: the next look tries it by a PUT.
+            Err(WriteError::Refused(error)) if is_answered_with(&error, &[403, 422]) => {
+                let name = object.metadata.name.as_deref();
+                tracing::warn!(name, error = chain(&error), "an end was not taken over others' edits, trying again");
+                Err(WriteError::Conflict)
+            }
+            outcome => outcome,
+        };
         self.metrics.count_status_write(match &outcome {
             Ok(_) => "stored",
             Err(error) => error.as_str(),
@@ -222,7 +253,7 @@ impl Writer {
                 "finalizers": finalizers,
             },
         });
-        let uri = format!("{}?fieldManager={}", path(object), super::FIELD_MANAGER);
+        let uri = format!("{}?{}", path(object), query());
         let call = Call { method: Method::PATCH, uri, content_type: "application/merge-patch+json" };
         self.send(call, &body, object, lane, None).await
     }
@@ -242,8 +273,7 @@ impl Writer {
         still: Option<&Still<'_>>,
     ) -> Result<InstanceAccess, WriteError> {
         let (places, still) = match lane {
-            // An end holds whatever else changes.
-            Lane::End => (&self.ends, None),
+            Lane::End => (&self.ends, still),
             Lane::Grant => (&self.grants, still),
             Lane::Word => (&self.words, still),
             Lane::Leave => (&self.leaving, None),
@@ -293,10 +323,41 @@ impl Writer {
     }
 }
 
+/// What an end changes in status, as a JSON Patch. It holds only where grant and end stand as they stood when it was decided,
+/// and leaves alone what gateways write.
+fn end_patch(object: &InstanceAccess, status: &InstanceAccessStatus) -> Result<Vec<Value>, serde_json::Error> {
+    let (before, after) = (serde_json::to_value(&object.status)?, serde_json::to_value(status)?);
+    let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": object.metadata.uid})];
+    // A value of null: it is not there. None of them holds a text of somebody's, which the API server may spell otherwise.
+    for field in ["grant", "revocation", "endTime"] {
+        patch.push(json!({"op": "test", "path": format!("/status/{field}"), "value": before[field]}));
+    }
+    let fields = |status: &Value| status.as_object().cloned().unwrap_or_default();
+    let (before, after) = (fields(&before), fields(&after));
+    for (field, value) in &after {
+        if field != "sessions" && before.get(field) != Some(value) {
+            patch.push(json!({"op": "add", "path": format!("/status/{field}"), "value": value}));
+        }
+    }
+    for field in before.keys().filter(|field| *field != "sessions" && !after.contains_key(*field)) {
+        patch.push(json!({"op": "remove", "path": format!("/status/{field}")}));
+    }
+    Ok(patch)
+}
+
+fn is_answered_with(error: &kube::Error, codes: &[u16]) -> bool {
+    matches!(error, kube::Error::Api(status) if codes.contains(&status.code))
+}
+
 /// Whether the API server says that this object is not there. A proxy's 404 on the way to it says no such thing.
 fn is_gone(status: &Status, object: &InstanceAccess) -> bool {
     let named = status.details.as_ref().map(|details| details.name.as_str());
     status.code == 404 && status.reason == "NotFound" && named == object.metadata.name.as_deref()
+}
+
+/// Who writes, and how soon the API server is to give up, counted from when it has read the request.
+fn query() -> String {
+    format!("fieldManager={}&timeout={}s", super::FIELD_MANAGER, WRITE_TIMEOUT.as_secs())
 }
 
 fn path(object: &InstanceAccess) -> String {
@@ -307,37 +368,86 @@ fn path(object: &InstanceAccess) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::api::InstanceAccessStatus;
 
-    /// A writer that would say `Refused`, if it sent anything: nobody listens there.
-    fn deposed() -> Writer {
+    /// A writer that says `Refused` of what it sends: nobody listens there.
+    fn writer(leads: bool) -> Writer {
         // Whoever was first has installed it.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let nobody = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        Writer::new(Client::try_from(nobody).unwrap(), Arc::new(|| false), Arc::new(Metrics::default()))
+        Writer::new(Client::try_from(nobody).unwrap(), Arc::new(move || leads), Arc::new(Metrics::default()))
     }
 
-    #[tokio::test]
-    async fn whoever_does_not_lead_sends_nothing() {
-        let writer = deposed();
-        let object: InstanceAccess = serde_json::from_value(json!({
+    fn request(status: Value) -> InstanceAccess {
+        serde_json::from_value(json!({
             "apiVersion": format!("{GROUP}/{VERSION}"),
             "kind": "InstanceAccess",
             "metadata": {"name": "it", "namespace": "team", "uid": "u", "resourceVersion": "1"},
             "spec": {"target": {"instanceId": "i-0123456789abcdef0"}, "osUser": "ec2-user", "sshPublicKey": "ssh-ed25519 AAAA"},
+            "status": status,
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_lead_sends_nothing() {
+        let writer = writer(false);
+        let object = request(json!({"conditions": []}));
         let still = Still { holds: &|| true, nudged: None };
         for lane in [Lane::End, Lane::Grant, Lane::Word, Lane::Leave] {
             let status = writer.status(&object, &InstanceAccessStatus::default(), lane, &still).await;
             assert!(matches!(status, Err(WriteError::Deposed)), "{lane:?}: {status:?}");
         }
+        let end = writer.end(&object, &InstanceAccessStatus::default(), &still).await;
+        assert!(matches!(end, Err(WriteError::Deposed)), "{end:?}");
         assert!(matches!(writer.add_finalizer(&object).await, Err(WriteError::Deposed)));
         assert!(matches!(writer.remove_finalizer(&object).await, Err(WriteError::Deposed)));
         // It may still look.
         assert!(matches!(writer.read(&object).await, Err(WriteError::Refused(_))));
+    }
+
+    #[tokio::test]
+    async fn an_end_that_waited_its_turn_for_too_long_is_not_sent() {
+        let (writer, object) = (writer(true), request(json!({"conditions": []})));
+        let status = InstanceAccessStatus::default();
+        for (is_in_time, outcome) in [(true, "refused"), (false, "stale")] {
+            let all = writer.ends.acquire_many(u32::try_from(END_WRITES_MAX).unwrap()).await.unwrap();
+            let in_time = AtomicBool::new(true);
+            let holds = || in_time.load(Ordering::Relaxed);
+            let still = Still { holds: &holds, nudged: None };
+            let mut end = pin!(writer.status(&object, &status, Lane::End, &still));
+            assert!(futures::poll!(end.as_mut()).is_pending(), "it has no place");
+            in_time.store(is_in_time, Ordering::Relaxed);
+            drop(all);
+            assert_eq!(end.await.unwrap_err().as_str(), outcome);
+        }
+    }
+
+    #[test]
+    fn an_end_over_others_edits_needs_the_grant_as_it_was_and_leaves_alone_what_gateways_wrote() {
+        let grant = |end: &str| json!({"id": "g", "startTime": "2026-03-01T08:00:00Z", "expirationTime": end});
+        let (late, soon) = (grant("2026-03-01T09:00:00Z"), grant("2026-03-01T08:31:38Z"));
+        let sessions = json!([{"gateway": "one", "open": 1, "total": 1, "lastStartTime": "2026-03-01T08:01:00Z"}]);
+        let audit = json!({"sequence": 1, "digest": "d"});
+        let conditions = json!([]);
+        let object = request(json!({
+            "conditions": conditions, "specDigest": "ab", "grant": late, "sessions": sessions, "audit": audit,
+        }));
+        let revocation = json!({"cause": "Revoked", "keyWindowClosedTime": "2026-03-01T08:31:38Z"});
+        let status = json!({"conditions": conditions, "specDigest": "ab", "grant": soon, "revocation": revocation});
+        let status: InstanceAccessStatus = serde_json::from_value(status).unwrap();
+        let expected = json!([
+            {"op": "test", "path": "/metadata/uid", "value": "u"},
+            {"op": "test", "path": "/status/grant", "value": late},
+            {"op": "test", "path": "/status/revocation", "value": null},
+            {"op": "test", "path": "/status/endTime", "value": null},
+            {"op": "add", "path": "/status/grant", "value": soon},
+            {"op": "add", "path": "/status/revocation", "value": revocation},
+            {"op": "remove", "path": "/status/audit"},
+        ]);
+        assert_eq!(json!(end_patch(&object, &status).unwrap()), expected);
     }
 }

@@ -1,15 +1,20 @@
 //! The API server is away, hangs, forgets its history, or is busy with somebody else.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use instance_access::api::InstanceAccessDecision;
 use jiff::{SignedDuration, Timestamp};
+use kube::api::PostParams;
 use kube::config::Kubeconfig;
 use lab::standin::{Api, Fault, FaultKind};
 use serde_json::{Value, json};
 
 use crate::days;
-use crate::stand::{Ask, Day, LATE_MAX, Outage, Outcome, SOON, Special, Stand, expiration, reason, shared, shown};
+use crate::stand::{
+    Ask, Day, LATE_MAX, NAMESPACE, Outage, Outcome, SOON, Special, Stand, apply, expiration, reason, shared, shown,
+};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -21,6 +26,7 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_watch_that_expired_misses_nothing,
         a_busy_neighbour_who_edits_the_request_all_the_time_neither_stops_nor_doubles_the_grant,
         a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_status_from_saying_so,
+        a_crowd_that_edits_the_request_without_a_pause_does_not_keep_its_revocation_from_gateways,
         an_object_that_cannot_be_read_is_counted_and_the_others_go_on,
         who_runs_as_no_service_account_or_without_its_rights_is_told_and_grants_nothing,
     ]
@@ -290,6 +296,78 @@ async fn a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_statu
     let owners = stand.get(name).await?.metadata.owner_references.map_or(0, |owners| owners.len());
     anyhow::ensure!(owners == 2, "{owners} owners: the edits were lost");
     stand.controller.verify(&[&ended]).await?;
+    Ok(())
+}
+
+/// Who may decide.
+const DECIDERS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: deciders}
+rules:
+- {apiGroups: [instanceaccess.dev], resources: [instanceaccessdecisions], verbs: [create]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: deciders}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: deciders}
+subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
+"#;
+
+async fn a_crowd_that_edits_the_request_without_a_pause_does_not_keep_its_revocation_from_gateways() -> Outcome {
+    const CROWD: usize = 20;
+    // Not by the clock: how slow everybody is under such a crowd, the machine says. Who waits for a moment without an edit
+    // meets some twenty and more; an end meets one, and one more for each answer that came too late.
+    const CONFLICTS_MAX: f64 = 5.0;
+    let stand = Stand::own(Special::default()).await?;
+    apply(&stand.lab, DECIDERS).await?;
+    let id = stand.running();
+    stand.ask(Ask::new("crowded").instance(&id).ends_in(900)).await?;
+    let granted = stand.until_granted("crowded").await?;
+    let digest = granted.status.as_ref().and_then(|status| status.spec_digest.clone()).context("a digest")?;
+    let revoke = json!({
+        "apiVersion": "instanceaccess.dev/v1alpha1", "kind": "InstanceAccessDecision", "metadata": {"name": "revoke"},
+        "spec": {
+            "decision": "Revoke", "reason": "done",
+            "requestRef": {"name": "crowded", "uid": granted.metadata.uid, "specDigest": digest},
+        },
+    });
+    let decisions: kube::Api<InstanceAccessDecision> = kube::Api::namespaced(stand.client("alice").await?, NAMESPACE);
+    let edits = AtomicUsize::new(0);
+    let conflicts =
+        async || stand.controller.metric(r#"instance_access_status_writes_total{outcome="conflict"}"#).await;
+    // The API server tries each again by itself where it meets another's.
+    let editor = async |who: usize| {
+        for number in 0_u64.. {
+            let label = json!({"metadata": {"labels": {format!("editor-{who}"): number.to_string()}}});
+            stand.merge("bob", "crowded", label).await?;
+            edits.fetch_add(1, Ordering::Relaxed);
+        }
+        anyhow::Ok(())
+    };
+    let revoked = async {
+        lab::poll::until_ok("the crowd", SOON, || match edits.load(Ordering::Relaxed) {
+            count if count > 10 * CROWD => Ok(()),
+            count => Err(format!("{count} edits")),
+        })
+        .await?;
+        let (before, conflicts_before) = (edits.load(Ordering::Relaxed), conflicts().await?);
+        decisions.create(&PostParams::default(), &serde_json::from_value(revoke)?).await?;
+        stand.until("crowded", "RevocationPending", &["alice revoked it: done"]).await?;
+        anyhow::Ok((edits.load(Ordering::Relaxed) - before, conflicts().await? - conflicts_before))
+    };
+    let (meanwhile, conflicts) = tokio::select! {
+        edited = futures::future::try_join_all((0..CROWD).map(editor)) => anyhow::bail!("the crowd went home: {edited:?}"),
+        revoked = revoked => revoked?,
+    };
+    anyhow::ensure!(meanwhile > 0, "nobody edited it meanwhile");
+    eprintln!("a crowd of {CROWD}: {meanwhile} edits until the revocation stood, {conflicts} conflicts");
+    anyhow::ensure!(
+        conflicts < CONFLICTS_MAX,
+        "the end met {conflicts} edits: it came by luck, after {meanwhile} of them"
+    );
+    let restless = stand.controller.metric("instance_access_restless_turns_total").await?;
+    anyhow::ensure!(restless == 0.0, "{restless} turns came to no rest:\n{}", stand.controller.log_of("come to rest"));
     Ok(())
 }
 

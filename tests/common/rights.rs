@@ -12,8 +12,9 @@ pub type Right = (String, String);
 pub type Excused = (&'static str, &'static str, &'static str);
 
 /// Rights of the operator that no main job uses.
-pub const SELDOM_USED: [Excused; 4] = [
+pub const SELDOM_USED: [Excused; 5] = [
     ("get", "instanceaccesses.instanceaccess.dev", "a request is read anew after a write that was refused or lost"),
+    ("patch", "instanceaccesses.instanceaccess.dev/status", "an end whose write met another's edit of the request"),
     ("get", "instanceaccesspolicies.instanceaccess.dev/status", "to tell how many grants a policy has, now and then"),
     (
         "create",

@@ -322,6 +322,7 @@ impl<'a> Draft<'a> {
     /// Takes access back: at once where no key can be on the instance, else when the last one has faded.
     fn begin_end(&mut self, cause: EndCause, message: String, expiration: Timestamp) {
         let readable_until = self.readable_until();
+        self.last_send_time = self.last_send_time();
         let closed = match readable_until {
             Some(until) if until > self.now => whole_second_up(until).min(expiration),
             _ => return self.end(cause, message),

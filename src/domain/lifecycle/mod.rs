@@ -48,7 +48,7 @@ use super::sight::Sight;
 use super::time::{due, is_fresh, minus, plus, whole_second};
 
 pub use again::Ground;
-pub use on_connect::STORE_TIME_MAX;
+pub use on_connect::{SEND_TIME_MAX, STORE_TIME_MAX};
 pub use plan::{Deadline, Effect, Lane, Plan};
 pub use settled::is_settled;
 use words::failure_words;
@@ -193,6 +193,8 @@ struct Draft<'a> {
     before: Vec<Effect>,
     after: Vec<Effect>,
     look_again: Option<(Deadline, Timestamp)>,
+    /// Until when the status may leave, if its promise depends on that.
+    last_send_time: Option<Timestamp>,
     /// The place under the policy's limits.
     claim: Option<Claim>,
     /// Set where nothing may be stored yet: the look-up is still out.
@@ -210,6 +212,7 @@ impl<'a> Draft<'a> {
             before: Vec::new(),
             after: Vec::new(),
             look_again: None,
+            last_send_time: None,
             claim: None,
             silent: false,
         }
@@ -236,6 +239,7 @@ impl<'a> Draft<'a> {
         Plan {
             before: self.before,
             status: (changed || owed).then(|| Box::new(self.status)),
+            last_send_time: self.last_send_time,
             after: self.after,
             look_again: self.look_again,
         }

@@ -21,9 +21,13 @@ use super::asked::Asked;
 use super::live::{Obstacle, Tell};
 use super::{Deadline, Draft, is_active};
 
-/// How long the shell may take from a plan that takes access back to its status being stored: an end's record and a write.
-/// Until then a gateway that reads the request is told the old.
-pub const STORE_TIME_MAX: Duration = Duration::from_secs(12);
+/// How long a status that takes access back may wait before it leaves, for its record and its turn. One that waited longer is
+/// decided anew: what it promises counts from when it was decided.
+pub const SEND_TIME_MAX: Duration = Duration::from_secs(3);
+/// How long after its plan such a status may be stored; until then a gateway that reads the request is told the old. It left
+/// within [`SEND_TIME_MAX`]. The shell hangs up ten seconds later; the API server may have read it at the end of those, and is
+/// told to give it up ten seconds after it did.
+pub const STORE_TIME_MAX: Duration = Duration::from_secs(23);
 
 impl Draft<'_> {
     /// Whether gateways push the key, and nobody else.
@@ -86,19 +90,32 @@ impl Draft<'_> {
     /// A deletion and `spec.revoke` are in the object since before now, and so is its going. All else gateways read in the
     /// status that is about to be stored.
     pub(super) fn readable_by_gateways(&self) -> Option<Timestamp> {
-        // Of a spec that was bent since, what was granted may have been theirs.
-        let is_bent = self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec));
-        if !self.is_on_connect() && !is_bent {
+        if !self.may_be_theirs() {
             return None;
         }
         let expiration = self.status.grant.as_ref()?.expiration_time.0;
         let read_time = match self.world.sight.gone_time {
             Some(gone_time) => gone_time,
-            None if self.is_deleted() || self.request.spec.revoke.is_some() => self.now,
+            None if self.is_in_object() => self.now,
             None => plus(self.now, STORE_TIME_MAX),
         };
         let last = READ_AGE_MAX + PUSH_TIMEOUT + KEY_WINDOW;
         // None outlives the grant, whoever pushed it (I1).
         Some(plus(read_time, last).min(expiration))
+    }
+
+    /// Until when a status that takes access back may leave, so that its promise holds; `None`, if gateways know without it.
+    pub(super) fn last_send_time(&self) -> Option<Timestamp> {
+        (self.may_be_theirs() && !self.is_in_object()).then(|| plus(self.now, SEND_TIME_MAX))
+    }
+
+    /// Whether gateways may have pushed its key: of a spec that was bent since, what was granted may have been theirs.
+    fn may_be_theirs(&self) -> bool {
+        self.is_on_connect() || self.status.spec_digest.as_deref() != Some(&spec_digest(&self.request.spec))
+    }
+
+    /// Whether the object says by itself that access is to end.
+    fn is_in_object(&self) -> bool {
+        self.is_deleted() || self.request.spec.revoke.is_some()
     }
 }

@@ -15,6 +15,9 @@ pub struct Plan {
     pub before: Vec<Effect>,
     /// Stored with the resourceVersion that was read; none: as it stands.
     pub status: Option<Box<InstanceAccessStatus>>,
+    /// Until when that status may leave; the plan of one that waited longer falls, since what it promises would not hold.
+    /// None: whenever.
+    pub last_send_time: Option<Timestamp>,
     /// Done last, in order; each may fail, or never return.
     pub after: Vec<Effect>,
     /// The earliest named deadline.
@@ -126,6 +129,17 @@ impl Plan {
         } else {
             Lane::Word
         }
+    }
+
+    /// Whether its status may still leave: what it promises holds.
+    pub fn may_be_sent(&self, now: Timestamp) -> bool {
+        self.last_send_time.is_none_or(|last| now <= last)
+    }
+
+    /// Whether its status takes access back, or says that it is over. That holds whatever others change in the request.
+    pub fn is_end(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.grant.is_some() && status.revocation.is_some())
+            && self.lane() == Lane::End
     }
 
     /// Puts the receipt of the newest record that was made durable into the status that is about to be stored; `None`,

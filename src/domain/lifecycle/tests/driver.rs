@@ -94,6 +94,8 @@ pub(in super::super) struct Life {
     pub audit_works: bool,
     /// How long each step takes.
     pub pace: Duration,
+    /// How long the API server takes to store a status; somebody connects just before it has.
+    pub store_time: Duration,
     /// The steps after which it crashes, by number; and what it had just done when it did.
     pub crash_after: Option<usize>,
     pub crashed_at: Option<String>,
@@ -169,6 +171,7 @@ impl Life {
             fate: Fate::Lands { queue: Duration::ZERO, flight: Duration::ZERO },
             audit_works: true,
             pace: Duration::ZERO,
+            store_time: Duration::ZERO,
             crash_after: None,
             crashed_at: None,
             steps: Vec::new(),
@@ -501,9 +504,18 @@ impl Life {
             }
         }
         plan.point_to(receipt);
+        let may_be_sent = plan.may_be_sent(self.now);
         if let Some(status) = plan.status {
             let before = self.view.as_ref().and_then(|view| view.status.as_ref()).and_then(|it| it.grant.clone());
             self.sight.stores(before.as_ref(), status.grant.as_ref());
+            if !may_be_sent {
+                self.step_at_once("status: it waited for too long")?;
+                return Err(Stop::Failed);
+            }
+            if self.store_time > Duration::ZERO {
+                self.pass_until(plus(self.now, self.store_time), false);
+                let _ = self.connects();
+            }
             self.last_status = Some((*status).clone());
             self.writes += 1;
             self.write("status", |object| {
