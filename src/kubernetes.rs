@@ -8,14 +8,18 @@ use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::stream::{BoxStream, Stream, StreamExt, unfold};
+use http::{Method, Request, Response};
 use kube::api::ListParams;
-use kube::client::ClientBuilder;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ClientBuilder};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, ExponentialBackoff, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as signal;
 use tower::BoxError;
+use tower::buffer::BufferLayer;
+use tower::retry::{Policy, RetryLayer};
 use tower::util::MapFutureLayer;
 
 use crate::domain::hearing::FAILURE_AGE_MAX;
@@ -29,7 +33,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer to begin, the connection included: then a try has failed. The API server begins the answer to a
 /// watch at once, and that to a page of a list when it has the page.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 const _: () = assert!(
     ANSWER_TIMEOUT.as_secs() + BACK_OFF_MAX.as_secs() < FAILURE_AGE_MAX.as_secs(),
     "a watch that fails again and again would count as quiet between two failures"
@@ -56,9 +60,14 @@ pub fn patient<K>(
             tokio::time::sleep(rest).await;
         }
         let event = watch.next().await?;
-        let Err(error) = &event else {
-            rests.reset();
-            return Some((event, (watch, rests, Last::Told)));
+        let error = match &event {
+            Err(error) => error,
+            // It says no more than that a list will be asked for.
+            Ok(Event::Init) => return Some((event, (watch, rests, last.rested()))),
+            Ok(_) => {
+                rests.reset();
+                return Some((event, (watch, rests, Last::Told)));
+            }
         };
         let answer = answer_code(error);
         if answer == Some(410) || answer.is_some() && matches!(last, Last::Failed { is_answered: false, .. }) {
@@ -73,6 +82,15 @@ pub fn patient<K>(
 enum Last {
     Told,
     Failed { rest: Duration, is_answered: bool },
+}
+
+impl Last {
+    fn rested(self) -> Self {
+        match self {
+            Self::Told => Self::Told,
+            Self::Failed { is_answered, .. } => Self::Failed { rest: Duration::ZERO, is_answered },
+        }
+    }
 }
 
 fn rests() -> ExponentialBackoff {
@@ -121,9 +139,10 @@ where
 
 /// Makes a client as kubectl would: from KUBECONFIG, ~/.kube/config, or the pod's service account.
 ///
-/// It tries nothing a second time by itself. kube's own repetition goes on for minutes where the API server says 429, 503 or
-/// 504, and a watch that sleeps in it is deaf and tells nobody; and of a write that was stored, and repeated, it would say
-/// that it met a conflict. Whoever asks once asks by [`again`].
+/// What only reads is tried again by itself, for two seconds or so, where the API server says 429, 503 or 504: a list of many
+/// pages would be begun anew for one of them. kube's own repetition goes on for minutes, and a watch that sleeps in it is deaf
+/// and tells nobody; and of a write that was stored, and repeated, it would say that it met a conflict. Whoever writes once
+/// writes by [`again`].
 pub async fn client() -> Result<Client, ClientError> {
     let config = Config::infer().await.map_err(|error| ClientError::Infer(Box::new(error)))?;
     client_of(config)
@@ -136,7 +155,46 @@ fn client_of(mut config: Config) -> Result<Client, ClientError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.default_retry = false;
     let builder = ClientBuilder::try_from(config).map_err(|error| ClientError::Build(Box::new(error)))?;
-    Ok(builder.with_layer(&MapFutureLayer::new(answered_in_time)).build())
+    Ok(builder
+        // A try wants a service that can be had again, which is what a buffer is.
+        .with_layer(&BufferLayer::new(BUFFER))
+        .with_layer(&RetryLayer::new(Reads::default()))
+        .with_layer(&MapFutureLayer::new(answered_in_time))
+        .build())
+}
+
+/// Requests that wait to be sent, as many as in kube's own buffer.
+const BUFFER: usize = 1024;
+
+/// Tries again what only reads.
+#[derive(Clone)]
+struct Reads(RetryPolicy);
+
+impl Default for Reads {
+    fn default() -> Self {
+        let (min, max, tries) = (Duration::from_millis(200), Duration::from_secs(1), 3);
+        Self(RetryPolicy::new(min, max, tries, false).expect("bounds that are no contradiction"))
+    }
+}
+
+impl<T> Policy<Request<Body>, Response<T>, BoxError> for Reads {
+    type Future = <RetryPolicy as Policy<Request<Body>, Response<T>, BoxError>>::Future;
+
+    fn retry(
+        &mut self,
+        request: &mut Request<Body>,
+        answer: &mut Result<Response<T>, BoxError>,
+    ) -> Option<Self::Future> {
+        if *request.method() == Method::GET { self.0.retry(request, answer) } else { None }
+    }
+
+    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
+        if *request.method() == Method::GET {
+            Policy::<Request<Body>, Response<T>, BoxError>::clone_request(&mut self.0, request)
+        } else {
+            None
+        }
+    }
 }
 
 async fn answered_in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
@@ -223,6 +281,7 @@ mod tests {
     use axum::response::{IntoResponse, Response};
     use futures::stream;
     use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::PostParams;
     use kube::core::Status;
     use serde_json::json;
     use tokio::net::TcpListener;
@@ -258,7 +317,7 @@ mod tests {
             "kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "told", "namespace": "team-a", "resourceVersion": "8"},
         }});
         let told = format!("{told}\n");
-        let api = api_server(move |times| if times < 2 { busy() } else { told.clone().into_response() }).await;
+        let api = api_server(move |times| if times < 8 { busy() } else { told.clone().into_response() }).await;
         let mut watch = std::pin::pin!(History::default().watch(api, watch_config()));
         let heard = async {
             let mut failures = 0;
@@ -270,7 +329,7 @@ mod tests {
                 }
             }
         };
-        let failures = tokio::time::timeout(Duration::from_secs(30), heard).await.expect("nothing was heard");
+        let failures = tokio::time::timeout(Duration::from_secs(60), heard).await.expect("nothing was heard");
         assert_eq!(failures, 2);
     }
 
@@ -344,11 +403,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_watch_whose_list_fails_again_and_again_rests_the_longer_although_it_says_each_time_that_it_lists() {
+        let mut lists = [true, false].into_iter().cycle();
+        let refusal = || kube::Error::Api(Status::failure("no", "Forbidden").with_code(403).boxed());
+        let next = move || {
+            if lists.next() == Some(true) { Ok(Event::Init) } else { Err(watcher::Error::InitialListFailed(refusal())) }
+        };
+        let rests = rests_after(40, next).await;
+        let longest = rests[30..].iter().max().unwrap();
+        assert!((Duration::from_secs(5)..=BACK_OFF_MAX + Duration::from_millis(1)).contains(longest), "{rests:?}");
+    }
+
+    #[tokio::test]
+    async fn what_reads_is_tried_again_and_what_writes_is_not() {
+        let times = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&times);
+        let answer = async move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            busy()
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        let api: Api<ConfigMap> = Api::namespaced(client_of(Config::new(url)).unwrap(), "team-a");
+        let is_refused = |error: kube::Error| matches!(error, kube::Error::Api(status) if status.code == 503);
+        assert!(is_refused(api.get("it").await.unwrap_err()));
+        assert_eq!(times.swap(0, Ordering::Relaxed), 4);
+        assert!(is_refused(api.create(&PostParams::default(), &ConfigMap::default()).await.unwrap_err()));
+        assert_eq!(times.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_watch_that_tells_something_rests_as_if_it_had_never_failed() {
-        assert!(rests_after(100, || Ok(Event::Init)).await.iter().all(Duration::is_zero), "it rests without a failure");
+        let told = || Ok(Event::InitDone);
+        assert!(rests_after(100, told).await.iter().all(Duration::is_zero), "it rests without a failure");
         let mut results = [false, false, false, false, false, true, false].into_iter().cycle();
         let next = move || match results.next() {
-            Some(true) => Ok(Event::Init),
+            Some(true) => Ok(Event::InitDone),
             _ => Err(watcher::Error::NoResourceVersion),
         };
         // After the seventh, the first failure since.

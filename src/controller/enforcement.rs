@@ -224,6 +224,8 @@ async fn watch(shared: Arc<Shared>, piece: Piece, news: Arc<Notify>, stop: Cance
             event = stream.next() => event,
         };
         match event {
+            // That it lists is no news.
+            Some(Ok(watcher::Event::Init)) => {}
             Some(Ok(_)) => news.notify_one(),
             // Kubernetes below 1.36 does not know the kind; the looks go on.
             Some(Err(error)) if !piece.is_needed() && is_unserved(&error) => {}

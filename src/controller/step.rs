@@ -12,7 +12,7 @@ use crate::audit::Receipt;
 use crate::domain::condition::find;
 use crate::domain::lifecycle::{self, Effect, Lane, Plan};
 use crate::domain::record::Record;
-use crate::domain::time::since;
+use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
 use crate::traces::{Context, Span};
 
@@ -135,10 +135,11 @@ pub async fn carry_out(
             let put = shared.writer.status(&object, status, lane, &still);
             stored = spans::write("write status", within, put).await;
         }
-        if is_end && matches!(stored, Err(WriteError::Conflict)) {
+        let goes_over = is_end && matches!(stored, Err(WriteError::Conflict));
+        if goes_over {
             stored = spans::write("write status", within, shared.writer.end(&object, status, &still)).await;
         }
-        *is_contested = is_end && matches!(stored, Err(WriteError::Stale));
+        *is_contested = goes_over && matches!(stored, Err(WriteError::Stale));
         match stored {
             Ok(newer) => {
                 observe(shared, &object, &newer);
@@ -148,7 +149,12 @@ pub async fn carry_out(
             }
             Err(error) => {
                 if error.may_be_stored() {
-                    slot.lock().sight.open().stores_unheard(object.metadata.resource_version.as_deref());
+                    let mut state = slot.lock();
+                    state.sight.open().stores_unheard(object.metadata.resource_version.as_deref());
+                    if goes_over {
+                        let until = plus((shared.clock)(), lifecycle::STORE_TIME_MAX);
+                        state.sight.open().sends_end_unheard(until);
+                    }
                 }
                 return failed(shared, slot, &object, "store the status", error).await;
             }

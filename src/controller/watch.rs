@@ -125,7 +125,7 @@ fn see_live(
         // The list goes on, and has them all.
         Err(error) => tracing::warn!(
             error = chain(&error),
-            "live grants cannot be read before all else; with many requests, those that come last by name may end late in status; is the CRD of an older version?"
+            "live grants cannot be read before all else; with many requests, those that come last by name may end late in status; is the CRD of an older version, or the API server slow?"
         ),
     }
 }

@@ -1,4 +1,5 @@
-//! Writes to the API server: status with the resourceVersion that was decided on, and our finalizer.
+//! Writes to the API server: status with the resourceVersion that was decided on, but for an end over others' edits, and our
+//! finalizer.
 //!
 //! Four lanes: ends never queue behind grants, neither behind a flood of refusals, and nobody behind a flood of deletions.
 
@@ -329,7 +330,8 @@ fn end_patch(object: &InstanceAccess, status: &InstanceAccessStatus) -> Result<V
     let (before, after) = (serde_json::to_value(&object.status)?, serde_json::to_value(status)?);
     let mut patch = vec![json!({"op": "test", "path": "/metadata/uid", "value": object.metadata.uid})];
     // A value of null: it is not there. None of them holds a text of somebody's, which the API server may spell otherwise.
-    for field in ["grant", "revocation", "endTime"] {
+    // `key` and `audit` are there for the leader that came after us: what it wrote since is not gone over.
+    for field in ["grant", "revocation", "endTime", "key", "audit"] {
         patch.push(json!({"op": "test", "path": format!("/status/{field}"), "value": before[field]}));
     }
     let fields = |status: &Value| status.as_object().cloned().unwrap_or_default();
@@ -444,6 +446,8 @@ mod tests {
             {"op": "test", "path": "/status/grant", "value": late},
             {"op": "test", "path": "/status/revocation", "value": null},
             {"op": "test", "path": "/status/endTime", "value": null},
+            {"op": "test", "path": "/status/key", "value": null},
+            {"op": "test", "path": "/status/audit", "value": audit},
             {"op": "add", "path": "/status/grant", "value": soon},
             {"op": "add", "path": "/status/revocation", "value": revocation},
             {"op": "remove", "path": "/status/audit"},

@@ -11,12 +11,14 @@
 //! - Whoever waits counts from the moment at which it *saw* the lease change for the last time, by its own ticks, and takes
 //!   over at the whole of it. Nobody compares another's clock with its own.
 //!
-//! A write bears the version that it was decided on, so of two that take over the API server lets one.
+//! A write bears the version that it was decided on, so of two that take over the API server lets one. The one that bears
+//! none, an end over others' edits, bears grant, key and place in the trail as they were decided on.
 //!
 //! # Caveats
 //! - The clocks' ticks may differ by a third in speed, not by more.
 //! - On a machine that is suspended ticks stand still, and the wall clock tells. Who suspends a machine and sets its clock
-//!   back by as much can make it believe in a lease that is over; what it writes then is stale to the API server.
+//!   back by as much can make it believe in a lease that is over; what it writes then is stale to the API server, or
+//!   holds of the grant as the leader after it left it: an end.
 //! - Whoever may write or delete the Lease can depose a leader.
 //! - All who stand for one Lease have one and the same length of it: if it is deleted, nobody knows of a longer one.
 

@@ -94,3 +94,48 @@ impl Nodes {
         self.by_name.get(name).map(AsRef::as_ref)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_id_names_one_instance_in_one_region_or_nothing() {
+        let node = |provider_id: &str| Node {
+            name: "n".into(),
+            provider_id: Some(provider_id.to_owned()),
+            labels: BTreeMap::new(),
+        };
+        for (provider_id, region) in [
+            ("aws:///us-west-2a/i-0123456789abcdef0", "us-west-2"),
+            ("aws:///us-west-2-lax-1a/i-0123456789abcdef0", "us-west-2"),
+            ("aws:///us-east-1-wl1-bos-wlz-1/i-01234567", "us-east-1"),
+            ("aws:///us-gov-west-1b/i-01234567", "us-gov-west-1"),
+        ] {
+            let instance = node(provider_id).instance().unwrap();
+            assert_eq!(instance.region.as_str(), region, "{provider_id}");
+            assert!(provider_id.ends_with(instance.id.as_str()));
+        }
+        for provider_id in [
+            "",
+            "aws:///i-0123456789abcdef0",
+            "aws://us-west-2a/i-0123456789abcdef0",
+            "aws:///us-west-2/i-0123456789abcdef0",
+            "aws:///us-west-2a/i-0123456789abcdef0/x",
+            "aws:///us-west-2a/i-0123456789abcdef0\n",
+            " aws:///us-west-2a/i-0123456789abcdef0",
+            "AWS:///us-west-2a/i-0123456789abcdef0",
+            "aws:///us-west-2a/i-0123456789ABCDEF0",
+            "aws:///us-west-2a/mi-0123456789abcdef0",
+            "aws:///us-west-2a/0f1e2d3c/fargate-ip-10-0-1-2",
+            "aws:///evil.example.com/i-0123456789abcdef0",
+            "gce://project/us-west1-a/i-01234567",
+            "kind://docker/kind/kind-control-plane",
+        ] {
+            assert!(node(provider_id).instance().unwrap_err().starts_with("node n has "), "{provider_id}");
+        }
+        assert!(Node::default().instance().unwrap_err().contains("no spec.providerID yet"));
+        let long = node(&"x".repeat(10_000)).instance().unwrap_err();
+        assert!(long.len() < 400, "{}", long.len());
+    }
+}

@@ -57,6 +57,9 @@ pub struct Sight {
     grant: GrantSight,
     /// The resourceVersion on which a status was sent whose answer was never heard.
     unheard: Option<String>,
+    /// Until when an end may be stored that was sent to be stored over others' edits, and whose answer was never heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end_lands_until: Option<Timestamp>,
     /// What the trail was told that status was to say, does not say yet, and no later record takes back: each kind once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     told: Vec<RecordKind>,
@@ -169,6 +172,7 @@ impl Sight {
             gone_time: None,
             grant: GrantSight::default(),
             unheard: None,
+            end_lands_until: None,
             told: Vec::new(),
         }
     }
@@ -208,7 +212,19 @@ impl Sight {
         self.unheard = resource_version.map(str::to_owned);
     }
 
-    /// Whether a status that was sent on this resourceVersion may be stored yet. On another one it was, or never will be.
+    /// An end was sent, to be stored over others' edits, and nobody heard whether it was: until then it may be, whatever the
+    /// resourceVersion is.
+    pub fn sends_end_unheard(&mut self, until: Timestamp) {
+        self.end_lands_until = Some(until);
+    }
+
+    /// Until when an end may be stored yet that nobody heard of; none if there is no such end.
+    pub fn end_lands_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.end_lands_until.filter(|until| *until > now)
+    }
+
+    /// Whether a status that was sent on this resourceVersion may be stored yet. On another one it was, or never will be, but
+    /// for an end that goes over others' edits ([`Sight::end_lands_until`]).
     pub fn is_unheard(&self, resource_version: Option<&str>) -> bool {
         self.unheard.is_some() && self.unheard.as_deref() == resource_version
     }
@@ -308,8 +324,9 @@ impl Sight {
     }
 
     /// What the trail was told that status was to say, and surely does not come to say by what was sent so far.
-    pub fn told(&self, request: &InstanceAccess) -> &[RecordKind] {
-        let is_unheard = self.is_unheard(request.metadata.resource_version.as_deref());
+    pub fn told(&self, now: Timestamp, request: &InstanceAccess) -> &[RecordKind] {
+        let is_unheard =
+            self.is_unheard(request.metadata.resource_version.as_deref()) || self.end_lands_until(now).is_some();
         if is_unheard { &[] } else { &self.told }
     }
 

@@ -13,7 +13,6 @@ use tokio::time::{sleep, timeout};
 
 use crate::clock::Clock;
 use crate::domain::lease::{Bystander, Leader, LeaseRecord, Moment};
-use crate::kubernetes::again;
 use crate::telemetry::chain;
 
 /// Gap between two looks: of a lease of 9 s, which is renewed each 1.5 s, little is lost.
@@ -89,7 +88,7 @@ impl Leaders {
             return read.clone();
         }
         let (begun, asked) = (Instant::now(), self.now());
-        let read = match timeout(READ_TIMEOUT, again(|| self.leases.get_opt(&self.name))).await {
+        let read = match timeout(READ_TIMEOUT, self.leases.get_opt(&self.name)).await {
             Ok(Ok(lease)) => {
                 let now = self.now();
                 self.bystander().read(asked, now, lease.as_ref().map(LeaseRecord::of));

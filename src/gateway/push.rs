@@ -26,7 +26,6 @@ use crate::domain::session::{
     request_name,
 };
 use crate::domain::time::is_fresh;
-use crate::kubernetes::again;
 use crate::telemetry::chain;
 use crate::traces::{Context, Span};
 
@@ -250,7 +249,7 @@ async fn confirmed(shared: &Shared, grant: &SessionGrant, within: Context) -> Re
     let Ok(Ok(_place)) = place else { return Err(NoKey::Busy) };
     let api: Api<InstanceAccess> = Api::namespaced(shared.client.clone(), &grant.request.namespace);
     let (asked, asked_time) = (Instant::now(), (shared.clock)());
-    let read = match timeout(READ_TIMEOUT, again(|| api.get_opt(&grant.request.name))).await {
+    let read = match timeout(READ_TIMEOUT, api.get_opt(&grant.request.name)).await {
         Ok(Ok(read)) => read,
         Ok(Err(error)) => return Err(unconfirmed(&chain(&error))),
         Err(_) => return Err(unconfirmed(&format!("no answer within {} s", READ_TIMEOUT.as_secs()))),

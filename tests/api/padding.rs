@@ -99,7 +99,10 @@ async fn what_pads_a_request_is_refused_by_the_name_of_the_field() {
     // By an entry that is nested deeper than our fields are, and by one that costs more to judge than is given to it.
     let mut deep = managed(1, 1);
     deep[0]["fieldsV1"] = json!({"f:spec": {"f:a": {"f:b": {"f:c": {"f:d": {}}}}}});
-    refused(world.alice.patch(&base, &json!({"metadata": {"managedFields": deep}})).await, "metadata.managedFields ");
+    refused(world.alice.patch(&base, &json!({"metadata": {"managedFields": &deep}})).await, "metadata.managedFields ");
+    // Nor with a revocation, which has more room: who hides something below our fields has it grow later.
+    let hidden = json!({"metadata": {"managedFields": deep}, "spec": {"revoke": {"reason": "over"}}});
+    refused(world.alice.patch(&base, &hidden).await, "metadata.managedFields ");
     let endless = json!({"metadata": {"managedFields": managed(1, 90_000)}});
     refused(world.alice.patch(&base, &endless).await, "requests.instanceaccess.dev");
     // What else a client may write into metadata is not kept.
@@ -190,6 +193,18 @@ async fn what_is_beyond_a_bound_already_may_stay_or_get_less_and_be_revoked() {
     ] {
         alice.patch(&object, &json!({"metadata": {field: less}})).await.unwrap();
         refused(alice.patch(&object, &json!({"metadata": {field: more}})).await, &format!("metadata.{field} "));
+    }
+    // Nor is one entry exchanged for another, which may be longer.
+    let first = names(1).next().unwrap();
+    let mut exchanged = finalizers(20);
+    exchanged[19] = json!("example.com/another");
+    for (field, other) in [
+        ("labels", json!({ (first.as_str()): null, "another": "v" })),
+        ("labels", json!({ (first.as_str()): "w" })),
+        ("finalizers", exchanged),
+        ("annotations", json!({"b": null, "c": "n"})),
+    ] {
+        refused(alice.patch(&object, &json!({"metadata": {field: other}})).await, &format!("metadata.{field} "));
     }
     world.alice.patch(&object, &json!({"spec": {"revoke": {"reason": "over"}}})).await.unwrap();
     world.alice.delete(&object).await.unwrap();

@@ -528,6 +528,10 @@ impl<'a> Draft<'a> {
         if push.is_under_way() || self.now > not_after {
             return;
         }
+        // What it says of the last key would be of the one before.
+        if let Some(until) = self.world.sight.end_lands_until(self.now) {
+            return self.wake(Deadline::Retry, until);
+        }
         let uid = self.request.metadata.uid.as_deref().unwrap_or_default();
         let due_time = match (push.failure(), push.landed_time()) {
             (Some((time, failure, failures)), _) => match failure.class {

@@ -384,7 +384,7 @@ impl<'a> Draft<'a> {
         let required = !is_terminal && !goes;
         // After the call that stops a push, and before any record of what comes instead.
         let mut place = usize::from(self.before.first() == Some(&Effect::StopPush));
-        for told in sight.told(self.request) {
+        for told in sight.told(self.now, self.request) {
             // What is known otherwise was so before this process put it on record, or came about: an etcd that was restored
             // has forgotten it, and whoever took it back would give it anew.
             let (comes, is_known, what) = match told {

@@ -13,7 +13,7 @@ use crate::domain::record::Record;
 pub struct Plan {
     /// Done first. A required `Audit` here is durable, or nothing below happens.
     pub before: Vec<Effect>,
-    /// Stored with the resourceVersion that was read; none: as it stands.
+    /// Stored with the resourceVersion that was read, an end also over others' edits; none: as it stands.
     pub status: Option<Box<InstanceAccessStatus>>,
     /// Until when that status may leave; the plan of one that waited longer falls, since what it promises would not hold.
     /// None: whenever.

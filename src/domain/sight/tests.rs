@@ -404,13 +404,19 @@ fn what_the_trail_was_told_is_remembered_until_status_says_it_or_the_trail_takes
     ];
     for (records, expected) in rows {
         let kinds: Vec<_> = records.iter().map(|record| record.kind).collect();
-        assert_eq!(having_told(records).told(&holding("7", None)), expected, "{kinds:?}");
+        assert_eq!(having_told(records).told(at(0), &holding("7", None)), expected, "{kinds:?}");
     }
     // Its write may be stored yet, for as long as the request is of that version.
     let mut unheard = having_told(&[record(Denied, None)]);
     unheard.stores_unheard(Some("7"));
-    assert_eq!(unheard.told(&holding("7", None)), []);
-    assert_eq!(unheard.told(&holding("8", None)), [Denied]);
+    assert_eq!(unheard.told(at(0), &holding("7", None)), []);
+    assert_eq!(unheard.told(at(0), &holding("8", None)), [Denied]);
+    // An end that goes over others' edits may be stored on any version, for a while.
+    let mut patched = having_told(&[record(EndIntended, None)]);
+    patched.sends_end_unheard(at(30));
+    for (second, told) in [(0, &[][..]), (29, &[]), (30, &[EndIntended])] {
+        assert_eq!(patched.told(at(second), &holding("9", None)), told, "{second}");
+    }
 
     let live = holding("8", Some(&grant(1, 600)));
     let mut closing = live.clone();
@@ -424,7 +430,7 @@ fn what_the_trail_was_told_is_remembered_until_status_says_it_or_the_trail_takes
     ] {
         let mut sight = having_told(&[record(kind, delivery)]);
         sight.meet(at(1), status);
-        assert_eq!(sight.told(status).is_empty(), is_said, "{kind:?}");
+        assert_eq!(sight.told(at(0), status).is_empty(), is_said, "{kind:?}");
     }
 }
 
@@ -437,7 +443,7 @@ fn a_record_that_the_trail_may_have_refused_takes_nothing_back() {
         for owed in [record(Denied, None), record(EndIntended, None), record(GrantIntended, ON_CONNECT)] {
             let mut sight = having_told(std::slice::from_ref(&owed));
             sight.tells(&after);
-            let told = sight.told(&holding("7", None));
+            let told = sight.told(at(0), &holding("7", None));
             assert!(told.contains(&owed.kind), "{:?}, then {:?}", owed.kind, after.kind);
         }
     }
