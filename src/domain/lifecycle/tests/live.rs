@@ -26,6 +26,23 @@ fn a_push_is_renewed_before_the_last_one_fades_and_never_after_its_last_time() {
 }
 
 #[test]
+fn no_key_is_pushed_past_an_end_that_nobody_heard_of_while_it_may_be_stored_yet() {
+    let mut life = world().until(40);
+    life.shows(GRANTED);
+    // Its cause is undone since: nothing but this keeps the next key, due in the 45th second.
+    life.sight.sends_end_unheard(at(55));
+    let life = life.until(54);
+    let pushes =
+        |life: &Life| life.steps.iter().filter(|(_, step)| step == "push left").map(|(time, _)| *time).collect();
+    let before: Vec<Timestamp> = pushes(&life);
+    assert_eq!(before, [at(0)]);
+    let life = life.until(120);
+    let all: Vec<Timestamp> = pushes(&life);
+    assert_eq!(all, [at(0), at(55), at(100)]);
+    life.shows(GRANTED);
+}
+
+#[test]
 fn throttling_is_told_once_access_is_really_gone() {
     let mut life = with_pushes(Fate::Fails(FailureClass::Throttled), 59);
     life.shows(GRANTED);
