@@ -1,5 +1,8 @@
 //! How the API server is reached, and whether it still has the history that it told.
 
+mod client;
+#[cfg(test)]
+mod fake;
 pub mod watched;
 
 use std::fmt::Debug;
@@ -8,32 +11,21 @@ use std::time::Duration;
 
 use backon::ExponentialBuilder;
 use futures::stream::{BoxStream, Stream, StreamExt, unfold};
-use http::{Method, Request, Response};
 use kube::api::ListParams;
-use kube::client::retry::RetryPolicy;
-use kube::client::{Body, ClientBuilder};
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, ExponentialBackoff, watcher};
-use kube::{Api, Client, Config, Resource};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch as signal;
-use tower::BoxError;
-use tower::buffer::BufferLayer;
-use tower::retry::{Policy, RetryLayer};
-use tower::util::MapFutureLayer;
 
 use crate::domain::hearing::FAILURE_AGE_MAX;
+
+use client::ANSWER_TIMEOUT;
+pub use client::{ClientError, again, client};
 
 /// After how many seconds the API server ends each watch. One whose connection alone is dead looks like a quiet cluster until
 /// then, and a revocation is late by that; the client gives it five seconds more.
 const WATCH_SECONDS: u32 = 30;
-/// Longest silence on a connection: a watch, and a little. What is silent for longer is a dead peer.
-const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
-/// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest wait for an answer to begin, the connection included: then a try has failed. The API server begins the answer to a
-/// watch at once, and that to a page of a list when it has the page.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 const _: () = assert!(
     ANSWER_TIMEOUT.as_secs() + BACK_OFF_MAX.as_secs() < FAILURE_AGE_MAX.as_secs(),
     "a watch that fails again and again would count as quiet between two failures"
@@ -116,9 +108,6 @@ pub fn watch_config() -> watcher::Config {
     watcher::Config::default().page_size(PAGE_SIZE).timeout(WATCH_SECONDS)
 }
 
-/// Gap between a question that the API server could not answer just now, and the same again.
-const AGAIN_GAP: Duration = Duration::from_millis(250);
-
 /// The pages of a list, one at a time; ends with the first that fails. Each is asked for when it is wanted.
 pub fn pages<K>(api: Api<K>, params: ListParams) -> impl Stream<Item = kube::Result<Vec<K>>> + use<K>
 where
@@ -135,82 +124,6 @@ where
             Err(error) => Some((Err(error), (api, None))),
         }
     })
-}
-
-/// Makes a client as kubectl would: from KUBECONFIG, ~/.kube/config, or the pod's service account.
-///
-/// What only reads is tried again by itself, for two seconds or so, where the API server says 429, 503 or 504: a list of many
-/// pages would be begun anew for one of them. kube's own repetition goes on for minutes, and a watch that sleeps in it is deaf
-/// and tells nobody; and of a write that was stored, and repeated, it would say that it met a conflict. Whoever writes once
-/// writes by [`again`].
-pub async fn client() -> Result<Client, ClientError> {
-    let config = Config::infer().await.map_err(|error| ClientError::Infer(Box::new(error)))?;
-    client_of(config)
-}
-
-fn client_of(mut config: Config) -> Result<Client, ClientError> {
-    config.read_timeout = Some(READ_TIMEOUT);
-    // Else a connection that nobody used for a while has little of that left.
-    config.reset_reader_on_write = true;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.default_retry = false;
-    let builder = ClientBuilder::try_from(config).map_err(|error| ClientError::Build(Box::new(error)))?;
-    Ok(builder
-        // A try wants a service that can be had again, which is what a buffer is.
-        .with_layer(&BufferLayer::new(BUFFER))
-        .with_layer(&RetryLayer::new(Reads::default()))
-        .with_layer(&MapFutureLayer::new(answered_in_time))
-        .build())
-}
-
-/// Requests that wait to be sent, as many as in kube's own buffer.
-const BUFFER: usize = 1024;
-
-/// Tries again what only reads.
-#[derive(Clone)]
-struct Reads(RetryPolicy);
-
-impl Default for Reads {
-    fn default() -> Self {
-        let (min, max, tries) = (Duration::from_millis(200), Duration::from_secs(1), 3);
-        Self(RetryPolicy::new(min, max, tries, false).expect("bounds that are no contradiction"))
-    }
-}
-
-impl<T> Policy<Request<Body>, Response<T>, BoxError> for Reads {
-    type Future = <RetryPolicy as Policy<Request<Body>, Response<T>, BoxError>>::Future;
-
-    fn retry(
-        &mut self,
-        request: &mut Request<Body>,
-        answer: &mut Result<Response<T>, BoxError>,
-    ) -> Option<Self::Future> {
-        if *request.method() == Method::GET { self.0.retry(request, answer) } else { None }
-    }
-
-    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
-        if *request.method() == Method::GET {
-            Policy::<Request<Body>, Response<T>, BoxError>::clone_request(&mut self.0, request)
-        } else {
-            None
-        }
-    }
-}
-
-async fn answered_in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-    tokio::time::timeout(ANSWER_TIMEOUT, answer).await?
-}
-
-/// Asks, and asks again while the API server, or what stands before it, says that it cannot just now. Whoever calls bounds
-/// how long that goes on.
-pub async fn again<T, A: Future<Output = kube::Result<T>>>(mut ask: impl FnMut() -> A) -> kube::Result<T> {
-    loop {
-        match ask().await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 429 | 503 | 504) => {}
-            answered => return answered,
-        }
-        tokio::time::sleep(AGAIN_GAP).await;
-    }
 }
 
 /// Whether the API server still has the history that it told.
@@ -261,32 +174,20 @@ impl History {
     }
 }
 
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Nothing says where the API server is.
-    #[error("no Kubernetes configuration was found; set KUBECONFIG, or run inside a pod")]
-    Infer(#[source] Box<kube::config::InferConfigError>),
-    /// What was found cannot be used.
-    #[error("the Kubernetes configuration cannot be used")]
-    Build(#[source] Box<kube::Error>),
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
 
-    use axum::http::{StatusCode, Uri};
+    use axum::http::Uri;
     use axum::response::{IntoResponse, Response};
     use futures::stream;
     use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::api::PostParams;
     use kube::core::Status;
     use serde_json::json;
-    use tokio::net::TcpListener;
     use tokio::time::Instant;
 
+    use super::fake::{busy, served};
     use super::*;
 
     /// An API server that answers all lists with nothing, and watches by `watched`, which is told how many there were.
@@ -300,15 +201,7 @@ mod tests {
                 json!({"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": []});
             axum::Json(list).into_response()
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        // Ends with the test's runtime.
-        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
-        Api::namespaced(client_of(Config::new(url)).unwrap(), "team-a")
-    }
-
-    fn busy() -> Response {
-        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3600")], "not now").into_response()
+        served(answer).await
     }
 
     #[tokio::test]
@@ -331,29 +224,6 @@ mod tests {
         };
         let failures = tokio::time::timeout(Duration::from_secs(60), heard).await.expect("nothing was heard");
         assert_eq!(failures, 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_does_not_begin_in_time_is_a_failure() {
-        let begin = Instant::now();
-        let error = answered_in_time(std::future::pending::<Result<(), BoxError>>()).await.unwrap_err();
-        assert!(error.is::<tokio::time::error::Elapsed>(), "{error}");
-        assert!(begin.elapsed() < ANSWER_TIMEOUT + Duration::from_secs(1));
-        assert!(answered_in_time(async { Ok(()) }).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_asked_again_is_what_could_not_be_answered_just_now_and_nothing_else() {
-        for (code, expected) in [(429, 4), (503, 4), (504, 4), (409, 1), (500, 1), (403, 1)] {
-            let times = AtomicUsize::new(0);
-            let ask = || {
-                let time = times.fetch_add(1, Ordering::Relaxed) + 1;
-                let refusal = || kube::Error::Api(Status::failure("no", "No").with_code(code).boxed());
-                std::future::ready(if time < 4 { Err(refusal()) } else { Ok(()) })
-            };
-            let answer = again(ask).await;
-            assert_eq!((times.load(Ordering::Relaxed), answer.is_ok()), (expected, expected > 1), "{code}");
-        }
     }
 
     type Told = watcher::Result<Event<ConfigMap>>;
@@ -412,25 +282,6 @@ mod tests {
         let rests = rests_after(40, next).await;
         let longest = rests[30..].iter().max().unwrap();
         assert!((Duration::from_secs(5)..=BACK_OFF_MAX + Duration::from_millis(1)).contains(longest), "{rests:?}");
-    }
-
-    #[tokio::test]
-    async fn what_reads_is_tried_again_and_what_writes_is_not() {
-        let times = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&times);
-        let answer = async move || {
-            count.fetch_add(1, Ordering::Relaxed);
-            busy()
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
-        let api: Api<ConfigMap> = Api::namespaced(client_of(Config::new(url)).unwrap(), "team-a");
-        let is_refused = |error: kube::Error| matches!(error, kube::Error::Api(status) if status.code == 503);
-        assert!(is_refused(api.get("it").await.unwrap_err()));
-        assert_eq!(times.swap(0, Ordering::Relaxed), 4);
-        assert!(is_refused(api.create(&PostParams::default(), &ConfigMap::default()).await.unwrap_err()));
-        assert_eq!(times.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]

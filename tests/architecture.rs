@@ -168,10 +168,10 @@ const ROOMS: [Room; 9] = [
     },
     Room {
         name: "kubernetes",
-        crates: &["kube", "k8s_openapi", "serde", "serde_json"],
+        crates: &["kube", "k8s_openapi", "serde", "serde_json", "http", "tower", "tokio", "thiserror"],
         rooms: &["kubernetes"],
         forbidden: &[],
-        instead: "what a watch tells is read for controller and gateway alike; what it means is theirs to ask",
+        instead: "the API server is asked, and what a watch tells is read, for controller and gateway alike; what it means is theirs to ask",
     },
     Room {
         name: "traces",

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Piece, ServiceAccount, Standing, Writers, pieces};
 use crate::domain::enforcement::{self, Enforcement, Lookout, Looks, Mark, State, Vouched};
-use crate::kubernetes::{patient, watch_config};
+use crate::kubernetes::{again, patient, watch_config};
 use crate::telemetry::chain;
 
 use super::Shared;
@@ -167,7 +167,8 @@ fn tell(shared: &Shared, enforcement: &Enforcement) {
 /// Asks the API server, which cannot be wrong about it, as a setting could.
 async fn who_we_are(client: &Client) -> Result<ServiceAccount, LookError> {
     let api: Api<SelfSubjectReview> = Api::all(client.clone());
-    let review = api.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
+    let (params, question) = (PostParams::default(), SelfSubjectReview::default());
+    let review = again(|| api.create(&params, &question)).await?;
     let user = review.status.and_then(|status| status.user_info).and_then(|user| user.username).unwrap_or_default();
     ServiceAccount::of_username(&user).ok_or(LookError::NoServiceAccount { user })
 }

@@ -30,7 +30,7 @@ const _: () = assert!(
     AUDIT_TIMEOUT_OF_AN_END.as_secs() < lifecycle::SEND_TIME_MAX.as_secs(),
     "an end whose record takes too long would be decided anew for ever"
 );
-// We hang up after the first, and the API server gives up a second after it has read the request.
+// We hang up after one, and the API server gives up after another, which begins when it has read the request.
 const _: () = assert!(
     lifecycle::SEND_TIME_MAX.as_secs() + 2 * WRITE_TIMEOUT.as_secs() <= lifecycle::STORE_TIME_MAX.as_secs(),
     "gateways push until they read of an end"

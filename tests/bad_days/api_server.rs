@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::days;
 use crate::stand::{
-    Ask, Day, LATE_MAX, NAMESPACE, Outage, Outcome, SOON, Special, Stand, apply, expiration, reason, shared, shown,
+    Ask, DECIDERS, Day, LATE_MAX, NAMESPACE, Outage, Outcome, SOON, Special, Stand, apply, expiration, reason, shared,
+    shown,
 };
 
 pub fn days() -> Vec<(&'static str, Day)> {
@@ -298,21 +299,6 @@ async fn a_busy_neighbour_who_edits_the_request_over_its_end_does_not_keep_statu
     stand.controller.verify(&[&ended]).await?;
     Ok(())
 }
-
-/// Who may decide.
-const DECIDERS: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: deciders}
-rules:
-- {apiGroups: [instanceaccess.dev], resources: [instanceaccessdecisions], verbs: [create]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: deciders}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: deciders}
-subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
-"#;
 
 async fn a_crowd_that_edits_the_request_without_a_pause_does_not_keep_its_revocation_from_gateways() -> Outcome {
     const CROWD: usize = 20;

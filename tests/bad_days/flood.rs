@@ -13,7 +13,7 @@ use lab::pace::LateMax;
 use serde_json::{Value, json};
 
 use crate::days;
-use crate::stand::{Ask, Day, NAMESPACE, Outcome, SOON, Special, Stand, apply, named, reason};
+use crate::stand::{Ask, DECIDERS, Day, NAMESPACE, Outcome, SOON, Special, Stand, apply, named, reason};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_neither_grant_nor_end]
@@ -34,18 +34,6 @@ const GROWTH_KIB_MAX: u64 = 60 << 10;
 const KEPT_MAX: f64 = 1040.0;
 
 const GUARDED: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: deciders}
-rules:
-- {apiGroups: [instanceaccess.dev], resources: [instanceaccessdecisions], verbs: [create, get, list, watch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: deciders}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: deciders}
-subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
----
 apiVersion: instanceaccess.dev/v1alpha1
 kind: InstanceAccessPolicy
 metadata: {name: guarded}
@@ -102,6 +90,7 @@ fn resident_kib(stand: &Stand) -> anyhow::Result<u64> {
 
 async fn ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_neither_grant_nor_end() -> Outcome {
     let stand = Stand::own(Special::default()).await?;
+    apply(&stand.lab, DECIDERS).await?;
     apply(&stand.lab, GUARDED).await?;
     let (besieged_on, ending_on, quick_on) = (stand.running(), stand.running(), stand.running());
     stand.create("carol", &Ask::new("besieged").instance(&besieged_on)).await?;

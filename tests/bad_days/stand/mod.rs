@@ -342,6 +342,21 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: people}
 subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
 "#;
 
+/// Who may decide, where decisions are wanted: everybody.
+pub const DECIDERS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: deciders}
+rules:
+- {apiGroups: [instanceaccess.dev], resources: [instanceaccessdecisions], verbs: [create, get, list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: deciders}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: deciders}
+subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
+"#;
+
 /// Who may get what, unless a test adds to it.
 const DEVELOPERS: &str = r#"
 apiVersion: instanceaccess.dev/v1alpha1
