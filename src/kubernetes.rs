@@ -139,16 +139,22 @@ pub struct History {
 
 impl History {
     /// The API server said what version its newest is, to a question that was asked after the answer before came. Returns
-    /// whether it went back; then all watches begin anew.
+    /// whether it went back.
     ///
     /// Versions compare as numbers. Source: Kubernetes, which promises it since 1.35, and made them so before.
     pub fn is_undone(&self, resource_version: Option<&str>) -> bool {
         let Some(version) = resource_version.and_then(|text| text.parse::<u64>().ok()) else { return false };
-        let is_undone = version < self.newest.swap(version, Ordering::AcqRel);
-        if is_undone {
-            self.undone.send_modify(|times| *times += 1);
-        }
-        is_undone
+        version < self.newest.swap(version, Ordering::AcqRel)
+    }
+
+    /// All watches begin anew.
+    pub fn begin_anew(&self) {
+        self.undone.send_modify(|times| *times += 1);
+    }
+
+    /// Told when all watches begin anew.
+    pub fn undone(&self) -> signal::Receiver<u64> {
+        self.undone.subscribe()
     }
 
     /// Watches, with a back-off after each failure; begins anew when history was undone.
@@ -160,18 +166,30 @@ impl History {
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
-        let begin = move || patient(watcher(api.clone(), config.clone())).boxed();
-        let watch: BoxStream<'static, watcher::Result<Event<K>>> = begin();
-        unfold((watch, self.undone.subscribe(), begin), async |(mut watch, mut undone, begin)| {
-            loop {
-                tokio::select! {
-                    biased;
-                    Ok(()) = undone.changed() => watch = begin(),
-                    event = watch.next() => return event.map(|event| (event, (watch, undone, begin))),
-                }
-            }
-        })
+        watch_anew(api, config, self.undone())
     }
+}
+
+/// Watches, with a back-off after each failure; begins anew, with a list, whenever `anew` changes.
+pub fn watch_anew<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    anew: signal::Receiver<u64>,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + use<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let begin = move || patient(watcher(api.clone(), config.clone())).boxed();
+    let watch: BoxStream<'static, watcher::Result<Event<K>>> = begin();
+    unfold((watch, anew, begin), async |(mut watch, mut anew, begin)| {
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = anew.changed() => watch = begin(),
+                event = watch.next() => return event.map(|event| (event, (watch, anew, begin))),
+            }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -301,12 +319,10 @@ mod tests {
     #[test]
     fn a_version_that_is_lower_than_the_one_before_is_history_undone_once() {
         let history = History::default();
-        let undone = history.undone.subscribe();
         for (version, expected) in [("7", false), ("7", false), ("1000", false), ("999", true), ("1000", false)] {
             assert_eq!(history.is_undone(Some(version)), expected, "{version}");
         }
         assert!(!history.is_undone(None) && !history.is_undone(Some("")) && !history.is_undone(Some("new")));
-        assert_eq!(*undone.borrow(), 1);
         assert!(history.is_undone(Some("0")), "an etcd that begins with nothing");
     }
 }

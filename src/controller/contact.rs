@@ -3,19 +3,24 @@
 //! A watch that is silent may be quiet or cut off, and does not say which. So a small question is asked now and then,
 //! and a watch that fails again and again counts as deaf although questions are answered (its right may be gone).
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::Stream;
 use jiff::Timestamp;
-use kube::Api;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::InstanceAccess;
-use crate::domain::hearing::Failing;
+use crate::domain::hearing::{Failing, Listed, Rereading};
 use crate::domain::time::is_fresh;
-use crate::kubernetes::History;
+use crate::kubernetes::{History, watch_anew};
 
 use super::Shared;
 use super::turn::wake_all;
@@ -28,16 +33,6 @@ const RETRY: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Age from which the last answer is no sign of contact: one question and its answer, and a little.
 const ANSWER_AGE_MAX: Duration = Duration::from_secs(30);
-/// Which watch.
-#[derive(Clone, Copy, Debug)]
-pub enum Watch {
-    /// Of the requests.
-    Requests,
-    /// Of the policies.
-    Policies,
-    /// Of the decisions.
-    Decisions,
-}
 
 /// What was heard when.
 #[derive(Debug)]
@@ -45,31 +40,84 @@ pub struct Contact {
     /// Whether the API server still has the history that it told.
     pub history: History,
     heard: Mutex<Heard>,
+    policies_anew: signal::Sender<u64>,
+    decisions_anew: signal::Sender<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     answer_time: Timestamp,
     failing: [Option<Failing>; 3],
+    rereading: Rereading,
 }
 
 impl Contact {
     /// Counts the start as contact.
     pub fn new(now: Timestamp) -> Self {
-        Self { history: History::default(), heard: Mutex::new(Heard { answer_time: now, failing: [None; 3] }) }
+        let heard = Heard { answer_time: now, failing: [None; 3], rereading: Rereading::default() };
+        Self {
+            history: History::default(),
+            heard: Mutex::new(heard),
+            policies_anew: signal::Sender::default(),
+            decisions_anew: signal::Sender::default(),
+        }
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Heard) -> T) -> T {
         change(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Watches, with a back-off after each failure; policies and decisions begin anew when requests did, requests when
+    /// history was undone.
+    pub fn watch<K>(
+        &self,
+        watch: Listed,
+        api: Api<K>,
+        config: watcher::Config,
+    ) -> impl Stream<Item = watcher::Result<Event<K>>> + use<K>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let anew = match watch {
+            Listed::Requests => self.history.undone(),
+            Listed::Policies => self.policies_anew.subscribe(),
+            Listed::Decisions => self.decisions_anew.subscribe(),
+        };
+        watch_anew(api, config, anew)
+    }
+
+    /// Requests are read anew, and so is all that they are judged by.
+    pub fn begin_rereading(&self) {
+        self.with(|heard| heard.rereading.begins());
+        self.policies_anew.send_modify(|times| *times += 1);
+    }
+
+    /// Whether requests, policies and decisions are not all of one history yet.
+    pub fn is_rereading(&self) -> bool {
+        self.with(|heard| heard.rereading.is_under_way())
+    }
+
     /// A watch told something.
-    pub fn watch_heard(&self, watch: Watch) {
+    pub fn watch_heard(&self, watch: Listed) {
         self.with(|heard| heard.failing[watch as usize] = None);
     }
 
+    /// A watch has read everything. Returns whether that was the last that requests waited for.
+    pub fn watch_listed(&self, watch: Listed) -> bool {
+        self.watch_heard(watch);
+        let (reads_decisions, is_over) = self.with(|heard| {
+            let was_under_way = heard.rereading.is_under_way();
+            let reads_decisions = heard.rereading.listed(watch);
+            (reads_decisions, was_under_way && !heard.rereading.is_under_way())
+        });
+        if reads_decisions {
+            self.decisions_anew.send_modify(|times| *times += 1);
+        }
+        is_over
+    }
+
     /// A watch failed.
-    pub fn watch_failed(&self, watch: Watch, now: Timestamp) {
+    pub fn watch_failed(&self, watch: Listed, now: Timestamp) {
         self.with(|heard| {
             let failing = &mut heard.failing[watch as usize];
             *failing = Some(Failing::again(*failing, now));
@@ -77,8 +125,9 @@ impl Contact {
     }
 
     /// A watch reads everything anew.
-    pub fn watch_lists(&self, watch: Watch) {
+    pub fn watch_lists(&self, watch: Listed) {
         self.with(|heard| {
+            heard.rereading.lists(watch);
             if let Some(failing) = &mut heard.failing[watch as usize] {
                 failing.lists = true;
             }
@@ -91,7 +140,7 @@ impl Contact {
 
     /// Since when the API server is not heard; none while it is.
     pub fn lost_time(&self, now: Timestamp) -> Option<Timestamp> {
-        let Heard { answer_time, failing } = self.with(|heard| *heard);
+        let Heard { answer_time, failing, rereading: _ } = self.with(|heard| *heard);
         let unanswered = (!is_fresh(now, answer_time, ANSWER_AGE_MAX)).then_some(answer_time);
         let deaf =
             failing.into_iter().flatten().filter(|failing| failing.is_deaf(now)).map(|failing| failing.since_time);
@@ -119,8 +168,11 @@ pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
                 tracing::error!(
                     "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again, and what is known to be over stays so"
                 );
+                // Before any watch brings something of the older state.
                 shared.slots.doubt();
                 shared.guard.doubt();
+                shared.contact.begin_rereading();
+                shared.contact.history.begin_anew();
             }
             shared.contact.answered((shared.clock)());
         }
@@ -158,18 +210,18 @@ mod tests {
     fn a_watch_that_keeps_failing_is_deaf_although_questions_are_answered() {
         let contact = Contact::new(at(0));
         for second in [10, 20, 30] {
-            contact.watch_failed(Watch::Policies, at(second));
+            contact.watch_failed(Listed::Policies, at(second));
             contact.answered(at(second));
         }
         assert_eq!(contact.lost_time(at(35)), Some(at(10)));
-        contact.watch_heard(Watch::Policies);
+        contact.watch_heard(Listed::Policies);
         assert_eq!(contact.lost_time(at(35)), None);
     }
 
     #[test]
     fn a_watch_that_failed_once_and_is_quiet_since_is_not_deaf() {
         let contact = Contact::new(at(0));
-        contact.watch_failed(Watch::Requests, at(10));
+        contact.watch_failed(Listed::Requests, at(10));
         contact.answered(at(60));
         assert_eq!(contact.lost_time(at(60)), None);
     }
@@ -177,14 +229,32 @@ mod tests {
     #[test]
     fn a_watch_that_reads_everything_anew_after_a_failure_is_deaf_until_it_has() {
         let contact = Contact::new(at(0));
-        contact.watch_lists(Watch::Requests);
+        contact.watch_lists(Listed::Requests);
         assert_eq!(contact.lost_time(at(20)), None, "the first list is waited for elsewhere");
-        contact.watch_failed(Watch::Requests, at(20));
-        contact.watch_lists(Watch::Requests);
+        contact.watch_failed(Listed::Requests, at(20));
+        contact.watch_lists(Listed::Requests);
         contact.answered(at(200));
         assert_eq!(contact.lost_time(at(200)), Some(at(20)));
-        contact.watch_heard(Watch::Requests);
+        contact.watch_heard(Listed::Requests);
         assert_eq!(contact.lost_time(at(200)), None);
+    }
+
+    #[test]
+    fn policies_are_read_anew_with_requests_and_decisions_after_both() {
+        let contact = Contact::new(at(0));
+        let anew = [contact.policies_anew.subscribe(), contact.decisions_anew.subscribe()];
+        let told = || anew.each_ref().map(|anew| *anew.borrow());
+        assert_eq!((contact.is_rereading(), told()), (false, [0, 0]));
+        contact.begin_rereading();
+        assert_eq!((contact.is_rereading(), told()), (true, [1, 0]));
+        assert!(!contact.watch_listed(Listed::Requests));
+        contact.watch_lists(Listed::Policies);
+        assert!(!contact.watch_listed(Listed::Policies));
+        assert_eq!((contact.is_rereading(), told()), (true, [1, 1]));
+        contact.watch_lists(Listed::Decisions);
+        assert!(contact.watch_listed(Listed::Decisions), "that was the last");
+        assert_eq!((contact.is_rereading(), told()), (false, [1, 1]));
+        assert!(!contact.watch_listed(Listed::Decisions), "nobody waited for it");
     }
 
     #[test]

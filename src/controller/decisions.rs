@@ -24,6 +24,7 @@ use crate::api::InstanceAccessDecision;
 use crate::domain::approvals::{
     Decision, Decisions, GAP_MIN, ORPHAN_AGE_MAX, Parties, Relist, Unreadable, Why, is_late, may_count, request_uid,
 };
+use crate::domain::hearing::Listed;
 use crate::domain::lifecycle::is_over;
 use crate::domain::policy::PolicySet;
 use crate::domain::time::is_fresh;
@@ -31,7 +32,6 @@ use crate::kubernetes::watched::Watched;
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::contact::Watch;
 use super::turn::{wake, wake_all};
 use super::watch::config;
 
@@ -176,7 +176,7 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         shared.decisions.relist().begins((shared.clock)());
         let api: Api<Watched<InstanceAccessDecision>> = Api::all(shared.client.clone());
-        let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
+        let mut stream = std::pin::pin!(shared.contact.watch(Listed::Decisions, api, config()));
         let mut listing: Option<Filed> = None;
         loop {
             let event = tokio::select! {
@@ -201,7 +201,7 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
             match event {
                 Some(Ok(event)) => see(&shared, event, &mut listing),
                 Some(Err(error)) => {
-                    shared.contact.watch_failed(Watch::Decisions, (shared.clock)());
+                    shared.contact.watch_failed(Listed::Decisions, (shared.clock)());
                     shared.metrics.count_watch_error("instanceaccessdecisions");
                     tracing::warn!(error = chain(&error), "the watch over decisions broke, trying again");
                 }
@@ -214,7 +214,7 @@ pub async fn watch_decisions(shared: Arc<Shared>, stop: CancellationToken) {
 fn see(shared: &Arc<Shared>, event: Event<Watched<InstanceAccessDecision>>, listing: &mut Option<Filed>) {
     match event {
         Event::Init => {
-            shared.contact.watch_lists(Watch::Decisions);
+            shared.contact.watch_lists(Listed::Decisions);
             // Also where the watch lists by itself, since it broke.
             shared.decisions.relist().begins((shared.clock)());
             *listing = Some(Filed::default());
@@ -227,12 +227,12 @@ fn see(shared: &Arc<Shared>, event: Event<Watched<InstanceAccessDecision>>, list
             }
         }
         Event::InitDone => {
-            shared.contact.watch_heard(Watch::Decisions);
             shared.decisions.relist().ended((shared.clock)());
             let Some(mut listed) = listing.take() else { return };
             listed.seen = true;
             let before = std::mem::replace(&mut *shared.decisions.lock(), listed);
-            if before.seen {
+            let is_awaited = shared.contact.watch_listed(Listed::Decisions);
+            if before.seen && !is_awaited {
                 let after: Vec<Key> = shared.decisions.lock().by_request.keys().cloned().collect();
                 before.by_request.keys().chain(&after).for_each(|(_, uid)| wake_request(shared, uid));
             } else {
@@ -241,7 +241,7 @@ fn see(shared: &Arc<Shared>, event: Event<Watched<InstanceAccessDecision>>, list
             }
         }
         Event::Apply(object) => {
-            shared.contact.watch_heard(Watch::Decisions);
+            shared.contact.watch_heard(Listed::Decisions);
             let Some(Read { key, uid, word }) = read(shared, &object) else { return };
             let Some(word) = word else { return forget(shared, &key, &uid) };
             let request_uid = Arc::clone(&key.1);
@@ -252,7 +252,7 @@ fn see(shared: &Arc<Shared>, event: Event<Watched<InstanceAccessDecision>>, list
             }
         }
         Event::Delete(object) => {
-            shared.contact.watch_heard(Watch::Decisions);
+            shared.contact.watch_heard(Listed::Decisions);
             let decision_uid = object.metadata.uid.clone().unwrap_or_default();
             shared.metrics.decodable(&decision_uid);
             if let (Some(uid), Some(namespace)) = (request_uid(&object.plain()), object.metadata.namespace) {

@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{InstanceAccessPolicy, InstanceAccessPolicyStatus};
 use crate::domain::condition;
+use crate::domain::hearing::Listed;
 use crate::domain::policy::{Policy, PolicySet};
 use crate::kubernetes::again;
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::contact::Watch;
 use super::turn::wake_all;
 use super::watch::config;
 use super::write::WRITE_TIMEOUT;
@@ -32,7 +32,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
     // Untyped, so that one that does not decode can still be asked whether it is an Allow.
     let api: Api<DynamicObject> =
         Api::all_with(shared.client.clone(), &ApiResource::erase::<InstanceAccessPolicy>(&()));
-    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
+    let mut stream = std::pin::pin!(shared.contact.watch(Listed::Policies, api, config()));
     let mut known: HashMap<String, Arc<Policy>> = HashMap::new();
     let mut listing: Option<HashMap<String, Arc<Policy>>> = None;
     loop {
@@ -42,7 +42,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
         };
         match event {
             Some(Ok(Event::Init)) => {
-                shared.contact.watch_lists(Watch::Policies);
+                shared.contact.watch_lists(Listed::Policies);
                 listing = Some(HashMap::new());
             }
             Some(Ok(Event::InitApply(object))) => {
@@ -51,16 +51,17 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
                 }
             }
             Some(Ok(Event::InitDone)) => {
-                shared.contact.watch_heard(Watch::Policies);
                 if let Some(listed) = listing.take() {
                     known = listed;
                     publish(&shared, &known);
+                    // Which decisions count is a matter of these.
+                    shared.contact.watch_listed(Listed::Policies);
                     shared.health.policies_listed.send_replace(true);
                     wake_all(&shared);
                 }
             }
             Some(Ok(Event::Apply(object))) => {
-                shared.contact.watch_heard(Watch::Policies);
+                shared.contact.watch_heard(Listed::Policies);
                 let Some((name, policy)) = compiled(&shared, object) else { continue };
                 // Our own status comes back through the watch: the pin tells whether anything is new.
                 if known.get(&name).is_none_or(|old| old.pin() != policy.pin()) {
@@ -81,7 +82,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
                 }
             }
             Some(Err(error)) => {
-                shared.contact.watch_failed(Watch::Policies, (shared.clock)());
+                shared.contact.watch_failed(Listed::Policies, (shared.clock)());
                 shared.metrics.count_watch_error("instanceaccesspolicies");
                 tracing::warn!(error = chain(&error), "the watch over policies broke, trying again");
             }

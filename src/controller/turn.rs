@@ -216,6 +216,7 @@ pub fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let sight = state.sight.open();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
+    sight.is_rereading = shared.contact.is_rereading();
     let object = state.kept.open();
     sight.meet(now, &object);
     sight.vouch(enforcement, *looks);

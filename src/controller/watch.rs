@@ -19,13 +19,13 @@ use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{InstanceAccess, LIVE};
+use crate::domain::hearing::Listed;
 use crate::domain::sight::Sight;
 use crate::kubernetes::pages;
 use crate::kubernetes::watched::Watched;
 use crate::telemetry::chain;
 
 use super::Shared;
-use super::contact::Watch;
 use super::effects::stop_push;
 use super::slots::{Seen, Uid, prune};
 use super::turn::{read_again, set_gone, wake};
@@ -43,12 +43,14 @@ type Live = BoxStream<'static, kube::Result<Vec<Watched<InstanceAccess>>>>;
 /// Takes in what happens to requests, until it is stopped.
 pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
     let api: Api<Watched<InstanceAccess>> = Api::all(shared.client.clone());
-    let mut stream = std::pin::pin!(shared.contact.history.watch(api, config()));
+    let mut stream = std::pin::pin!(shared.contact.watch(Listed::Requests, api, config()));
     // The uids of the list that is being read, to find out who vanished while we did not watch.
     let mut listed: Option<HashSet<Uid>> = None;
     // Only beside a list, and no longer than that lasts: what is read here later than its first page is in that
     // list, or the watch that follows tells of it.
     let (mut live, mut is_asked): (Live, bool) = (stream::empty().boxed(), true);
+    // Whether what requests are judged by is still to be read anew with them.
+    let mut begins_anew = false;
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
@@ -63,9 +65,14 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                 listed = Some(HashSet::new());
                 live = stream::empty().boxed();
                 is_asked = false;
-                shared.contact.watch_lists(Watch::Requests);
+                begins_anew = *shared.health.requests_listed.borrow();
+                shared.contact.watch_lists(Listed::Requests);
             }
             Some(Ok(Event::InitApply(object))) => {
+                // Not before: a list that fails again and again brings nothing.
+                if std::mem::take(&mut begins_anew) {
+                    shared.contact.begin_rereading();
+                }
                 if !std::mem::replace(&mut is_asked, true) {
                     live = live_later(&shared);
                 }
@@ -73,7 +80,9 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Ok(Event::InitDone)) => {
                 live = stream::empty().boxed();
-                shared.contact.watch_heard(Watch::Requests);
+                if std::mem::take(&mut begins_anew) {
+                    shared.contact.begin_rereading();
+                }
                 if let Some(listed) = listed.take() {
                     for slot in shared.slots.all() {
                         if !listed.contains(&slot.uid) {
@@ -85,13 +94,14 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.census.requests_listed();
                 shared.health.requests_listed.send_replace(true);
                 shared.decisions.requests_listed();
+                shared.contact.watch_listed(Listed::Requests);
             }
             Some(Ok(Event::Apply(object))) => {
-                shared.contact.watch_heard(Watch::Requests);
+                shared.contact.watch_heard(Listed::Requests);
                 see(&shared, object, false);
             }
             Some(Ok(Event::Delete(object))) => {
-                shared.contact.watch_heard(Watch::Requests);
+                shared.contact.watch_heard(Listed::Requests);
                 if let Some(uid) = uid_of(&object) {
                     shared.metrics.decodable(&uid);
                     gone(&shared, &uid);
@@ -99,7 +109,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Err(error)) => {
                 live = stream::empty().boxed();
-                shared.contact.watch_failed(Watch::Requests, (shared.clock)());
+                shared.contact.watch_failed(Listed::Requests, (shared.clock)());
                 shared.metrics.count_watch_error("instanceaccesses");
                 tracing::warn!(error = chain(&error), "the watch over requests broke, trying again");
             }

@@ -39,6 +39,80 @@ impl Failing {
     }
 }
 
+/// Which list of three: one is read after those before it, or again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// The requests.
+    Requests,
+    /// The policies, by which they are judged.
+    Policies,
+    /// The decisions: which of them count is a matter of the other two.
+    Decisions,
+}
+
+/// Whether requests, and what they are judged by, are of one history.
+///
+/// Where the API server's is undone (an etcd that is restored from a copy), each watch hears of it for itself, seconds apart,
+/// and requests of the copy would be judged by policies and approvals that are not in it. So whenever requests are read anew,
+/// the others are as well, and nothing is granted meanwhile. The default is that nothing is read anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rereading {
+    requests: Reading,
+    policies: Reading,
+    decisions: Reading,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Reading {
+    #[default]
+    Done,
+    Begun,
+    Owed,
+}
+
+impl Rereading {
+    /// Requests are read anew from here on: whatever list of the others is under way does not count. Policies are to be read.
+    pub fn begins(&mut self) {
+        *self = Self { requests: Reading::Begun, policies: Reading::Owed, decisions: Reading::Owed };
+    }
+
+    /// A list is asked for.
+    pub fn lists(&mut self, list: Listed) {
+        let may_begin = list != Listed::Decisions || self.decisions_may_begin();
+        let reading = self.of(list);
+        if may_begin && *reading == Reading::Owed {
+            *reading = Reading::Begun;
+        }
+    }
+
+    /// A list is through. Returns whether decisions are to be read now.
+    pub fn listed(&mut self, list: Listed) -> bool {
+        let could_begin = self.decisions_may_begin();
+        let reading = self.of(list);
+        if *reading == Reading::Begun {
+            *reading = Reading::Done;
+        }
+        self.decisions == Reading::Owed && self.decisions_may_begin() && !could_begin
+    }
+
+    /// Whether something is still to be read.
+    pub fn is_under_way(&self) -> bool {
+        *self != Self::default()
+    }
+
+    fn decisions_may_begin(&self) -> bool {
+        self.requests == Reading::Done && self.policies == Reading::Done
+    }
+
+    fn of(&mut self, list: Listed) -> &mut Reading {
+        match list {
+            Listed::Requests => &mut self.requests,
+            Listed::Policies => &mut self.policies,
+            Listed::Decisions => &mut self.decisions,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -66,7 +140,99 @@ mod tests {
         assert_eq!((again.since_time, again.lists), (at(10), false), "the list failed");
     }
 
+    use Listed::{Decisions, Policies, Requests};
+
+    fn read(reading: &mut Rereading, list: Listed) -> bool {
+        reading.lists(list);
+        reading.listed(list)
+    }
+
+    #[test]
+    fn decisions_are_read_once_requests_and_policies_were_in_either_order() {
+        for (first, second) in [(Requests, Policies), (Policies, Requests)] {
+            let mut reading = Rereading::default();
+            assert!(!reading.is_under_way());
+            reading.begins();
+            assert!(!read(&mut reading, first), "{second:?} are owed");
+            assert!(read(&mut reading, second), "now decisions are to be read");
+            assert!(reading.is_under_way());
+            assert!(!read(&mut reading, Decisions) && !reading.is_under_way());
+        }
+    }
+
+    #[test]
+    fn a_list_that_was_begun_before_requests_were_read_anew_does_not_count() {
+        let mut reading = Rereading::default();
+        reading.lists(Policies);
+        reading.lists(Decisions);
+        reading.begins();
+        assert!(!reading.listed(Requests) && !reading.listed(Policies) && !reading.listed(Decisions));
+        assert!(reading.is_under_way());
+        assert!(read(&mut reading, Policies));
+        // Begun too early, when it was not known yet which decisions count.
+        reading.begins();
+        reading.lists(Decisions);
+        assert!(!reading.listed(Requests));
+        assert!(read(&mut reading, Policies));
+        assert!(!reading.listed(Decisions));
+        assert!(reading.is_under_way());
+        assert!(!read(&mut reading, Decisions) && !reading.is_under_way());
+    }
+
+    #[test]
+    fn requests_that_are_read_anew_once_more_begin_it_all_anew() {
+        let mut reading = Rereading::default();
+        reading.begins();
+        assert!(!reading.listed(Requests));
+        assert!(read(&mut reading, Policies));
+        reading.lists(Decisions);
+        reading.begins();
+        assert!(!reading.listed(Decisions) && reading.is_under_way());
+    }
+
+    #[test]
+    fn lists_that_nobody_asked_for_change_nothing() {
+        let mut reading = Rereading::default();
+        for list in [Decisions, Policies, Requests, Policies] {
+            assert!(!read(&mut reading, list) && !reading.is_under_way());
+        }
+    }
+
     proptest! {
+        #[test]
+        fn it_is_over_only_when_all_three_were_read_since_the_last_beginning_decisions_last(
+            steps in prop::collection::vec((0..3_usize, 0..3_usize), 1..60)
+        ) {
+            let lists = [Requests, Policies, Decisions];
+            let (mut reading, mut owed) = (Rereading::default(), [false; 3]);
+            // When each list that is under way was begun, and when the others were through.
+            let (mut begun, mut through, mut began) = ([None::<usize>; 3], [0; 3], 0);
+            for (now, (what, which)) in steps.into_iter().enumerate() {
+                let now = now + 1;
+                match what {
+                    0 => {
+                        reading.begins();
+                        (owed, began, begun[0]) = ([true; 3], now, Some(now));
+                    }
+                    1 => {
+                        reading.lists(lists[which]);
+                        begun[which] = Some(now);
+                    }
+                    _ => {
+                        reading.listed(lists[which]);
+                        // Requests are read anew from the beginning on, whenever their list was asked for.
+                        let since = begun[which].take().filter(|since| *since >= began);
+                        let others = which < 2 || !owed[0] && !owed[1] && since.is_some_and(|since| since > through[0].max(through[1]));
+                        if (since.is_some() || which == 0) && others && owed[which] {
+                            owed[which] = false;
+                            through[which] = now;
+                        }
+                    }
+                }
+                prop_assert_eq!(reading.is_under_way(), owed != [false; 3]);
+            }
+        }
+
         #[test]
         fn a_watch_that_goes_on_to_fail_is_deaf_all_the_time_since_it_first_did(gaps in prop::collection::vec(1..=45_i64, 1..50)) {
             let (mut now, mut failing) = (100, Failing::again(None, at(100)));

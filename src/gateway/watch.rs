@@ -200,6 +200,7 @@ pub async fn keep_contact(shared: Arc<Shared>) {
                 tracing::error!(
                     "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again"
                 );
+                shared.contact.history.begin_anew();
             }
             shared.contact.heard(asked_time);
         }

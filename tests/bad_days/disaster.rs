@@ -98,7 +98,15 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     stand.ask(Ask::new("withdrawn").instance(&waiting())).await?;
     stand.until("withdrawn", "InstanceNotRunning", &[]).await?;
     let snapshot = stand.lab.dir().join("snapshot.db");
+    // Who ran through it hears of the requests in the copy, and for a while not of the policies.
+    let reads_late = survivor == Survivor::Running;
+    if reads_late {
+        stand.may_read_policies(false).await?;
+    }
     stand.lab.snapshot_etcd(&snapshot).await?;
+    if reads_late {
+        stand.may_read_policies(true).await?;
+    }
 
     let deny = format!(
         "apiVersion: instanceaccess.dev/v1alpha1\nkind: InstanceAccessPolicy\nmetadata: {{name: not-there}}\nspec:\n  \
@@ -134,6 +142,13 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     stand.lab.start_api_server().await?;
     if survivor == Survivor::Restarted {
         stand.controller.start()?;
+    }
+    if reads_late {
+        let object = until_taken_back(&stand, revoked.0).await?;
+        anyhow::ensure!(shown(&object).contains("ended, or began to be"), "{}", shown(&object));
+        // By the policy that the copy does not have it would be refused now.
+        stand.until(denied.0, "InstanceNotRunning", &[]).await?;
+        stand.may_read_policies(true).await?;
     }
     leader.until_ready().await?;
     // They are as they were, and nothing in them tells what came after.

@@ -10,7 +10,6 @@ use instance_access::api::InstanceAccess;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -438,18 +437,6 @@ async fn leaders_with_a_file_each_write_one_trail_and_no_change_to_any_of_it_goe
     Ok(())
 }
 
-/// Lets the operator read policies, or not. While it cannot it decides nothing, and writes no status.
-async fn may_read_policies(stand: &Stand, may: bool) -> Outcome {
-    let roles: Api<ClusterRole> = Api::all(stand.client("admin").await?);
-    let mut role = roles.get("instance-access-operator").await?;
-    let (policies, decisions) = ("instanceaccesspolicies".to_owned(), "instanceaccessdecisions".to_owned());
-    let both = role.rules.iter_mut().flatten().filter_map(|rule| rule.resources.as_mut());
-    let listed = both.filter(|resources| resources.contains(&decisions)).last().context("the rule for decisions")?;
-    *listed = if may { vec![policies, decisions] } else { vec![decisions] };
-    roles.replace("instance-access-operator", &PostParams::default(), &role).await?;
-    Ok(())
-}
-
 /// Waits until a controller that leads has listed the requests, and decides nothing for want of policies.
 async fn until_undecided(controller: &Controller) -> Outcome {
     leads(controller).await?;
@@ -488,7 +475,7 @@ async fn a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_an
     let (stand, other, model) = two_and(Controller::beside, prepare).await?;
     let (late, forged) = (stand.running(), stand.running());
     let now = || Timestamp::from_second(Timestamp::now().as_second());
-    may_read_policies(&stand, false).await?;
+    stand.may_read_policies(false).await?;
     stand.controller.kill();
     stand.ask(Ask::new("late").instance(&late)).await?;
     stand.ask(Ask::new("touched").instance(&stand.running())).await?;
@@ -508,7 +495,7 @@ async fn a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_an
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         other => anyhow::bail!("what was decided on an older version was stored: {other:?}"),
     }
-    may_read_policies(&stand, true).await?;
+    stand.may_read_policies(true).await?;
     let is_pushed = |object: &InstanceAccess| crate::stand::is(object, "Active", "True").map(|_| object.clone());
     let landed = stand.until_within("late", "served", SOON, is_pushed).await?;
     lab::poll::until_ok("a key", SOON, || if stand.pushes(&late).is_empty() { Err("none") } else { Ok(()) }).await?;
@@ -520,7 +507,7 @@ async fn a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_an
     anyhow::ensure!(other.recorded(&anew, "GrantIntended") == 1, "what did not land is granted by the next");
 
     // And somebody who takes the guard away for a moment, at the next take-over.
-    may_read_policies(&stand, false).await?;
+    stand.may_read_policies(false).await?;
     other.signal("-TERM").await?;
     gone(&other).await?;
     stand.ask(Ask::new("forged").instance(&forged)).await?;
@@ -539,7 +526,7 @@ async fn a_status_of_the_leader_before_that_lands_after_the_take_over_goes_on_an
     .await?;
     (binding.metadata.resource_version, binding.metadata.uid) = (None, None);
     bindings.create(&PostParams::default(), &binding).await?;
-    may_read_policies(&stand, true).await?;
+    stand.may_read_policies(true).await?;
     let ended = stand
         .until_within("forged", "taken back", SOON + SOON, |object| match reason(object) {
             "Revoked" => Ok(object.clone()),

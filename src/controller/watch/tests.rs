@@ -337,3 +337,26 @@ async fn a_grant_that_begins_after_we_led_is_nobodys_whichever_list_shows_it_fir
     assert_eq!((origin(&shared, 2), origin(&shared, 5)), (Origin::Foreign, Origin::Found));
     stop.cancel();
 }
+
+#[tokio::test]
+async fn what_requests_are_judged_by_is_read_anew_with_them_but_for_the_first_list() {
+    let list = || one_list().remove(0);
+    let (shared, lister, stop) =
+        watching(Lister { lists: vec![list(), list()], live: vec![Some(Vec::new())], ..Lister::default() }).await;
+    until("the list is begun", || lister.lists_begun.load(Ordering::SeqCst) == 1).await;
+    lister.second.notify_one();
+    until("the list is through", || is_listed(&shared)).await;
+    let contact = &shared.contact;
+    assert!(!contact.is_rereading(), "for the first list the others are waited for anyway");
+    contact.history.begin_anew();
+    until("requests are read anew", || contact.is_rereading()).await;
+    let read = |list: Listed| {
+        contact.watch_lists(list);
+        contact.watch_listed(list)
+    };
+    assert!(!read(Listed::Policies) && !read(Listed::Decisions), "requests are not through");
+    lister.second.notify_one();
+    until("the list is through", || lister.lists_begun.load(Ordering::SeqCst) == 2 && read(Listed::Decisions)).await;
+    assert!(!contact.is_rereading());
+    stop.cancel();
+}

@@ -87,6 +87,14 @@ impl<'a> Draft<'a> {
             self.silent = true;
             return;
         }
+        if self.world.sight.is_rereading {
+            if self.contact_is_lost() {
+                self.hold(ActiveReason::ContactLost, CONTACT_LOST, true);
+            } else {
+                self.silent = true;
+            }
+            return self.wake(Deadline::Retry, plus(self.now, ABSENCE_RETRY));
+        }
         if let Err(why) = self.enforced() {
             // Nobody knows who asks: they are not told what policies and instances there are.
             match why {

@@ -16,7 +16,9 @@ use std::time::Duration;
 use anyhow::Context;
 use instance_access::api::InstanceAccess;
 use jiff::Timestamp;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Client;
+use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use lab::standin::{Api, Entry, Instance};
 use lab::{Lab, Options};
@@ -167,6 +169,19 @@ impl Stand {
             }
         })
         .await
+    }
+
+    /// Lets the operator read policies, or not. One that never could decides nothing, and writes no status.
+    pub async fn may_read_policies(&self, may: bool) -> Outcome {
+        let roles: kube::Api<ClusterRole> = kube::Api::all(self.client("admin").await?);
+        let mut role = roles.get("instance-access-operator").await?;
+        let (policies, decisions) = ("instanceaccesspolicies".to_owned(), "instanceaccessdecisions".to_owned());
+        let both = role.rules.iter_mut().flatten().filter_map(|rule| rule.resources.as_mut());
+        let listed =
+            both.filter(|resources| resources.contains(&decisions)).last().context("the rule for decisions")?;
+        *listed = if may { vec![policies, decisions] } else { vec![decisions] };
+        roles.replace("instance-access-operator", &PostParams::default(), &role).await?;
+        Ok(())
     }
 
     /// A client of one of the lab's people.

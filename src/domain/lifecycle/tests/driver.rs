@@ -447,6 +447,8 @@ impl Life {
     }
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
+        let grants = plan.status.as_ref().is_some_and(|status| status.grant.is_some()) && self.status().grant.is_none();
+        assert!(!(grants && self.sight.is_rereading), "a grant by what may be of another history\n{}", self.log());
         if has_push(&plan) {
             let delivery = self.view.as_ref().and_then(|view| view.spec.key_delivery);
             assert_ne!(delivery, Some(KeyDelivery::OnConnect), "a push that is the gateways'\n{}", self.log());

@@ -31,6 +31,7 @@ pub(super) enum Turn {
     Audit(bool),
     CrashBeforePoliciesAreRead,
     PoliciesRead,
+    Rereads(bool),
     Decide(Who, DecisionKind, Bend),
     TakeBack,
     AskPeople(Option<i32>),
@@ -142,6 +143,7 @@ pub(super) fn any_turn() -> impl Strategy<Value = Turn> {
         2 => any::<bool>().prop_map(Turn::Audit),
         1 => Just(Turn::CrashBeforePoliciesAreRead),
         1 => Just(Turn::PoliciesRead),
+        1 => any::<bool>().prop_map(Turn::Rereads),
         8 => any_decision(),
         1 => Just(Turn::TakeBack),
         2 => prop::option::of(1..3i32).prop_map(Turn::AskPeople),
@@ -245,6 +247,7 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
             life.crash();
             life.requests_read = false;
         }
+        Turn::Rereads(begins) => life.sight.is_rereading = *begins,
         Turn::PoliciesRead => (life.policies_read, life.requests_read) = (true, true),
         Turn::Decide(..) if life.object.is_none() => {}
         Turn::Decide(who, kind, bend) => {

@@ -1,4 +1,4 @@
-//! Before the cluster's policies were read.
+//! Before the cluster's policies were read, and while they are read anew.
 
 use super::*;
 
@@ -45,4 +45,60 @@ fn before_the_policies_were_read_a_grant_is_neither_pushed_nor_taken_back_and_it
     life.settle();
     life.shows("Approved=True Active=True/RevocationPending Reconciling=True");
     assert_eq!(life.until(170).object, None);
+}
+
+#[test]
+fn while_all_is_read_anew_nobody_is_granted_or_refused_and_it_is_made_up_for() {
+    for admits in [true, false] {
+        let mut life = world();
+        life.sight.is_rereading = true;
+        if !admits {
+            life.policies.clear();
+        }
+        let mut life = life.until(50);
+        assert!(life.status().conditions.is_empty() && life.look_ups == 0, "{}", life.log());
+        life.sight.is_rereading = false;
+        let shown = if admits {
+            "Approved=True Active=True/Granted Ended=False/Granted"
+        } else {
+            "Denied=True/DeniedByPolicy Active=False/Denied Ended=True/Denied Stalled=True"
+        };
+        life.until(70).shows(shown);
+    }
+}
+
+#[test]
+fn while_all_is_read_anew_a_request_is_withdrawn_and_expires_as_ever() {
+    let rereading = || {
+        let mut life = world().with(|request| request.spec.end_time = Some(Time(at(200))));
+        life.sight.is_rereading = true;
+        life
+    };
+    let mut withdrawn = rereading();
+    withdrawn.revoke();
+    withdrawn.settle();
+    withdrawn.shows("Active=False/Revoked Ended=True/Revoked");
+    rereading().until(200).shows("Active=False/Expired Ended=True/Expired");
+}
+
+#[test]
+fn while_all_is_read_anew_a_grant_goes_on_and_ends_as_ever() {
+    let mut life = world().until(100);
+    let landed = life.landed();
+    life.sight.is_rereading = true;
+    let mut life = life.until(200);
+    life.shows("Approved=True Active=True/Granted Ended=False/Granted");
+    assert!(life.landed() > landed, "{}", life.log());
+    life.revoke();
+    life.until(300).shows("Approved=True Active=False/Revoked Ended=True/Revoked");
+}
+
+#[test]
+fn who_waits_while_all_is_read_anew_is_told_once_that_takes_too_long() {
+    let mut life = world();
+    life.sight.is_rereading = true;
+    let mut life = life.until(30);
+    life.sight.contact_lost_time = Some(at(0));
+    let life = life.until(100);
+    assert_eq!(condition::active_reason(&life.status()), Some("ContactLost"), "{}", life.log());
 }
