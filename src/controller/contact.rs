@@ -87,14 +87,31 @@ impl Contact {
     }
 
     /// Requests are read anew, and so is all that they are judged by.
-    pub fn begin_rereading(&self) {
-        self.with(|heard| heard.rereading.begins());
+    pub fn begin_rereading(&self, now: Timestamp) {
+        self.with(|heard| heard.rereading.begins(now));
         self.policies_anew.send_modify(|times| *times += 1);
+        tracing::info!(
+            "requests are read anew, and policies and decisions with them; nothing is granted before all are"
+        );
     }
 
-    /// Whether requests, policies and decisions are not all of one history yet.
-    pub fn is_rereading(&self) -> bool {
-        self.with(|heard| heard.rereading.is_under_way())
+    /// Decisions are read anew, since there are policies by which others of them count.
+    pub fn begin_rereading_decisions(&self, now: Timestamp) {
+        if self.with(|heard| heard.rereading.begins_with_decisions(now)) {
+            self.decisions_anew.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// Since when requests, policies and decisions are not all of one history.
+    pub fn rereading_since_time(&self) -> Option<Timestamp> {
+        self.with(|heard| heard.rereading.since_time())
+    }
+
+    /// History was undone: all watches begin anew, and none waits for another to hear what it can.
+    fn begin_anew(&self, now: Timestamp) {
+        self.begin_rereading(now);
+        self.decisions_anew.send_modify(|times| *times += 1);
+        self.history.begin_anew();
     }
 
     /// A watch told something.
@@ -106,12 +123,15 @@ impl Contact {
     pub fn watch_listed(&self, watch: Listed) -> bool {
         self.watch_heard(watch);
         let (reads_decisions, is_over) = self.with(|heard| {
-            let was_under_way = heard.rereading.is_under_way();
+            let was_under_way = heard.rereading.since_time().is_some();
             let reads_decisions = heard.rereading.listed(watch);
-            (reads_decisions, was_under_way && !heard.rereading.is_under_way())
+            (reads_decisions, was_under_way && heard.rereading.since_time().is_none())
         });
         if reads_decisions {
             self.decisions_anew.send_modify(|times| *times += 1);
+        }
+        if is_over {
+            tracing::info!("requests, policies and decisions were read anew");
         }
         is_over
     }
@@ -148,6 +168,17 @@ impl Contact {
     }
 }
 
+/// The API server has gone back to an older state: what was heard of it before proves nothing.
+pub fn went_back(shared: &Shared) {
+    tracing::error!(
+        "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again, and what is known to be over stays so"
+    );
+    shared.slots.doubt();
+    shared.guard.doubt();
+    // Last: from here on the watches bring what is true now.
+    shared.contact.begin_anew((shared.clock)());
+}
+
 /// Asks the API server now and then, until it is stopped; wakes everybody when it is heard again.
 pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
     let api: Api<PartialObjectMeta<InstanceAccess>> = Api::all(shared.client.clone());
@@ -165,14 +196,7 @@ pub async fn keep_contact(shared: Arc<Shared>, stop: CancellationToken) {
         if let Ok(Ok(list)) = tokio::time::timeout(TIMEOUT, asked).await {
             rest = INTERVAL;
             if shared.contact.history.is_undone(list.metadata.resource_version.as_deref()) {
-                tracing::error!(
-                    "the API server has gone back to an older state, as after etcd was restored from a copy; everything is read again, and what is known to be over stays so"
-                );
-                // Before any watch brings something of the older state.
-                shared.slots.doubt();
-                shared.guard.doubt();
-                shared.contact.begin_rereading();
-                shared.contact.history.begin_anew();
+                went_back(&shared);
             }
             shared.contact.answered((shared.clock)());
         }
@@ -244,17 +268,27 @@ mod tests {
         let contact = Contact::new(at(0));
         let anew = [contact.policies_anew.subscribe(), contact.decisions_anew.subscribe()];
         let told = || anew.each_ref().map(|anew| *anew.borrow());
-        assert_eq!((contact.is_rereading(), told()), (false, [0, 0]));
-        contact.begin_rereading();
-        assert_eq!((contact.is_rereading(), told()), (true, [1, 0]));
+        assert_eq!((contact.rereading_since_time().is_some(), told()), (false, [0, 0]));
+        contact.begin_rereading(at(5));
+        assert_eq!((contact.rereading_since_time().is_some(), told()), (true, [1, 0]));
         assert!(!contact.watch_listed(Listed::Requests));
         contact.watch_lists(Listed::Policies);
         assert!(!contact.watch_listed(Listed::Policies));
-        assert_eq!((contact.is_rereading(), told()), (true, [1, 1]));
+        assert_eq!((contact.rereading_since_time().is_some(), told()), (true, [1, 1]));
         contact.watch_lists(Listed::Decisions);
         assert!(contact.watch_listed(Listed::Decisions), "that was the last");
-        assert_eq!((contact.is_rereading(), told()), (false, [1, 1]));
+        assert_eq!((contact.rereading_since_time().is_some(), told()), (false, [1, 1]));
         assert!(!contact.watch_listed(Listed::Decisions), "nobody waited for it");
+    }
+
+    #[test]
+    fn when_history_was_undone_no_watch_waits_for_another_to_hear_what_it_can() {
+        let contact = Contact::new(at(0));
+        let undone = contact.history.undone();
+        let anew = [contact.policies_anew.subscribe(), contact.decisions_anew.subscribe(), undone];
+        contact.begin_anew(at(5));
+        assert!(anew.iter().all(|anew| anew.has_changed().unwrap()));
+        assert_eq!(contact.rereading_since_time(), Some(at(5)));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! Which may count is decided in `domain`. What was not kept for want of room, because no policy named its author, or
 //! because its request was not known for too long, comes back with the next list. When that is read is decided there, too.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
@@ -26,7 +26,6 @@ use crate::domain::approvals::{
 };
 use crate::domain::hearing::Listed;
 use crate::domain::lifecycle::is_over;
-use crate::domain::policy::PolicySet;
 use crate::domain::time::is_fresh;
 use crate::kubernetes::watched::Watched;
 use crate::telemetry::chain;
@@ -147,14 +146,6 @@ impl Index {
     /// Reads the list again, if this request came to be known so late that its decisions may have been dropped.
     pub fn request_heard(&self, now: Timestamp, request: &ObjectMeta) {
         if request.creation_timestamp.as_ref().is_none_or(|created| is_late(now, created.0)) {
-            self.ask_for_list(Why::News);
-        }
-    }
-
-    /// Reads the list again, if there are approvers whose word was of no use before.
-    pub fn policies_changed(&self, before: &PolicySet, after: &PolicySet) {
-        let names = |set: &PolicySet| -> BTreeSet<String> { set.approvers().map(|it| format!("{it:?}")).collect() };
-        if before.is_seen() && !names(after).is_subset(&names(before)) {
             self.ask_for_list(Why::News);
         }
     }

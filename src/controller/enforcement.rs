@@ -141,7 +141,8 @@ pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
             wake_all(&shared);
             told = enforcement;
         }
-        let rest = if told.stands() { INTERVAL } else { RETRY };
+        let is_sure = told.stands() && !shared.guard.with(|lookout| lookout.is_unsure());
+        let rest = if is_sure { INTERVAL } else { RETRY };
         tokio::select! {
             () = stop.cancelled() => break,
             () = async { tokio::time::sleep(PACE).await; news.notified().await } => {}

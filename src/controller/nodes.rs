@@ -111,8 +111,12 @@ pub async fn watch_nodes(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Ok(Event::Delete(node))) => {
                 let name = node.metadata.name.unwrap_or_default();
-                change(&shared, |nodes| drop(nodes.by_name.remove(&name)));
-                wake_those(&shared, |asked| asked == name);
+                let was_failing = shared.nodes().failing.is_some();
+                change(&shared, |nodes| {
+                    nodes.failing = None;
+                    nodes.by_name.remove(&name);
+                });
+                wake_those(&shared, |asked| was_failing || asked == name);
             }
             Some(Err(error)) => {
                 shared.metrics.count_watch_error("nodes");

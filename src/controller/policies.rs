@@ -34,7 +34,7 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
         Api::all_with(shared.client.clone(), &ApiResource::erase::<InstanceAccessPolicy>(&()));
     let mut stream = std::pin::pin!(shared.contact.watch(Listed::Policies, api, config()));
     let mut known: HashMap<String, Arc<Policy>> = HashMap::new();
-    let mut listing: Option<HashMap<String, Arc<Policy>>> = None;
+    let mut listing: Option<HashMap<String, Compiled>> = None;
     loop {
         let event = tokio::select! {
             () = stop.cancelled() => return,
@@ -46,14 +46,16 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
                 listing = Some(HashMap::new());
             }
             Some(Ok(Event::InitApply(object))) => {
-                if let (Some(listing), Some((name, policy))) = (listing.as_mut(), compiled(&shared, object)) {
-                    listing.insert(name, policy);
+                if let (Some(listing), Some((name, compiled))) = (listing.as_mut(), compiled(&shared, object)) {
+                    listing.insert(name, compiled);
                 }
             }
             Some(Ok(Event::InitDone)) => {
                 if let Some(listed) = listing.take() {
-                    known = listed;
+                    known =
+                        listed.iter().map(|(name, compiled)| (name.clone(), Arc::clone(&compiled.policy))).collect();
                     publish(&shared, &known);
+                    listed.into_values().for_each(|compiled| tell(&shared, compiled));
                     // Which decisions count is a matter of these.
                     shared.contact.watch_listed(Listed::Policies);
                     shared.health.policies_listed.send_replace(true);
@@ -62,15 +64,17 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
             }
             Some(Ok(Event::Apply(object))) => {
                 shared.contact.watch_heard(Listed::Policies);
-                let Some((name, policy)) = compiled(&shared, object) else { continue };
+                let Some((name, compiled)) = compiled(&shared, object) else { continue };
                 // Our own status comes back through the watch: the pin tells whether anything is new.
-                if known.get(&name).is_none_or(|old| old.pin() != policy.pin()) {
-                    known.insert(name, policy);
+                if known.get(&name).is_none_or(|old| old.pin() != compiled.policy.pin()) {
+                    known.insert(name, Arc::clone(&compiled.policy));
                     publish(&shared, &known);
                     wake_all(&shared);
                 }
+                tell(&shared, compiled);
             }
             Some(Ok(Event::Delete(object))) => {
+                shared.contact.watch_heard(Listed::Policies);
                 let metadata = object.metadata;
                 if let Some(uid) = &metadata.uid {
                     shared.metrics.decodable(uid);
@@ -93,17 +97,26 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
 
 fn publish(shared: &Shared, known: &HashMap<String, Arc<Policy>>) {
     let set = PolicySet::new(known.values().cloned());
-    let set = Arc::new(set);
-    let before =
-        std::mem::replace(&mut *shared.policies.write().unwrap_or_else(PoisonError::into_inner), Arc::clone(&set));
-    shared.decisions.policies_changed(&before, &set);
+    let before = shared.policies();
+    // Before anybody is judged by it: a no of theirs may have been said, and not kept. For the first list of decisions
+    // policies are waited for anyway.
+    if before.is_seen() && set.has_new_approvers(&before) {
+        shared.contact.begin_rereading_decisions((shared.clock)());
+    }
+    *shared.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
 }
 
-/// Compiles a policy, and says in its status how it is understood.
+/// A policy as it is understood, and what to tell people of that; nothing, if it cannot be decoded.
+struct Compiled {
+    policy: Arc<Policy>,
+    object: Option<InstanceAccessPolicy>,
+}
+
+/// Compiles a policy.
 ///
 /// One that cannot be decoded admits nothing, and unless it is an Allow it denies everything: it is a Deny of nobody
 /// knows what.
-fn compiled(shared: &Arc<Shared>, object: DynamicObject) -> Option<(String, Arc<Policy>)> {
+fn compiled(shared: &Arc<Shared>, object: DynamicObject) -> Option<(String, Compiled)> {
     let name = object.metadata.name.clone()?;
     let uid = object.metadata.uid.clone().unwrap_or_default();
     let is_allow = object.data.pointer("/spec/effect").and_then(|effect| effect.as_str()) == Some("Allow");
@@ -112,18 +125,20 @@ fn compiled(shared: &Arc<Shared>, object: DynamicObject) -> Option<(String, Arc<
         Ok(object) => {
             shared.metrics.decodable(&uid);
             let policy = Arc::new(Policy::compile(&object));
-            tell(shared, object, &policy);
-            Some((name, policy))
+            Some((name, Compiled { policy, object: Some(object) }))
         }
         Err(error) => {
             shared.metrics.undecodable(&uid);
             tracing::error!(name, error = chain(&error), "a policy cannot be decoded; is the CRD of another version?");
-            Some((name, Arc::new(Policy::undecodable(&metadata, is_allow, &error.to_string()))))
+            let policy = Arc::new(Policy::undecodable(&metadata, is_allow, &error.to_string()));
+            Some((name, Compiled { policy, object: None }))
         }
     }
 }
 
-fn tell(shared: &Arc<Shared>, object: InstanceAccessPolicy, policy: &Policy) {
+/// Says in a policy's status how it is understood. From then on people count on it: it is in force before.
+fn tell(shared: &Arc<Shared>, Compiled { policy, object }: Compiled) {
+    let Some(object) = object else { return };
     let now = (shared.clock)();
     let generation = object.metadata.generation.unwrap_or_default();
     let mut status = object.status.clone().unwrap_or_default();

@@ -16,6 +16,7 @@ use crate::domain::time::{plus, since};
 use crate::telemetry::chain;
 use crate::traces::{Context, Span};
 
+use super::contact::went_back;
 use super::effects::begin;
 use super::slots::Slot;
 use super::turn::{Known, ask, set_gone};
@@ -242,6 +243,14 @@ fn take_in(shared: &Shared, slot: &Slot, newer: InstanceAccess) -> Arc<InstanceA
 /// told something else meanwhile.
 pub fn believe(shared: &Shared, slot: &Slot, known: &InstanceAccess, read: InstanceAccess) {
     shared.ledger.note(&read);
+    // Before it is judged, by what is of another history.
+    let is_undone = {
+        let state = slot.lock();
+        state.kept.is_version(&known.metadata) && state.kept.is_newer_than(&read)
+    };
+    if is_undone {
+        went_back(shared);
+    }
     let mut state = slot.lock();
     if state.kept.is_version(&known.metadata) || state.kept.is_older_than(&read) {
         shared.slots.keep(&mut state, Arc::new(read));

@@ -31,6 +31,8 @@ const WRITE_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration:
 
 /// What was known of the cluster when a plan was made.
 pub struct Known {
+    /// Since when what else is known may be of another history than the request.
+    rereading_since_time: Option<Timestamp>,
     policies: Arc<PolicySet>,
     decisions: Arc<Decisions>,
     nodes: Arc<Nodes>,
@@ -42,10 +44,13 @@ pub struct Known {
 impl Known {
     /// What is known now, of what one request is judged by.
     pub fn now(shared: &Shared, slot: &Slot, state: &mut State) -> Self {
+        // First: what is known from here on is of a reading that begins later, or known to be.
+        let rereading_since_time = shared.contact.rereading_since_time();
         let object = state.kept.open();
         let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
         let (enforcement, looks) = shared.guard.judged((shared.clock)());
         Self {
+            rereading_since_time,
             policies: shared.policies(),
             decisions: shared.decisions.of(namespace, &slot.uid),
             nodes: shared.nodes(),
@@ -58,7 +63,8 @@ impl Known {
     /// theirs change all the time must not hold up anybody's end.
     pub fn is(&self, other: &Self, request: &InstanceAccess) -> bool {
         let node_name = request.spec.target.node_name.as_deref();
-        Arc::ptr_eq(&self.policies, &other.policies)
+        self.rereading_since_time == other.rereading_since_time
+            && Arc::ptr_eq(&self.policies, &other.policies)
             && Arc::ptr_eq(&self.decisions, &other.decisions)
             && self.enforcement == other.enforcement
             && (Arc::ptr_eq(&self.nodes, &other.nodes)
@@ -212,11 +218,11 @@ async fn turn(shared: Arc<Shared>, slot: Arc<Slot>) {
 /// Asks what to do about a request, the world being as it is known.
 pub fn ask(shared: &Shared, state: &mut State, known: &Known) -> Plan {
     let now = (shared.clock)();
-    let Known { policies, decisions, nodes, enforcement, looks } = known;
+    let Known { rereading_since_time, policies, decisions, nodes, enforcement, looks } = known;
     let sight = state.sight.open();
     // What cannot be read may be a revocation: the same as not hearing of one, and for ever.
     sight.contact_lost_time = if state.unreadable { Some(Timestamp::MIN) } else { shared.contact.lost_time(now) };
-    sight.is_rereading = shared.contact.is_rereading();
+    sight.rereading_since_time = *rereading_since_time;
     let object = state.kept.open();
     sight.meet(now, &object);
     sight.vouch(enforcement, *looks);

@@ -71,7 +71,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             Some(Ok(Event::InitApply(object))) => {
                 // Not before: a list that fails again and again brings nothing.
                 if std::mem::take(&mut begins_anew) {
-                    shared.contact.begin_rereading();
+                    shared.contact.begin_rereading((shared.clock)());
                 }
                 if !std::mem::replace(&mut is_asked, true) {
                     live = live_later(&shared);
@@ -81,7 +81,7 @@ pub async fn watch_requests(shared: Arc<Shared>, stop: CancellationToken) {
             Some(Ok(Event::InitDone)) => {
                 live = stream::empty().boxed();
                 if std::mem::take(&mut begins_anew) {
-                    shared.contact.begin_rereading();
+                    shared.contact.begin_rereading((shared.clock)());
                 }
                 if let Some(listed) = listed.take() {
                     for slot in shared.slots.all() {

@@ -144,6 +144,8 @@ pub struct Lookout {
     /// When a piece was last seen to have changed otherwise than an upgrade does, by ours.
     seen_time: Timestamp,
     missing: Option<Arc<str>>,
+    /// Whether the last look found nothing wrong, but was not let see all.
+    was_hidden: bool,
     /// The last look that came to an answer.
     answer_time: Option<Timestamp>,
     looks: Looks,
@@ -167,6 +169,7 @@ impl Default for Lookout {
             told_time: Timestamp::MIN,
             seen_time: Timestamp::MIN,
             missing: None,
+            was_hidden: false,
             answer_time: None,
             looks: Looks::default(),
             under_way: None,
@@ -215,6 +218,11 @@ impl Lookout {
         self.listed.get_or_insert(self.looks.begun);
     }
 
+    /// Whether the next look is to come soon: the last one was not let see all, which may be for a moment.
+    pub fn is_unsure(&self) -> bool {
+        self.was_hidden
+    }
+
     /// How many looks there were.
     pub fn looks(&self) -> Looks {
         self.looks
@@ -227,7 +235,7 @@ impl Lookout {
     pub fn looked(&mut self, now: Timestamp, pieces: &[Piece], remedy: &str) {
         // Of a clock that was stepped back since: what it calls the future would refuse everybody until then.
         self.seen_time = self.seen_time.min(now);
-        let mut findings = Vec::new();
+        let (mut findings, mut is_wrong) = (Vec::new(), false);
         for Piece { name, needed, state } in pieces {
             match state {
                 State::Sound(mark) => self.sound(now, name, *needed, mark),
@@ -238,11 +246,19 @@ impl Lookout {
                     }
                 }
                 State::Wrong(what) => {
+                    is_wrong = true;
                     self.wrong.insert(name.clone());
                     findings.push(format!("{name} {what}"));
                 }
                 State::Hidden(what) => findings.push(format!("{name} {what}")),
             }
+        }
+        let was_hidden = std::mem::replace(&mut self.was_hidden, !is_wrong && !findings.is_empty());
+        // An API server that starts refuses everybody for a moment, until it has read the roles: what stood may stand, and this
+        // look says as little as one without an answer. A right that was taken away is missing the next time, too.
+        let stood = self.missing.is_none() && self.answer_time.is_some();
+        if self.was_hidden && !was_hidden && stood {
+            return;
         }
         findings.sort();
         self.missing = (!findings.is_empty()).then(|| format!("{}; {remedy}", findings.join(", ")).into());

@@ -57,6 +57,7 @@ pub enum Listed {
 /// the others are as well, and nothing is granted meanwhile. The default is that nothing is read anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rereading {
+    since_time: Option<Timestamp>,
     requests: Reading,
     policies: Reading,
     decisions: Reading,
@@ -72,8 +73,21 @@ enum Reading {
 
 impl Rereading {
     /// Requests are read anew from here on: whatever list of the others is under way does not count. Policies are to be read.
-    pub fn begins(&mut self) {
-        *self = Self { requests: Reading::Begun, policies: Reading::Owed, decisions: Reading::Owed };
+    pub fn begins(&mut self, now: Timestamp) {
+        *self = Self {
+            since_time: self.since_time.or(Some(now)),
+            requests: Reading::Begun,
+            policies: Reading::Owed,
+            decisions: Reading::Owed,
+        };
+    }
+
+    /// Decisions are read anew: which of them count is another matter by now. Returns whether they are to be read now; if not,
+    /// after what is read before them.
+    pub fn begins_with_decisions(&mut self, now: Timestamp) -> bool {
+        self.since_time = self.since_time.or(Some(now));
+        self.decisions = Reading::Owed;
+        self.decisions_may_begin()
     }
 
     /// A list is asked for.
@@ -92,12 +106,15 @@ impl Rereading {
         if *reading == Reading::Begun {
             *reading = Reading::Done;
         }
+        if self.decisions == Reading::Done && self.decisions_may_begin() {
+            self.since_time = None;
+        }
         self.decisions == Reading::Owed && self.decisions_may_begin() && !could_begin
     }
 
-    /// Whether something is still to be read.
-    pub fn is_under_way(&self) -> bool {
-        *self != Self::default()
+    /// Since when something is still to be read; none: all was.
+    pub fn since_time(&self) -> Option<Timestamp> {
+        self.since_time
     }
 
     fn decisions_may_begin(&self) -> bool {
@@ -151,12 +168,12 @@ mod tests {
     fn decisions_are_read_once_requests_and_policies_were_in_either_order() {
         for (first, second) in [(Requests, Policies), (Policies, Requests)] {
             let mut reading = Rereading::default();
-            assert!(!reading.is_under_way());
-            reading.begins();
+            assert!(reading.since_time().is_none());
+            reading.begins(at(7));
             assert!(!read(&mut reading, first), "{second:?} are owed");
             assert!(read(&mut reading, second), "now decisions are to be read");
-            assert!(reading.is_under_way());
-            assert!(!read(&mut reading, Decisions) && !reading.is_under_way());
+            assert!(reading.since_time().is_some());
+            assert!(!read(&mut reading, Decisions) && reading.since_time().is_none());
         }
     }
 
@@ -165,36 +182,52 @@ mod tests {
         let mut reading = Rereading::default();
         reading.lists(Policies);
         reading.lists(Decisions);
-        reading.begins();
+        reading.begins(at(7));
         assert!(!reading.listed(Requests) && !reading.listed(Policies) && !reading.listed(Decisions));
-        assert!(reading.is_under_way());
+        assert!(reading.since_time().is_some());
         assert!(read(&mut reading, Policies));
         // Begun too early, when it was not known yet which decisions count.
-        reading.begins();
+        reading.begins(at(7));
         reading.lists(Decisions);
         assert!(!reading.listed(Requests));
         assert!(read(&mut reading, Policies));
         assert!(!reading.listed(Decisions));
-        assert!(reading.is_under_way());
-        assert!(!read(&mut reading, Decisions) && !reading.is_under_way());
+        assert!(reading.since_time().is_some());
+        assert!(!read(&mut reading, Decisions) && reading.since_time().is_none());
     }
 
     #[test]
     fn requests_that_are_read_anew_once_more_begin_it_all_anew() {
         let mut reading = Rereading::default();
-        reading.begins();
+        reading.begins(at(7));
         assert!(!reading.listed(Requests));
         assert!(read(&mut reading, Policies));
         reading.lists(Decisions);
-        reading.begins();
-        assert!(!reading.listed(Decisions) && reading.is_under_way());
+        reading.begins(at(9));
+        assert!(!reading.listed(Decisions));
+        assert_eq!(reading.since_time(), Some(at(7)), "who waits, waits since then");
+    }
+
+    #[test]
+    fn decisions_alone_are_read_anew_and_not_before_what_is_read_before_them() {
+        let mut reading = Rereading::default();
+        reading.lists(Decisions);
+        assert!(reading.begins_with_decisions(at(7)), "at once");
+        assert!(!reading.listed(Decisions) && reading.since_time() == Some(at(7)), "the list that was begun before");
+        assert!(!read(&mut reading, Decisions) && reading.since_time().is_none());
+        reading.begins(at(8));
+        assert!(!reading.listed(Requests));
+        reading.lists(Policies);
+        assert!(!reading.begins_with_decisions(at(9)));
+        assert!(reading.listed(Policies), "now");
+        assert!(!read(&mut reading, Decisions) && reading.since_time().is_none());
     }
 
     #[test]
     fn lists_that_nobody_asked_for_change_nothing() {
         let mut reading = Rereading::default();
         for list in [Decisions, Policies, Requests, Policies] {
-            assert!(!read(&mut reading, list) && !reading.is_under_way());
+            assert!(!read(&mut reading, list) && reading.since_time().is_none());
         }
     }
 
@@ -211,7 +244,7 @@ mod tests {
                 let now = now + 1;
                 match what {
                     0 => {
-                        reading.begins();
+                        reading.begins(at(7));
                         (owed, began, begun[0]) = ([true; 3], now, Some(now));
                     }
                     1 => {
@@ -229,7 +262,7 @@ mod tests {
                         }
                     }
                 }
-                prop_assert_eq!(reading.is_under_way(), owed != [false; 3]);
+                prop_assert_eq!(reading.since_time().is_some(), owed != [false; 3]);
             }
         }
 

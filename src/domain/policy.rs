@@ -393,6 +393,12 @@ impl PolicySet {
         approvals.flat_map(|approval| approval.approvers.iter().chain(approval.one_from_each.iter().flatten()))
     }
 
+    /// Whether somebody's word counts whose did not before: what they said may not have been kept.
+    pub fn has_new_approvers(&self, before: &Self) -> bool {
+        let mut approvers = self.approvers();
+        approvers.any(|approver| !before.approvers().any(|known| known == approver))
+    }
+
     /// The Deny policy that matches, once the instance is known, and the way if the policy asks for it: before, it might
     /// still be about others.
     fn denial(&self, question: &Question<'_>) -> Option<&Policy> {

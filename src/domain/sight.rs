@@ -52,9 +52,9 @@ pub struct Sight {
     pub audit_failed_time: Option<Timestamp>,
     /// Since when neither revocations nor policies are heard of: the API server, or its watches, are out of reach.
     pub contact_lost_time: Option<Timestamp>,
-    /// Whether requests, policies and decisions are read anew, and not all of one history yet.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub is_rereading: bool,
+    /// Since when requests, policies and decisions are read anew, and not all of one history yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rereading_since_time: Option<Timestamp>,
     /// When the request was found gone.
     pub gone_time: Option<Timestamp>,
     grant: GrantSight,
@@ -172,7 +172,7 @@ impl Sight {
             push: PushSight::default(),
             audit_failed_time: None,
             contact_lost_time: None,
-            is_rereading: false,
+            rereading_since_time: None,
             gone_time: None,
             grant: GrantSight::default(),
             unheard: None,

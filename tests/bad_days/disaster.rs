@@ -9,7 +9,10 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Controller, Day, Outcome, SOON, Special, Stand, apply, expiration, is, named, reason, shown};
+use crate::stand::{
+    Ask, Controller, DECIDERS, Day, GUARDED, Outcome, SOON, Special, Stand, apply, decide, decision, expiration, is,
+    named, reason, shown,
+};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -95,6 +98,17 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
         stand.ask(Ask::new(name).instance(id).with("ttlSeconds", hour.clone())).await?;
         stand.until(name, "InstanceNotRunning", &[]).await?;
     }
+    apply(&stand.lab, DECIDERS).await?;
+    apply(&stand.lab, GUARDED).await?;
+    stand.until_policy("guarded", "True").await?;
+    let approved = ("approved", stand.running());
+    stand.create("carol", &Ask::new(approved.0).instance(&approved.1).with("ttlSeconds", hour.clone())).await?;
+    let asked = stand.until(approved.0, "PendingApproval", &["Group leads"]).await?;
+    let yes = async |name: &str| {
+        let digest = asked.status.as_ref().and_then(|status| status.spec_digest.as_deref()).context("a digest")?;
+        let uid = asked.metadata.uid.as_deref().context("a uid")?;
+        decide(&stand.client("erin").await?, &decision(name, approved.0, "Approve", uid, digest)).await
+    };
     stand.ask(Ask::new("withdrawn").instance(&waiting())).await?;
     stand.until("withdrawn", "InstanceNotRunning", &[]).await?;
     let snapshot = stand.lab.dir().join("snapshot.db");
@@ -121,6 +135,8 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     }
     stand.until_granted(ended.0).await?;
     let before = stand.until_granted(resumed.0).await?;
+    yes("once").await?;
+    let approved_before = stand.until_granted(approved.0).await?;
     for name in [ended.0, revoked.0] {
         stand.merge("alice", name, json!({"spec": {"revoke": {"reason": "done"}}})).await?;
     }
@@ -165,6 +181,14 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     }
     let after = stand.until_granted(resumed.0).await?;
     anyhow::ensure!(expiration(&after)? == expiration(&before)?, "it ends at {} now", expiration(&after)?);
+    // The yes is not in the copy.
+    stand.until(approved.0, "PendingApproval", &["Group leads"]).await?;
+    let unapproved: Vec<_> = stand.pushes(&approved.1).into_iter().filter(|push| push.time > back).collect();
+    anyhow::ensure!(unapproved.is_empty(), "let in without a yes: {unapproved:?}");
+    yes("again").await?;
+    let after_a_yes = stand.until_granted(approved.0).await?;
+    let (end, end_before) = (expiration(&after_a_yes)?, expiration(&approved_before)?);
+    anyhow::ensure!(end == end_before, "it ends at {end} now, and was to end at {end_before}");
 
     // Who is hears: a grant that lived goes on, a new one is made, a revocation counts.
     stand.ask(Ask::new("fresh").instance(&stand.running())).await?;

@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
-use http::Request;
 use instance_access::api::InstanceAccess;
 use jiff::Timestamp;
-use kube::Client;
 use lab::pace::LateMax;
 use serde_json::{Value, json};
 
 use crate::days;
-use crate::stand::{Ask, DECIDERS, Day, NAMESPACE, Outcome, SOON, Special, Stand, apply, named, reason};
+use crate::stand::{
+    Ask, DECIDERS, Day, GUARDED, Outcome, SOON, Special, Stand, apply, decide, decision, named, reason,
+};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_neither_grant_nor_end]
@@ -33,38 +33,6 @@ const GROWTH_KIB_MAX: u64 = 60 << 10;
 /// The decisions that may be kept: 1024 whose request is not known, and a handful of honest ones.
 const KEPT_MAX: f64 = 1040.0;
 
-const GUARDED: &str = r#"
-apiVersion: instanceaccess.dev/v1alpha1
-kind: InstanceAccessPolicy
-metadata: {name: guarded}
-spec:
-  effect: Allow
-  priority: 10
-  subjects: [{kind: User, name: carol}]
-  namespaces: [team]
-  targets: {instanceIds: ["*"]}
-  osUsers: [ec2-user]
-  ttl: {defaultSeconds: 600, maxSeconds: 600}
-  approval: {count: 1, approvers: [{kind: Group, name: leads}]}
-"#;
-
-/// A decision about a request.
-fn decision(name: &str, kind: &str, uid: &str, digest: &str) -> Value {
-    json!({
-        "apiVersion": "instanceaccess.dev/v1alpha1",
-        "kind": "InstanceAccessDecision",
-        "metadata": {"name": name},
-        "spec": {"decision": kind, "requestRef": {"name": "besieged", "uid": uid, "specDigest": digest}},
-    })
-}
-
-async fn decide(client: &Client, decision: &Value) -> Outcome {
-    let uri = format!("/apis/instanceaccess.dev/v1alpha1/namespaces/{NAMESPACE}/instanceaccessdecisions");
-    let request =
-        Request::post(uri).header("content-type", "application/json").body(decision.to_string().into_bytes())?;
-    client.request_text(request).await.map(drop).with_context(|| decision.to_string())
-}
-
 /// What nobody waits for: noes about requests that there are not, and all kinds of words about one that there is, by
 /// people whom no policy names.
 fn junk(number: usize, besieged: &InstanceAccess) -> anyhow::Result<Value> {
@@ -74,11 +42,13 @@ fn junk(number: usize, besieged: &InstanceAccess) -> anyhow::Result<Value> {
     let name = format!("junk-{number}");
     Ok(match number % 4 {
         // More than there is room for within a minute, also where the machine takes four minutes for all of it.
-        kind if number < JUNK / 2 => decision(&name, if kind % 2 == 0 { "Deny" } else { "Revoke" }, &nobody, digest),
-        0 => decision(&name, "Approve", &nobody, digest),
-        1 => decision(&name, "Approve", uid, digest),
-        2 => decision(&name, "Deny", uid, digest),
-        _ => decision(&name, "Revoke", uid, digest),
+        kind if number < JUNK / 2 => {
+            decision(&name, "besieged", if kind % 2 == 0 { "Deny" } else { "Revoke" }, &nobody, digest)
+        }
+        0 => decision(&name, "besieged", "Approve", &nobody, digest),
+        1 => decision(&name, "besieged", "Approve", uid, digest),
+        2 => decision(&name, "besieged", "Deny", uid, digest),
+        _ => decision(&name, "besieged", "Revoke", uid, digest),
     })
 }
 
@@ -92,6 +62,7 @@ async fn ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_n
     let stand = Stand::own(Special::default()).await?;
     apply(&stand.lab, DECIDERS).await?;
     apply(&stand.lab, GUARDED).await?;
+    stand.until_policy("guarded", "True").await?;
     let (besieged_on, ending_on, quick_on) = (stand.running(), stand.running(), stand.running());
     stand.create("carol", &Ask::new("besieged").instance(&besieged_on)).await?;
     let besieged = stand.until("besieged", "PendingApproval", &["Group leads"]).await?;
@@ -139,7 +110,7 @@ async fn ten_thousand_junk_decisions_and_requests_cost_little_memory_and_delay_n
         let digest = besieged.status.as_ref().and_then(|status| status.spec_digest.clone()).context("a digest")?;
         let uid = besieged.metadata.uid.clone().context("a uid")?;
         let asked_time = Timestamp::now();
-        decide(&stand.client("erin").await?, &decision("honest", "Approve", &uid, &digest)).await?;
+        decide(&stand.client("erin").await?, &decision("honest", "besieged", "Approve", &uid, &digest)).await?;
         let granted = stand.until_granted("besieged").await?;
         let approved = lab::pace::soon("a grant upon a yes", asked_time, Timestamp::now(), GRANT_MAX).await?;
         let status = granted.status.context("a status")?;

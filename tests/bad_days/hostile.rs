@@ -168,6 +168,7 @@ async fn names_of_the_greatest_length_are_served() -> Outcome {
         "p".repeat(253)
     );
     apply(&stand.lab, &policy).await?;
+    stand.until_policy(&"p".repeat(253), "True").await?;
     let id = stand.running();
     let mut ask = Ask::new(&"r".repeat(253)).instance(&id).with("osUser", json!("u".repeat(32)));
     ask.namespace.clone_from(&namespace);

@@ -6,7 +6,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::days;
-use crate::stand::{Ask, Day, Outcome, SOON, Special, Stand, apply, shared};
+use crate::stand::{Ask, Day, Outcome, Special, Stand, apply, shared};
 
 pub fn days() -> Vec<(&'static str, Day)> {
     days![
@@ -18,22 +18,6 @@ pub fn days() -> Vec<(&'static str, Day)> {
         a_policy_that_names_no_such_policy_is_told,
         policies_that_change_all_the_time_hold_up_nobodys_answer,
     ]
-}
-
-/// Waits until a policy says whether it is in force; returns what it says.
-async fn ready(stand: &Stand, name: &str, wanted: &str) -> anyhow::Result<(String, String)> {
-    let policies: Api<InstanceAccessPolicy> = Api::all(stand.client("admin").await?);
-    let what = format!("policy {name} to be Ready={wanted}");
-    lab::poll::until(&what, SOON, async || {
-        let policy = policies.get(name).await.map_err(|error| error.to_string())?;
-        let status = policy.status.unwrap_or_default();
-        let ready = status.conditions.iter().find(|condition| format!("{:?}", condition.type_) == "Ready");
-        match ready {
-            Some(ready) if format!("{:?}", ready.status) == wanted => Ok((ready.reason.clone(), ready.message.clone())),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await
 }
 
 /// A policy about carol alone, so that its mistakes are nearest to nobody else's requests.
@@ -66,7 +50,7 @@ async fn a_deny_wins_over_every_allow() -> Outcome {
     let (open, shut) = (stand.running(), stand.running());
     let rest = format!("  effect: Deny\n  targets: {{instanceIds: [{shut}]}}\n  osUsers: ['*']\n");
     apply(&stand.lab, &policy("frozen", &rest)).await?;
-    ready(&stand, "frozen", "True").await?;
+    stand.until_policy("frozen", "True").await?;
     stand.create("carol", &Ask::new("denied-there").instance(&shut)).await?;
     stand.create("carol", &Ask::new("allowed-here").instance(&open)).await?;
     let words = ["policy frozen denies carol as ec2-user", &shut];
@@ -82,7 +66,7 @@ async fn a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on() -
     let allow = "  effect: Allow\n  priority: 1000\n  targets: {instanceIds: ['*']}\n  osUsers: [ops]\n  \
                  ttl: {defaultSeconds: 600, maxSeconds: 600}\n";
     apply(&stand.lab, &policy("broken", &format!("{allow}  reason: {{pattern: '^INC-([0-9]+'}}\n"))).await?;
-    let (reason, message) = ready(&stand, "broken", "False").await?;
+    let (reason, message) = stand.until_policy("broken", "False").await?;
     anyhow::ensure!(reason == "InvalidPattern", "{reason}");
     anyhow::ensure!(message.contains("spec.reason.pattern") && message.contains("unclosed group"), "{message}");
     // What only the broken one could admit is refused, and told why.
@@ -97,7 +81,7 @@ async fn a_broken_pattern_is_told_in_the_policys_status_and_the_others_go_on() -
     stand.until_granted("by-another").await?;
     // Mended, it is in force.
     apply(&stand.lab, &policy("broken", &format!("{allow}  reason: {{pattern: '^INC-[0-9]+'}}\n"))).await?;
-    ready(&stand, "broken", "True").await?;
+    stand.until_policy("broken", "True").await?;
     stand.create("carol", &ask("by-mended", "ops")).await?;
     stand.until_granted("by-mended").await?;
     Ok(())
@@ -126,7 +110,7 @@ async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Ou
         apply(&stand.lab, &burning.replace("namespaces: [team]", "namespaces: [nowhere]")).await?;
     }
     for (number, (_, words)) in hostile.iter().enumerate() {
-        let (reason, message) = ready(&stand, &format!("burning-{number}"), "False").await?;
+        let (reason, message) = stand.until_policy(&format!("burning-{number}"), "False").await?;
         anyhow::ensure!(reason == "InvalidCondition", "{reason}");
         anyhow::ensure!(message.contains("spec.conditions") && message.contains(words), "{message}");
     }
@@ -135,7 +119,7 @@ async fn a_condition_that_could_burn_a_core_is_told_and_the_others_go_on() -> Ou
                 [0,1,2,3,4,5,6,7,8,9].all(c, a + b + c >= 0))) && request.reason.matches(\"^(0*1?){40}x\")', \
                 message: begin with many ones}]\n";
     apply(&stand.lab, &policy("a-dear", &format!("{allow}{dear}"))).await?;
-    ready(&stand, "a-dear", "True").await?;
+    stand.until_policy("a-dear", "True").await?;
     let ask = |name: &str| Ask::new(name).instance(&id).with("osUser", json!("tester"));
     stand.create("carol", &ask("by-burning").with("reason", json!("1".repeat(1000)))).await?;
     let words = ["a-dear, which has a condition that does not hold: begin with many ones"];

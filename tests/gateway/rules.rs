@@ -113,8 +113,10 @@ pub async fn a_grant_that_drains_opens_no_session_and_ends_those_that_are_open_o
     let (stand, jump) = both().await;
     bound(stand, "jump-drain", json!({"end": {"strategy": "Drain", "drainSeconds": 60}})).await;
     let (own, other) = (stand.instance("drains").await, stand.instance("drains-revoked").await);
-    let request = stand.request("alice", "drains").on(&own).within("jump-drain").applied().await;
-    let revoked = stand.request("alice", "revoked").on(&other).within("jump-drain").applied().await;
+    // Two minutes to come in.
+    let long = json!({"ttlSeconds": 180});
+    let request = stand.request("alice", "drains").on(&own).within("jump-drain").with(long.clone()).applied().await;
+    let revoked = stand.request("alice", "revoked").on(&other).within("jump-drain").with(long).applied().await;
     let expiration = time(&request.becomes("Granted").await, EXPIRATION).unwrap();
     let revoked_expiration = time(&revoked.becomes("Granted").await, EXPIRATION).unwrap();
     let (client, second) = (Client::of(&request, jump), Client::of(&revoked, jump));

@@ -21,8 +21,9 @@ use crate::watch::{Term, expiration, is};
 
 /// How long a host may read a pushed key.
 const KEY_WINDOW: SignedDuration = SignedDuration::from_secs(60);
-/// How late an end may be in status while somebody leads, in seconds; this and all that follow at the machine's own pace.
-const LATE_MAX: f64 = 1.0;
+/// How late an end may be in status while somebody leads, in seconds; this and all that follow at the machine's own pace. Its
+/// record may take one, of which a disk's standstill is no sign to whoever measures the pace; and it is to be stored.
+const LATE_MAX: f64 = 2.0;
 /// How late after a take-over what ended while nobody led: the new leader reads everything first. That takes half a second on
 /// an idle machine, and took 3.6 s on two cores with thirty-five at work.
 const TAKE_OVER_LATE_MAX: f64 = 5.0;
@@ -30,11 +31,13 @@ const TAKE_OVER_LATE_MAX: f64 = 5.0;
 /// half a second late, and as late again that the lease has run out; and a renewal may be under way to the API server.
 const TAKE_OVER_MAX: f64 = 3.0;
 /// How long after a leader was told to stop the next one leads. It gives the lease back within a tenth of a second, and whoever
-/// stands by looks at it twice in one.
-const HAND_OVER_MAX: f64 = 1.0;
+/// stands by looks at it twice in a second: that is the aim of one second (`make bench` measures it), and half as much again for
+/// the looks' own answers, and a push that is let finish first.
+const HAND_OVER_MAX: f64 = 1.5;
 /// How long after that the new leader has pushed a key and stored an end that was due, and after the lease of one that was
-/// killed: seen, at most 0.7 s longer than the lease on an idle machine, from the kill on.
-const AT_WORK_MAX: f64 = 1.0;
+/// killed: seen, at most 0.7 s longer than the lease on an idle machine, from the kill on. The new leader opens its trail, reads
+/// everything, writes records and waits for the disk, which nobody's pace tells of; and its last look may be half a second old.
+const AT_WORK_MAX: f64 = 2.0;
 /// How late whoever stands by may see a renewal.
 const LOOK: SignedDuration = SignedDuration::from_millis(500);
 /// How long a push or a write may be on its way: what left just before the lease was lost arrives just after.

@@ -11,7 +11,7 @@ use crate::stand::{BOUND, Stand, in_its_time, policy, shared};
 async fn granted<'a>(stand: &'a Stand, name: &str) -> Request<'a> {
     stand.namespace(name).await;
     stand.policy(&policy(name, name, json!({}))).await;
-    let request = stand.request("alice", "look").within(name).applied().await;
+    let request = stand.request("alice", "look").within(name).with(json!({"ttlSeconds": 600})).applied().await;
     let granted = request.becomes("Granted").await;
     assert_eq!(text(&granted, "/status/policy/name"), name);
     request

@@ -78,13 +78,17 @@ impl Server {
     }
 }
 
+/// For calls that are answered, on however slow a machine.
 const LIMITS: CallLimits = CallLimits {
-    connect: Duration::from_millis(500),
-    lookup_attempt: Duration::from_millis(400),
-    lookup: Duration::from_secs(5),
+    connect: Duration::from_secs(30),
+    lookup_attempt: Duration::from_secs(30),
+    lookup: Duration::from_secs(60),
     lookup_attempts: 1,
-    push: Duration::from_millis(400),
+    push: Duration::from_secs(30),
 };
+/// For calls that are not.
+const SHORT: CallLimits =
+    CallLimits { connect: Duration::from_millis(500), push: Duration::from_millis(400), ..LIMITS };
 
 /// A configuration as a profile gives it, endpoints of services included: the same path as the variables take.
 ///
@@ -162,7 +166,7 @@ async fn a_push_is_classed_by_its_errors_name_whatever_the_status() {
 async fn a_push_that_gets_no_answer_is_given_up_in_time_and_not_repeated() {
     let server = server([Says { pause: Duration::from_secs(120), ..delivered() }, delivered()]).await;
     let start = Instant::now();
-    let failure = cloud(server.port, LIMITS).await.send_ssh_public_key(&push(1), open()).await.unwrap_err();
+    let failure = cloud(server.port, SHORT).await.send_ssh_public_key(&push(1), open()).await.unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     expect(failure, FailureClass::Retry, class::TIMEOUT);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -367,11 +371,11 @@ async fn a_look_up_is_classed_by_its_errors_name_whatever_the_status() {
 
 #[tokio::test]
 async fn a_look_up_is_tried_again_after_a_passing_fault_and_not_after_a_refusal() {
-    let twice = CallLimits { lookup_attempts: 2, ..LIMITS };
+    let twice = CallLimits { lookup_attempts: 2, lookup_attempt: Duration::from_secs(3), ..LIMITS };
     for fault in [
         xml(503, "<html/>"),
         ec2_error(400, "RequestLimitExceeded", "x"),
-        Says { pause: Duration::from_secs(3), ..page("", "") },
+        Says { pause: Duration::from_secs(120), ..page("", "") },
     ] {
         let server = server([fault, page(INSTANCE, "")]).await;
         let found = cloud(server.port, twice).await.describe_by_ids(&place(), &[id(1)]).await.unwrap();
@@ -387,7 +391,7 @@ async fn a_server_that_says_nothing_when_tls_begins_costs_a_connection_and_not_a
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
     let patient = Duration::from_secs(60);
-    let limits = CallLimits { lookup_attempt: patient, lookup: patient, push: patient, ..LIMITS };
+    let limits = CallLimits { lookup_attempt: patient, lookup: patient, push: patient, ..SHORT };
     let cloud = SdkCloud::new(loader_of("https", port).load().await, limits);
     let began = Instant::now();
     let looked = cloud.describe_by_ids(&place(), &[id(1)]).await.unwrap_err();

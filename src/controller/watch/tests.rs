@@ -347,9 +347,9 @@ async fn what_requests_are_judged_by_is_read_anew_with_them_but_for_the_first_li
     lister.second.notify_one();
     until("the list is through", || is_listed(&shared)).await;
     let contact = &shared.contact;
-    assert!(!contact.is_rereading(), "for the first list the others are waited for anyway");
+    assert!(contact.rereading_since_time().is_none(), "for the first list the others are waited for anyway");
     contact.history.begin_anew();
-    until("requests are read anew", || contact.is_rereading()).await;
+    until("requests are read anew", || contact.rereading_since_time().is_some()).await;
     let read = |list: Listed| {
         contact.watch_lists(list);
         contact.watch_listed(list)
@@ -357,6 +357,22 @@ async fn what_requests_are_judged_by_is_read_anew_with_them_but_for_the_first_li
     assert!(!read(Listed::Policies) && !read(Listed::Decisions), "requests are not through");
     lister.second.notify_one();
     until("the list is through", || lister.lists_begun.load(Ordering::SeqCst) == 2 && read(Listed::Decisions)).await;
-    assert!(!contact.is_rereading());
+    assert!(contact.rereading_since_time().is_none());
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_request_that_is_older_when_it_is_read_again_tells_of_a_history_that_was_undone() {
+    let newer = of_version(living("z", 2), 12);
+    let older = object("z", 2, &json!({"observedGeneration": 1, "specDigest": "ab", "conditions": []}));
+    let lists = vec![(vec![over()], Some(vec![older.clone()]))];
+    let lister = Lister { lists, live: vec![Some(vec![newer])], newest: vec![older], ..Lister::default() };
+    let (shared, lister, stop) = watching(lister).await;
+    until("the grant that lives has its timer", || shared.timers.len() == 1).await;
+    lister.second.notify_one();
+    until("all is read anew", || lister.lists_begun.load(Ordering::SeqCst) == 2).await;
+    assert!(shared.contact.rereading_since_time().is_some(), "it is judged by what was heard before");
+    let version = || shared.slots.find(&uid(2)).unwrap().lock().kept.open().metadata.resource_version.clone();
+    until("the older one counts", || version().as_deref() == Some("2")).await;
     stop.cancel();
 }

@@ -132,3 +132,30 @@ fn a_gap_that_a_clock_saw_before_it_was_stepped_back_refuses_nobody_until_then()
     let sound = || mark("a", 1, 0);
     check(&[(9000, wrong()), (9010, sound()), (1000, sound()), (1010, sound())], 1005);
 }
+
+#[test]
+fn one_look_that_is_not_let_see_all_says_nothing_and_two_say_that_it_may_not_stand() {
+    let is_missing = |looks: &[(i64, State)]| matches!(after(looks), Enforcement::Missing(_));
+    let sound = || mark("a", 1, 0);
+    assert!(is_missing(&[(1000, hidden())]), "nothing was ever seen");
+    assert!(!is_missing(&[(1000, sound()), (1010, hidden())]), "as from an API server that starts");
+    assert!(is_missing(&[(1000, sound()), (1010, hidden()), (1012, hidden())]));
+    assert!(!is_missing(&[(1000, sound()), (1010, hidden()), (1012, sound()), (1022, hidden())]));
+    assert!(is_missing(&[(1000, wrong()), (1010, hidden())]), "it did not stand");
+    // However long nobody asks again.
+    let mut lookout = Lookout::default();
+    for (second, state) in [(1000, sound()), (1010, hidden())] {
+        lookout.looked(at(second), &[Piece { name: "It".into(), needed: true, state }], "apply it anew");
+    }
+    assert!(lookout.is_unsure() && lookout.enforcement(at(1090)).stands());
+    assert!(!lookout.enforcement(at(1091)).stands());
+}
+
+#[test]
+fn beside_what_is_wrong_it_does_not_matter_that_something_is_hidden() {
+    let piece = |name: &str, state: State| Piece { name: name.into(), needed: true, state };
+    let mut lookout = Lookout::default();
+    lookout.looked(at(1000), &[piece("It", mark("a", 1, 0)), piece("Other", mark("b", 1, 0))], "apply it anew");
+    lookout.looked(at(1010), &[piece("It", hidden()), piece("Other", wrong())], "apply it anew");
+    assert!(!lookout.enforcement(at(1010)).stands());
+}

@@ -25,7 +25,9 @@ use super::asked::{Asked, key_push};
 use super::live::CONTACT_LOST;
 use super::nodes::NodeTarget;
 use super::words::back_off;
-use super::{ABSENCE_GRACE, ABSENCE_RETRY, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, last_push_time};
+use super::{
+    ABSENCE_GRACE, ABSENCE_RETRY, CONTACT_GRACE, Deadline, Draft, Effect, GRANT_DEADLINE, STALLED_RETRY, last_push_time,
+};
 
 /// How old a look at instance or endpoints may be when a grant is made on it.
 const GRANT_FACTS_AGE_MAX: Duration = Duration::from_secs(30);
@@ -36,6 +38,9 @@ const AMBIGUOUS_JUDGED_MAX: usize = 10;
 
 /// How many instances a message names.
 const AMBIGUOUS_NAMED_MAX: usize = 5;
+
+/// How it reads that requests, policies and decisions take long to be read anew.
+const REREADING: &str = "the operator reads requests, policies and decisions anew, and nothing is granted or refused before it has; if this lasts, its log says which it cannot read";
 
 /// Why a request that was made in a gap is refused.
 const REQUESTER_UNCHECKED: &str = "when this was made, the admission policies or the CRDs were missing, bent or only just applied, so nobody checked who asks and what was asked; make the request again";
@@ -87,11 +92,11 @@ impl<'a> Draft<'a> {
             self.silent = true;
             return;
         }
-        if self.world.sight.is_rereading {
-            if self.contact_is_lost() {
-                self.hold(ActiveReason::ContactLost, CONTACT_LOST, true);
-            } else {
+        if let Some(since_time) = self.world.sight.rereading_since_time {
+            if is_fresh(self.now, since_time, CONTACT_GRACE) {
                 self.silent = true;
+            } else {
+                self.hold(ActiveReason::ContactLost, REREADING, true);
             }
             return self.wake(Deadline::Retry, plus(self.now, ABSENCE_RETRY));
         }

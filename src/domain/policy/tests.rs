@@ -735,3 +735,36 @@ fn a_target_reads_as_it_was_asked_for() {
         assert_eq!(asked_text(&serde_json::from_value(target).unwrap()), text);
     }
 }
+
+#[test]
+fn a_policy_that_names_somebody_new_makes_more_words_count_and_one_that_goes_does_not() {
+    let set = |policies: &[(&str, &[&str])]| {
+        let policy = |(name, leads): &(&str, &[&str])| -> Arc<Policy> {
+            let approvers: Vec<_> =
+                leads.iter().map(|name| serde_json::json!({"kind": "User", "name": name})).collect();
+            let policy = serde_json::json!({
+                "apiVersion": "instanceaccess.dev/v1alpha1", "kind": "InstanceAccessPolicy",
+                "metadata": {"name": name, "uid": name, "generation": 1},
+                "spec": {
+                    "effect": "Allow", "subjects": [{"kind": "User", "name": "alice"}], "namespaces": ["team"],
+                    "targets": {"instanceIds": ["*"]}, "osUsers": ["*"],
+                    "ttl": {"defaultSeconds": 600, "maxSeconds": 600}, "approval": {"count": 1, "approvers": approvers},
+                },
+            });
+            Arc::new(Policy::compile(&serde_json::from_value(policy).unwrap()))
+        };
+        PolicySet::new(policies.iter().map(policy))
+    };
+    let before = set(&[("one", &["erin"]), ("two", &["frank"])]);
+    for (after, expected) in [
+        (set(&[("one", &["erin"]), ("two", &["frank"])]), false),
+        (set(&[("one", &["erin"])]), false),
+        (set(&[]), false),
+        // Whose word counts, for whatever policy, was kept.
+        (set(&[("one", &["frank"]), ("three", &["erin", "frank"])]), false),
+        (set(&[("one", &["erin", "grace"]), ("two", &["frank"])]), true),
+        (set(&[("one", &["erin"]), ("two", &["frank"]), ("three", &["grace"])]), true),
+    ] {
+        assert_eq!(after.has_new_approvers(&before), expected, "{after:?}");
+    }
+}

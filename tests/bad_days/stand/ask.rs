@@ -1,11 +1,13 @@
 //! What people ask, and how the answer is read back.
 
+use anyhow::Context;
 use http::{Method, Request};
 use instance_access::api::InstanceAccess;
 use jiff::Timestamp;
+use kube::Client;
 use serde_json::{Value, json};
 
-use super::{NAMESPACE, Stand};
+use super::{NAMESPACE, Outcome, Stand};
 
 const RESOURCES: &str = "/apis/instanceaccess.dev/v1alpha1/namespaces";
 
@@ -142,4 +144,22 @@ impl Stand {
     pub async fn read(&self, uri: &str) -> anyhow::Result<String> {
         self.send("admin", Method::GET, uri.to_owned(), "application/json", vec![]).await
     }
+}
+
+/// A decision about a request.
+pub fn decision(name: &str, about: &str, kind: &str, uid: &str, digest: &str) -> Value {
+    json!({
+        "apiVersion": "instanceaccess.dev/v1alpha1",
+        "kind": "InstanceAccessDecision",
+        "metadata": {"name": name},
+        "spec": {"decision": kind, "requestRef": {"name": about, "uid": uid, "specDigest": digest}},
+    })
+}
+
+/// Says it.
+pub async fn decide(client: &Client, decision: &Value) -> Outcome {
+    let uri = format!("{RESOURCES}/{NAMESPACE}/instanceaccessdecisions");
+    let request =
+        Request::post(uri).header("content-type", "application/json").body(decision.to_string().into_bytes())?;
+    client.request_text(request).await.map(drop).with_context(|| decision.to_string())
 }

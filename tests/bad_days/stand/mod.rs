@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use instance_access::api::InstanceAccess;
+use instance_access::api::{InstanceAccess, InstanceAccessPolicy};
 use jiff::Timestamp;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Client;
@@ -25,7 +25,7 @@ use lab::{Lab, Options};
 use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-pub use ask::Ask;
+pub use ask::{Ask, decide, decision};
 pub use controller::{Controller, TooSlow};
 pub use disk::Disk;
 pub use watch::{days, expiration, is, named, reason, shown};
@@ -166,6 +166,27 @@ impl Stand {
             match self.dry_run("alice", &probe.clone().with("requester", json!({"username": "bob"}))).await {
                 Err(_) => Ok(()),
                 Ok(_) => Err("a forged requester is let in".to_owned()),
+            }
+        })
+        .await
+    }
+
+    /// Waits until a policy says whether it is in force; returns what it says. Whoever asks before is refused for good.
+    pub async fn until_policy(&self, name: &str, wanted: &str) -> anyhow::Result<(String, String)> {
+        let policies: kube::Api<InstanceAccessPolicy> = kube::Api::all(self.client("admin").await?);
+        let what = format!("policy {name} to be Ready={wanted}");
+        lab::poll::until(&what, SOON, async || {
+            let policy = policies.get(name).await.map_err(|error| error.to_string())?;
+            let status = policy.status.unwrap_or_default();
+            if status.observed_generation != policy.metadata.generation {
+                return Err(format!("only generation {:?} was seen", status.observed_generation));
+            }
+            let ready = status.conditions.iter().find(|condition| format!("{:?}", condition.type_) == "Ready");
+            match ready {
+                Some(ready) if format!("{:?}", ready.status) == wanted => {
+                    Ok((ready.reason.clone(), ready.message.clone()))
+                }
+                other => Err(format!("{other:?}")),
             }
         })
         .await
@@ -370,6 +391,22 @@ kind: ClusterRoleBinding
 metadata: {name: deciders}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: deciders}
 subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:authenticated"}]
+"#;
+
+/// Where carol gets in once a lead has said yes.
+pub const GUARDED: &str = r#"
+apiVersion: instanceaccess.dev/v1alpha1
+kind: InstanceAccessPolicy
+metadata: {name: guarded}
+spec:
+  effect: Allow
+  priority: 10
+  subjects: [{kind: User, name: carol}]
+  namespaces: [team]
+  targets: {instanceIds: ["*"]}
+  osUsers: [ec2-user]
+  ttl: {defaultSeconds: 600, maxSeconds: 3600}
+  approval: {count: 1, approvers: [{kind: Group, name: leads}]}
 "#;
 
 /// Who may get what, unless a test adds to it.

@@ -447,8 +447,16 @@ impl Life {
     }
 
     fn carry_out(&mut self, mut plan: Plan) -> Result<(), Stop> {
-        let grants = plan.status.as_ref().is_some_and(|status| status.grant.is_some()) && self.status().grant.is_none();
-        assert!(!(grants && self.sight.is_rereading), "a grant by what may be of another history\n{}", self.log());
+        if let (Some(status), Some(_)) = (&plan.status, self.sight.rereading_since_time) {
+            let is_denied =
+                |status: &InstanceAccessStatus| condition::is_true(&status.conditions, ConditionType::Denied);
+            let judged = |status: &InstanceAccessStatus| (status.grant.is_some(), is_denied(status));
+            assert!(
+                !(self.status().grant.is_none() && judged(status) != judged(&self.status())),
+                "judged by what may be of another history\n{}",
+                self.log()
+            );
+        }
         if has_push(&plan) {
             let delivery = self.view.as_ref().and_then(|view| view.spec.key_delivery);
             assert_ne!(delivery, Some(KeyDelivery::OnConnect), "a push that is the gateways'\n{}", self.log());

@@ -247,7 +247,7 @@ pub(super) fn happen(life: &mut Life, turn: &Turn) {
             life.crash();
             life.requests_read = false;
         }
-        Turn::Rereads(begins) => life.sight.is_rereading = *begins,
+        Turn::Rereads(begins) => life.sight.rereading_since_time = begins.then_some(life.now),
         Turn::PoliciesRead => (life.policies_read, life.requests_read) = (true, true),
         Turn::Decide(..) if life.object.is_none() => {}
         Turn::Decide(who, kind, bend) => {

@@ -51,13 +51,13 @@ fn before_the_policies_were_read_a_grant_is_neither_pushed_nor_taken_back_and_it
 fn while_all_is_read_anew_nobody_is_granted_or_refused_and_it_is_made_up_for() {
     for admits in [true, false] {
         let mut life = world();
-        life.sight.is_rereading = true;
+        life.sight.rereading_since_time = Some(at(0));
         if !admits {
             life.policies.clear();
         }
         let mut life = life.until(50);
         assert!(life.status().conditions.is_empty() && life.look_ups == 0, "{}", life.log());
-        life.sight.is_rereading = false;
+        life.sight.rereading_since_time = None;
         let shown = if admits {
             "Approved=True Active=True/Granted Ended=False/Granted"
         } else {
@@ -71,7 +71,7 @@ fn while_all_is_read_anew_nobody_is_granted_or_refused_and_it_is_made_up_for() {
 fn while_all_is_read_anew_a_request_is_withdrawn_and_expires_as_ever() {
     let rereading = || {
         let mut life = world().with(|request| request.spec.end_time = Some(Time(at(200))));
-        life.sight.is_rereading = true;
+        life.sight.rereading_since_time = Some(at(0));
         life
     };
     let mut withdrawn = rereading();
@@ -85,7 +85,7 @@ fn while_all_is_read_anew_a_request_is_withdrawn_and_expires_as_ever() {
 fn while_all_is_read_anew_a_grant_goes_on_and_ends_as_ever() {
     let mut life = world().until(100);
     let landed = life.landed();
-    life.sight.is_rereading = true;
+    life.sight.rereading_since_time = Some(at(0));
     let mut life = life.until(200);
     life.shows("Approved=True Active=True/Granted Ended=False/Granted");
     assert!(life.landed() > landed, "{}", life.log());
@@ -94,11 +94,13 @@ fn while_all_is_read_anew_a_grant_goes_on_and_ends_as_ever() {
 }
 
 #[test]
-fn who_waits_while_all_is_read_anew_is_told_once_that_takes_too_long() {
+fn who_waits_while_all_is_read_anew_is_told_once_that_takes_too_long_and_served_after_it() {
     let mut life = world();
-    life.sight.is_rereading = true;
-    let mut life = life.until(30);
-    life.sight.contact_lost_time = Some(at(0));
-    let life = life.until(100);
+    life.sight.rereading_since_time = Some(at(0));
+    let mut life = life.until(60);
+    assert!(life.status().conditions.is_empty(), "{}", life.log());
+    life = life.until(80);
     assert_eq!(condition::active_reason(&life.status()), Some("ContactLost"), "{}", life.log());
+    life.sight.rereading_since_time = None;
+    life.until(100).shows("Approved=True Active=True/Granted Ended=False/Granted");
 }

@@ -248,7 +248,7 @@ impl Life {
         (self.look_failure, self.look_delay, self.pace, self.lagging, self.audit_works) =
             (None, Duration::ZERO, Duration::ZERO, false, true);
         (self.nodes.seen, self.nodes.failing) = (true, None);
-        (self.policies_read, self.requests_read, self.sight.is_rereading) = (true, true, false);
+        (self.policies_read, self.requests_read, self.sight.rereading_since_time) = (true, true, None);
         (self.book.is_read, self.book.works) = (true, true);
         self.sync();
         self.settle();
