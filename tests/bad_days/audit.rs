@@ -112,7 +112,7 @@ async fn a_full_disk_stops_new_grants_and_no_end_and_heals_when_there_is_room() 
     .await?;
     anyhow::ensure!(stand.controller.recorded(&released, "Ended") == 1, "the end of what was deleted is not on record");
     let held = stand.get(&held).await?;
-    anyhow::ensure!(stand.controller.recorded(&held, "GrantIntended") == 1, "one grant, one record");
+    stand.controller.intended_once(&held)?;
     stand.controller.verify(&[&short, &revoked, &held]).await?;
     Ok(())
 }

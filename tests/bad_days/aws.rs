@@ -53,7 +53,7 @@ async fn heals(api: Api, number: usize, row: Row) -> Outcome {
     stand.lab.standin().clear_faults_on(&id);
     let object = stand.until_granted(&name).await?;
     anyhow::ensure!(crate::stand::is(&object, "Stalled", "True").is_err(), "stalled: {}", crate::stand::shown(&object));
-    anyhow::ensure!(stand.controller.recorded(&object, "GrantIntended") == 1, "{name}: one grant, one record");
+    stand.controller.intended_once(&object)?;
     let landed = stand.pushes(&id).iter().filter(|push| push.outcome == lab::standin::Outcome::Ok).count();
     anyhow::ensure!(landed >= 1, "{name}: nothing landed");
     Ok(())
@@ -132,7 +132,7 @@ async fn a_slow_answer_or_a_lost_one_delays_a_grant_and_no_more() -> Outcome {
     }
     for (name, id) in asked {
         let object = stand.until_granted(name).await?;
-        anyhow::ensure!(stand.controller.recorded(&object, "GrantIntended") == 1, "{name}: one grant, one record");
+        stand.controller.intended_once(&object)?;
         anyhow::ensure!(stand.pushes(&id).len() <= 2, "{name} was hammered: {:?}", stand.pushes(&id));
     }
     Ok(())

@@ -60,11 +60,11 @@ async fn an_etcd_that_is_restored_under_a_running_operator_gives_nothing_twice_a
 }
 
 async fn an_operator_that_starts_on_a_restored_etcd_gives_nothing_twice_by_its_trail() -> Outcome {
-    restored(Stand::own(Special::with_lease()).await?, 1_000_000_000, Survivor::Restarted).await
+    restored(Stand::own(Special::with_long_lease()).await?, 1_000_000_000, Survivor::Restarted).await
 }
 
 async fn a_replica_that_stood_by_and_leads_after_a_restore_gives_nothing_twice_by_what_it_heard() -> Outcome {
-    restored(Stand::own(Special::with_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
+    restored(Stand::own(Special::with_long_lease()).await?, 1_000_000_000, Survivor::StoodBy).await
 }
 
 /// Who is there after a restore.

@@ -224,6 +224,20 @@ impl Controller {
         self.records(object).iter().filter(|record| record["kind"] == kind).count()
     }
 
+    /// Checks that one grant was intended. An intention that no write followed, as where the API server was busy, is told
+    /// again; it is always the same grant.
+    pub fn intended_once(&self, object: &InstanceAccess) -> anyhow::Result<()> {
+        let records = self.records(object);
+        let grant = object.status.as_ref().and_then(|status| status.grant.as_ref()).context("a grant")?;
+        let intended = records.iter().filter(|record| record["kind"] == "GrantIntended").count();
+        anyhow::ensure!((1..20).contains(&intended), "{intended} intentions");
+        anyhow::ensure!(
+            records.iter().all(|record| record["grantId"] == grant.id.as_str()),
+            "two grants: {records:#?}"
+        );
+        Ok(())
+    }
+
     /// Verifies the trail, against the receipts that these requests' statuses hold.
     pub async fn verify(&self, objects: &[&InstanceAccess]) -> anyhow::Result<String> {
         let audit = self.audit();
