@@ -95,7 +95,8 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-fn publish(shared: &Shared, known: &HashMap<String, Arc<Policy>>) {
+/// Judges by these from now on.
+pub fn publish(shared: &Shared, known: &HashMap<String, Arc<Policy>>) {
     let set = PolicySet::new(known.values().cloned());
     let before = shared.policies();
     // Before anybody is judged by it: a no of theirs may have been said, and not kept. For the first list of decisions

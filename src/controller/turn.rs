@@ -289,6 +289,8 @@ pub fn read_again(shared: &Arc<Shared>, slot: &Arc<Slot>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use serde_json::json;
 
     use super::*;
@@ -297,6 +299,30 @@ mod tests {
     use crate::domain::cloud::Instance;
     use crate::domain::identity::PrincipalRule;
     use crate::domain::sight::Sight;
+
+    #[test]
+    fn what_was_decided_before_all_is_read_anew_is_decided_again() {
+        let known = |second: Option<i64>| Known {
+            rereading_since_time: second.map(|second| Timestamp::from_second(second).unwrap()),
+            policies: Arc::clone(&POLICIES),
+            decisions: Arc::clone(&DECISIONS),
+            nodes: Arc::default(),
+            enforcement: Enforcement::Unseen,
+            looks: Looks::default(),
+        };
+        static POLICIES: LazyLock<Arc<PolicySet>> = LazyLock::new(Arc::default);
+        static DECISIONS: LazyLock<Arc<Decisions>> = LazyLock::new(Arc::default);
+        let request: InstanceAccess = serde_json::from_value(json!({
+            "apiVersion": "instanceaccess.dev/v1alpha1", "kind": "InstanceAccess", "metadata": {"name": "a"},
+            "spec": {"target": {"instanceId": "i-0123456789abcdef0"}, "osUser": "ec2-user", "sshPublicKey": ""},
+        }))
+        .unwrap();
+        for (before, now, same) in
+            [(None, None, true), (Some(7), Some(7), true), (None, Some(7), false), (Some(7), None, false)]
+        {
+            assert_eq!(known(before).is(&known(now), &request), same, "{before:?}, {now:?}");
+        }
+    }
 
     #[test]
     fn a_place_that_was_taken_for_what_is_over_by_now_is_given_back() {

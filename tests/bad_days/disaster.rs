@@ -162,11 +162,21 @@ async fn restored(stand: Stand, bump_revision: u64, survivor: Survivor) -> Outco
     if reads_late {
         let object = until_taken_back(&stand, revoked.0).await?;
         anyhow::ensure!(shown(&object).contains("ended, or began to be"), "{}", shown(&object));
-        // By the policy that the copy does not have it would be refused now.
-        stand.until(denied.0, "InstanceNotRunning", &[]).await?;
+        // By the policy that the copy does not have it would be refused now, for good. Told after a minute that it waits.
+        let waits = stand.get(denied.0).await?;
+        anyhow::ensure!(["InstanceNotRunning", "ContactLost"].contains(&reason(&waits)), "{}", shown(&waits));
         stand.may_read_policies(true).await?;
     }
-    leader.until_ready().await?;
+    if survivor == Survivor::Running {
+        leader.until_ready().await?;
+    } else {
+        // Whoever stands by is ready, and waits out the lease first.
+        lab::poll::until("somebody to lead", SOON, async || match leader.metric("instance_access_leader").await {
+            Ok(1.0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await?;
+    }
     // They are as they were, and nothing in them tells what came after.
     for name in [ended.0, denied.0] {
         let words = ["the API server does not, as after etcd was restored", "ask by another name"];

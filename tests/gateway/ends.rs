@@ -201,7 +201,7 @@ pub async fn without_api_server_and_controller_nobody_new_comes_in_and_the_end_c
     let stand = Stand::start("gateway-alone").await;
     let jump = Jump::start(&stand, "gateway-alone", &["--api-silence-seconds", "20"]).await;
     let instance = stand.lab.instance("web-1");
-    let request = stand.request("alice", "alone").with(json!({"ttlSeconds": 240})).applied().await;
+    let request = stand.request("alice", "alone").with(json!({"ttlSeconds": 200})).applied().await;
     let granted = request.becomes("Granted").await;
     let expiration = time(&granted, EXPIRATION).unwrap();
     let client = Client::of(&request, &jump);

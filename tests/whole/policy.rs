@@ -7,11 +7,16 @@ use crate::history::{condition, conditions, stage, text};
 use crate::request::{Request, is_over, whole_second_in};
 use crate::stand::{BOUND, Stand, in_its_time, policy, shared};
 
-/// A grant under a policy and in a namespace of its own.
+/// A grant under a policy and in a namespace of its own, that does not end by itself while the test lasts.
 async fn granted<'a>(stand: &'a Stand, name: &str) -> Request<'a> {
+    granted_for(stand, name, 600).await
+}
+
+/// The same, for so many seconds.
+async fn granted_for<'a>(stand: &'a Stand, name: &str, seconds: u32) -> Request<'a> {
     stand.namespace(name).await;
     stand.policy(&policy(name, name, json!({}))).await;
-    let request = stand.request("alice", "look").within(name).with(json!({"ttlSeconds": 600})).applied().await;
+    let request = stand.request("alice", "look").within(name).with(json!({"ttlSeconds": seconds})).applied().await;
     let granted = request.becomes("Granted").await;
     assert_eq!(text(&granted, "/status/policy/name"), name);
     request
@@ -57,7 +62,7 @@ pub async fn a_deny_that_is_added_ends_what_it_matches() {
 
 pub async fn an_edit_that_still_admits_a_grant_leaves_it_alone() {
     let stand = shared().await;
-    let request = granted(stand, "tightened").await;
+    let request = granted_for(stand, "tightened", 200).await;
     let versions = request.versions().len();
     stand.policy(&policy("tightened", "tightened", json!({"ttl": {"defaultSeconds": 120, "maxSeconds": 600}}))).await;
     let longer = stand.request("alice", "longer").within("tightened").with(json!({"ttlSeconds": 3600})).applied().await;

@@ -12,11 +12,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use super::super::policies::publish;
 use super::super::{Controller, Parts};
 use super::*;
 use crate::aws::{Cloud, Gate, LookupLimits, PushLimits, Pushed, Reply};
 use crate::domain::cloud::{Endpoint, Instance, InstanceId, Place};
 use crate::domain::lifecycle::Settings;
+use crate::domain::policy::Policy;
 use crate::domain::push::KeyPush;
 use crate::domain::sight::Origin;
 
@@ -374,5 +376,34 @@ async fn a_request_that_is_older_when_it_is_read_again_tells_of_a_history_that_w
     assert!(shared.contact.rereading_since_time().is_some(), "it is judged by what was heard before");
     let version = || shared.slots.find(&uid(2)).unwrap().lock().kept.open().metadata.resource_version.clone();
     until("the older one counts", || version().as_deref() == Some("2")).await;
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn before_anybody_is_judged_by_a_policy_with_new_approvers_decisions_are_read_anew() {
+    let (shared, _, stop) =
+        watching(Lister { lists: one_list(), live: vec![Some(Vec::new())], ..Lister::default() }).await;
+    let named = |approvers: &[&str]| {
+        let approvers: Vec<_> = approvers.iter().map(|name| json!({"kind": "User", "name": name})).collect();
+        let policy = json!({
+            "apiVersion": "instanceaccess.dev/v1alpha1", "kind": "InstanceAccessPolicy", "metadata": {"name": "p"},
+            "spec": {
+                "effect": "Allow", "subjects": [{"kind": "User", "name": "alice"}], "namespaces": ["team"],
+                "targets": {"instanceIds": ["*"]}, "osUsers": ["*"],
+                "ttl": {"defaultSeconds": 600, "maxSeconds": 600}, "approval": {"count": 1, "approvers": approvers},
+            },
+        });
+        let policy = Policy::compile(&serde_json::from_value(policy).unwrap());
+        std::collections::HashMap::from([("p".to_owned(), Arc::new(policy))])
+    };
+    let is_rereading = || shared.contact.rereading_since_time().is_some();
+    publish(&shared, &named(&["erin"]));
+    assert!(!is_rereading(), "of the first policies nobody has read a decision yet");
+    publish(&shared, &named(&["erin"]));
+    assert!(!is_rereading(), "nobody is new");
+    publish(&shared, &named(&["erin", "frank"]));
+    assert!(is_rereading());
+    shared.contact.watch_lists(Listed::Decisions);
+    assert!(shared.contact.watch_listed(Listed::Decisions) && !is_rereading());
     stop.cancel();
 }

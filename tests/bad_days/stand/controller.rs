@@ -219,6 +219,15 @@ impl Controller {
         records.map(|mut line| line["record"].take()).filter(|record| record["request"]["uid"] == uid).collect()
     }
 
+    /// When the trail took the record of a request's end; none, if it has none.
+    pub fn end_recorded_time(&self, object: &InstanceAccess) -> Option<Timestamp> {
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        let text = std::fs::read_to_string(self.audit()).unwrap_or_default();
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let line = lines.find(|line| line["record"]["request"]["uid"] == uid && line["record"]["kind"] == "Ended")?;
+        line["time"].as_str()?.parse().ok()
+    }
+
     /// How many records of a kind one request has.
     pub fn recorded(&self, object: &InstanceAccess, kind: &str) -> usize {
         self.records(object).iter().filter(|record| record["kind"] == kind).count()
@@ -235,6 +244,10 @@ impl Controller {
             records.iter().all(|record| record["grantId"] == grant.id.as_str()),
             "two grants: {records:#?}"
         );
+        // The same id has whoever is granted anew.
+        let kinds: Vec<_> = records.iter().filter_map(|record| record["kind"].as_str()).collect();
+        let since_granted = kinds.iter().skip_while(|kind| **kind != "Granted");
+        anyhow::ensure!(!since_granted.into_iter().any(|kind| *kind == "GrantIntended"), "granted again: {kinds:?}");
         Ok(())
     }
 

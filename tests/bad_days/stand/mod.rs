@@ -259,7 +259,11 @@ impl Stand {
         let object = self.until_within(name, "Ended", wait + SOON, |object| watch::is(object, "Ended", "True")).await?;
         let (expiration, seen_time) = (watch::expiration(&object)?, Timestamp::now());
         // A grant whose key can never be there any more is over before its time.
-        // That this came late itself says nothing of the operator.
+        // That this came late itself says nothing of the operator; then the record does, which is written just before.
+        let recorded_time = self.controller.end_recorded_time(&object).filter(|_| begin_time > expiration);
+        if let Some(recorded_time) = recorded_time {
+            lab::pace::soon(&format!("the record of the end of {name}"), expiration, recorded_time, LATE_MAX).await?;
+        }
         let due = expiration.max(begin_time);
         lab::pace::soon(&format!("the end of {name} in status"), due, seen_time, LATE_MAX).await?;
         self.ended_in_fact(&object, instance_id).await?;
