@@ -175,6 +175,7 @@ pub fn went_back(shared: &Shared) {
     );
     shared.slots.doubt();
     shared.guard.doubt();
+    shared.guard.look_soon();
     // Last: from here on the watches bring what is true now.
     shared.contact.begin_anew((shared.clock)());
 }

@@ -99,12 +99,18 @@ pub async fn watch_policies(shared: Arc<Shared>, stop: CancellationToken) {
 pub fn publish(shared: &Shared, known: &HashMap<String, Arc<Policy>>) {
     let set = PolicySet::new(known.values().cloned());
     let before = shared.policies();
-    // Before anybody is judged by it: a no of theirs may have been said, and not kept. For the first list of decisions
-    // policies are waited for anyway.
-    if before.is_seen() && set.has_new_approvers(&before) {
-        shared.contact.begin_rereading_decisions((shared.clock)());
-    }
+    // For the first list of decisions policies are waited for anyway.
+    let has_new_approvers = before.is_seen() && set.has_new_approvers(&before);
+    let read_decisions = || {
+        if has_new_approvers {
+            shared.contact.begin_rereading_decisions((shared.clock)());
+        }
+    };
+    // Before anybody is judged by it: a no of theirs may have been said, and not kept. And after: a list that was begun before
+    // it was known whose word counts does not count itself.
+    read_decisions();
     *shared.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+    read_decisions();
 }
 
 /// A policy as it is understood, and what to tell people of that; nothing, if it cannot be decoded.

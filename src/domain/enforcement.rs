@@ -204,6 +204,8 @@ impl Lookout {
         self.vouched = None;
         self.goes_on = false;
         (self.looks.answered, self.under_way) = (0, None);
+        // What stood, stood in another history: a look that is not let see all is no reason to believe in it.
+        self.was_hidden = true;
     }
 
     /// A look begins.

@@ -152,6 +152,16 @@ fn one_look_that_is_not_let_see_all_says_nothing_and_two_say_that_it_may_not_sta
 }
 
 #[test]
+fn after_history_was_undone_the_first_look_that_is_not_let_see_all_counts() {
+    let piece = |state: State| [Piece { name: "It".into(), needed: true, state }];
+    let mut lookout = Lookout::default();
+    lookout.looked(at(1000), &piece(mark("a", 1, 0)), "apply it anew");
+    lookout.doubt();
+    lookout.looked(at(1010), &piece(hidden()), "apply it anew");
+    assert!(!lookout.enforcement(at(1010)).stands());
+}
+
+#[test]
 fn beside_what_is_wrong_it_does_not_matter_that_something_is_hidden() {
     let piece = |name: &str, state: State| Piece { name: name.into(), needed: true, state };
     let mut lookout = Lookout::default();
