@@ -24,7 +24,7 @@ use client::ANSWER_TIMEOUT;
 pub use client::{ClientError, again, client};
 
 /// After how many seconds the API server ends each watch. One whose connection alone is dead looks like a quiet cluster until
-/// then, and a revocation is late by that; the client gives it five seconds more.
+/// then, and a revocation is late by that; the client gives it ten seconds more.
 const WATCH_SECONDS: u32 = 30;
 const _: () = assert!(
     ANSWER_TIMEOUT.as_secs() + BACK_OFF_MAX.as_secs() < FAILURE_AGE_MAX.as_secs(),

@@ -129,7 +129,7 @@ pub enum Effect {
 }
 
 /// The kind of a subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum SubjectKind {
     /// A person, by user name. Never matches a service account.
     User,

@@ -97,7 +97,14 @@ impl Contact {
 
     /// Decisions are read anew, since there are policies by which others of them count.
     pub fn begin_rereading_decisions(&self, now: Timestamp) {
-        if self.with(|heard| heard.rereading.begins_with_decisions(now)) {
+        let (is_new, reads) =
+            self.with(|heard| (heard.rereading.since_time().is_none(), heard.rereading.begins_with_decisions(now)));
+        if is_new {
+            tracing::info!(
+                "a policy names new approvers, so decisions are read anew; nothing is granted before they are"
+            );
+        }
+        if reads {
             self.decisions_anew.send_modify(|times| *times += 1);
         }
     }
@@ -131,7 +138,7 @@ impl Contact {
             self.decisions_anew.send_modify(|times| *times += 1);
         }
         if is_over {
-            tracing::info!("requests, policies and decisions were read anew");
+            tracing::info!("what was to be read anew was read");
         }
         is_over
     }

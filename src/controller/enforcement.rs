@@ -108,6 +108,10 @@ pub async fn keep_enforcement(shared: Arc<Shared>, stop: CancellationToken) {
     let mut told = Enforcement::Unseen;
     loop {
         shared.guard.with(Lookout::begins);
+        // History may have been undone since the last one: whoever was judged meanwhile was told nothing, and is to be woken.
+        if shared.guard.judged((shared.clock)()).0 == Enforcement::Unseen {
+            told = Enforcement::Unseen;
+        }
         let look = async {
             let (writers, pieces) = match &mut known {
                 Some(known) => known,

@@ -198,7 +198,8 @@ impl Lookout {
     }
 
     /// The API server has gone back to an older state: what was counted is of another history, and so is what we would hand
-    /// on. Every piece is judged by its own account, as by an operator that starts; what was seen to be a gap stays one.
+    /// on. Every piece is judged by its own account, as by an operator that starts; what was seen to be a gap stays one. What
+    /// requests are judged by is unseen until a look that is begun from now on.
     pub fn doubt(&mut self) {
         self.versions.clear();
         self.vouched = None;
@@ -206,6 +207,7 @@ impl Lookout {
         (self.looks.answered, self.under_way) = (0, None);
         // What stood, stood in another history: a look that is not let see all is no reason to believe in it.
         self.was_hidden = true;
+        (self.listed, self.is_of_list) = (self.listed.map(|_| self.looks.begun), false);
     }
 
     /// A look begins.

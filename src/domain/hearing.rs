@@ -68,6 +68,8 @@ enum Reading {
     #[default]
     Done,
     Begun,
+    /// A list is under way, which is let finish, and another one is owed.
+    BegunAndOwed,
     Owed,
 }
 
@@ -83,18 +85,19 @@ impl Rereading {
     }
 
     /// Decisions are read anew: which of them count is another matter by now. Returns whether they are to be read now; if not,
-    /// after what is read before them.
+    /// after what is read before them, or after the list that is under way: broken off each time, it would never end.
     pub fn begins_with_decisions(&mut self, now: Timestamp) -> bool {
         self.since_time = self.since_time.or(Some(now));
-        self.decisions = Reading::Owed;
-        self.decisions_may_begin()
+        let is_begun = matches!(self.decisions, Reading::Begun | Reading::BegunAndOwed);
+        self.decisions = if is_begun { Reading::BegunAndOwed } else { Reading::Owed };
+        !is_begun && self.decisions_may_begin()
     }
 
     /// A list is asked for.
     pub fn lists(&mut self, list: Listed) {
         let may_begin = list != Listed::Decisions || self.decisions_may_begin();
         let reading = self.of(list);
-        if may_begin && *reading == Reading::Owed {
+        if may_begin && matches!(reading, Reading::Owed | Reading::BegunAndOwed) {
             *reading = Reading::Begun;
         }
     }
@@ -103,13 +106,16 @@ impl Rereading {
     pub fn listed(&mut self, list: Listed) -> bool {
         let could_begin = self.decisions_may_begin();
         let reading = self.of(list);
-        if *reading == Reading::Begun {
-            *reading = Reading::Done;
+        let is_again = *reading == Reading::BegunAndOwed;
+        match reading {
+            Reading::Begun => *reading = Reading::Done,
+            Reading::BegunAndOwed => *reading = Reading::Owed,
+            Reading::Done | Reading::Owed => {}
         }
         if self.decisions == Reading::Done && self.decisions_may_begin() {
             self.since_time = None;
         }
-        self.decisions == Reading::Owed && self.decisions_may_begin() && !could_begin
+        self.decisions == Reading::Owed && self.decisions_may_begin() && (is_again || !could_begin)
     }
 
     /// Since when something is still to be read; none: all was.
@@ -221,6 +227,25 @@ mod tests {
         assert!(!reading.begins_with_decisions(at(9)));
         assert!(reading.listed(Policies), "now");
         assert!(!read(&mut reading, Decisions) && reading.since_time().is_none());
+    }
+
+    #[test]
+    fn a_list_of_decisions_that_counts_is_let_finish_and_one_more_follows_however_often_that_is_asked_for() {
+        let mut reading = Rereading::default();
+        assert!(reading.begins_with_decisions(at(7)));
+        reading.lists(Decisions);
+        for _ in 0..3 {
+            assert!(!reading.begins_with_decisions(at(8)), "it is not broken off");
+        }
+        assert!(reading.listed(Decisions), "and read again");
+        assert_eq!(reading.since_time(), Some(at(7)));
+        assert!(!read(&mut reading, Decisions) && reading.since_time().is_none());
+        // One that failed is begun again, and has it all.
+        assert!(reading.begins_with_decisions(at(9)));
+        reading.lists(Decisions);
+        assert!(!reading.begins_with_decisions(at(9)));
+        reading.lists(Decisions);
+        assert!(!reading.listed(Decisions) && reading.since_time().is_none());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! alone (a tie: the first by name). What needs the instance's facts is left open until they are there, so that a request
 //! that no policy could admit costs no look-up.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -395,8 +396,8 @@ impl PolicySet {
 
     /// Whether somebody's word counts whose did not before: what they said may not have been kept.
     pub fn has_new_approvers(&self, before: &Self) -> bool {
-        let mut approvers = self.approvers();
-        approvers.any(|approver| !before.approvers().any(|known| known == approver))
+        let known: HashSet<_> = before.approvers().map(|it| (it.kind, it.name.as_str())).collect();
+        self.approvers().any(|it| !known.contains(&(it.kind, it.name.as_str())))
     }
 
     /// The Deny policy that matches, once the instance is known, and the way if the policy asks for it: before, it might

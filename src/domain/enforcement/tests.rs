@@ -162,6 +162,32 @@ fn after_history_was_undone_the_first_look_that_is_not_let_see_all_counts() {
 }
 
 #[test]
+fn after_history_was_undone_nobody_is_judged_by_a_look_that_was_begun_before() {
+    let mut lookout = Lookout::default();
+    let pieces = [Piece { name: "It".into(), needed: true, state: mark("a", 1, 0) }];
+    let look = |lookout: &mut Lookout, second| lookout.looked(at(second), &pieces, "apply it anew");
+    lookout.listed();
+    lookout.begins();
+    look(&mut lookout, 1000);
+    assert!(lookout.judged(at(1000)).stands());
+    // One is under way just then.
+    lookout.begins();
+    lookout.doubt();
+    assert_eq!(lookout.judged(at(1001)), Enforcement::Unseen);
+    look(&mut lookout, 1002);
+    assert_eq!(lookout.judged(at(1002)), Enforcement::Unseen);
+    lookout.begins();
+    look(&mut lookout, 1003);
+    assert!(lookout.judged(at(1003)).stands());
+    // Nor before requests were listed at all.
+    let mut lookout = Lookout::default();
+    lookout.doubt();
+    lookout.begins();
+    look(&mut lookout, 1000);
+    assert_eq!(lookout.judged(at(1000)), Enforcement::Unseen);
+}
+
+#[test]
 fn beside_what_is_wrong_it_does_not_matter_that_something_is_hidden() {
     let piece = |name: &str, state: State| Piece { name: name.into(), needed: true, state };
     let mut lookout = Lookout::default();

@@ -40,7 +40,7 @@ const AMBIGUOUS_JUDGED_MAX: usize = 10;
 const AMBIGUOUS_NAMED_MAX: usize = 5;
 
 /// How it reads that requests, policies and decisions take long to be read anew.
-const REREADING: &str = "the operator reads requests, policies and decisions anew, and nothing is granted or refused before it has; if this lasts, its log says which it cannot read";
+const REREADING: &str = "the operator reads anew what requests are judged by, and nothing is granted or refused before it has; if this lasts, its log says what it cannot read, or there is very much of it";
 
 /// Why a request that was made in a gap is refused.
 const REQUESTER_UNCHECKED: &str = "when this was made, the admission policies or the CRDs were missing, bent or only just applied, so nobody checked who asks and what was asked; make the request again";
